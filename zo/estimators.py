@@ -1,0 +1,56 @@
+"""From losses to integers on a grid, and from those to steps: pure functions (DESIGN sections 2 and 6).
+
+MeZO (arXiv 2305.17333; on device 2511.11362): with half difference s = (L+ - L-) / 2 along z, the directional
+derivative for a group with probe size eps = E * unit is g = s / eps, and the update is theta -= rate * mean(g * z).
+One half difference of a joint probe serves every group, each with its own eps.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator, Philox
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers in which a run's scalars travel: value = integer / 2**log2_levels, clipped at +-clip (nats)."""
+
+    log2_levels: int
+    clip: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.log2_levels <= 40 and math.isfinite(self.clip) and 1 <= self.limit < 2**31):
+            raise ValueError(f"a grid of 2**-{self.log2_levels} nats clipped at {self.clip} does not fit 32-bit integers")
+
+    @property
+    def limit(self) -> int:
+        """Largest magnitude of a reported integer."""
+        return math.floor(math.ldexp(self.clip, self.log2_levels))
+
+    def integers(self, values: np.ndarray) -> np.ndarray:
+        """Nearest integers, clipped: int64, same shape. ValueError on NaN or infinity."""
+        if not np.all(np.isfinite(values)):
+            raise ValueError("a scalar is not finite")
+        return np.clip(np.rint(np.ldexp(np.asarray(values, np.float64), self.log2_levels)), -self.limit, self.limit).astype(np.int64)
+
+    def values(self, integers: np.ndarray) -> np.ndarray:
+        """What the integers stand for, in nats: float64."""
+        return np.ldexp(np.asarray(integers, np.float64), -self.log2_levels)
+
+
+def half_differences(losses: np.ndarray) -> np.ndarray:
+    """(L+ - L-) / 2 for losses [2q] ordered +, -, +, - ...: float64 [q], in nats."""
+    pairs = np.asarray(losses, np.float64).reshape(-1, 2)
+    return (pairs[:, 0] - pairs[:, 1]) / 2
+
+
+def mezo_steps(half: np.ndarray, weights: np.ndarray, rate: float, log2_eps: int, log2_unit: int) -> np.ndarray:
+    """Real-valued steps, in units, of theta -= rate * sum_j weights[j] * (half[j] / eps) * z_j (float64 [directions])."""
+    return -rate * weights * np.ldexp(half, -log2_eps - log2_unit)
+
+
+def round_stochastically(steps: np.ndarray, run_key: int, round_number: int, stream: int) -> np.ndarray:
+    """Integers whose expectation is `steps`: int64. The same run, round and stream always give the same integers."""
+    uniform = Generator(Philox(key=[run_key << 32 | stream, round_number])).random(steps.shape)
+    return np.floor(steps + uniform).astype(np.int64)
