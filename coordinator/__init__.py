@@ -1,0 +1,1 @@
+"""The server: bundles, rounds, aggregation, ledger store, evaluation, export (DESIGN section 9)."""

@@ -1,0 +1,1 @@
+"""Data and scripts of the default demonstration."""

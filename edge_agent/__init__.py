@@ -1,0 +1,1 @@
+"""The device: joins a run, works its rounds, keeps its text to itself (DESIGN section 9)."""

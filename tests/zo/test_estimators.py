@@ -1,0 +1,158 @@
+"""Scalars onto the grid, off it, and into integer steps: sign, scale, clipping and unbiased rounding."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import PROPERTY
+
+from zo.estimators import Grid, half_differences, mezo_steps, round_stochastically
+
+U32 = st.integers(0, 2**32 - 1)
+GRID = Grid(log2_levels=4, clip=2.0)
+
+
+# --- the grid ---
+
+
+@PROPERTY
+@given(st.lists(st.floats(-10, 10), max_size=20), st.integers(0, 20), st.floats(1, 100))
+def test_a_scalar_comes_back_within_half_a_level_of_itself_or_of_the_clip(values: list[float], log2_levels: int, clip: float) -> None:
+    grid = Grid(log2_levels, clip)
+    integers = grid.integers(np.array(values))
+    assert integers.dtype == np.int64
+    assert (np.abs(integers) <= grid.limit).all()
+    edge = grid.limit / 2**log2_levels
+    assert clip - 2.0**-log2_levels < edge <= clip
+    assert (np.abs(grid.values(integers) - np.clip(values, -edge, edge)) <= 2.0 ** -(log2_levels + 1)).all()
+
+
+@PROPERTY
+@given(st.integers(0, 40), st.data())
+def test_integers_on_the_grid_survive_the_round_trip(log2_levels: int, data: st.DataObject) -> None:
+    grid = Grid(log2_levels, 2.0 ** (30 - log2_levels))
+    integers = np.array(data.draw(st.lists(st.integers(-grid.limit, grid.limit), min_size=1)))
+    assert np.array_equal(grid.integers(grid.values(integers)), integers)
+
+
+def test_values_are_rounded_to_the_nearest_level_and_clipped() -> None:
+    values = np.array([[0.0, 1 / 16, -1 / 16], [0.09, 0.1, -0.1], [2.0, 2.1, -1e300]])
+    assert GRID.integers(values).tolist() == [[0, 1, -1], [1, 2, -2], [32, 32, -32]]
+    assert GRID.values(np.array([32, -1])).tolist() == [2.0, -0.0625]
+
+
+def test_a_clip_between_two_levels_goes_down_to_the_lower() -> None:
+    assert Grid(2, 0.7).limit == 2
+    assert Grid(2, 0.7).integers(np.array([5.0])).tolist() == [2]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scalars_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        GRID.integers(np.array([0.0, bad]))
+
+
+@pytest.mark.parametrize(("log2_levels", "clip"), [(-1, 1.0), (41, 1e-9), (0, math.nan), (0, math.inf), (0, -1.0), (0, 0.5), (30, 2.0)])
+def test_grids_that_do_not_fit_32_bit_integers_are_refused(log2_levels: int, clip: float) -> None:
+    with pytest.raises(ValueError, match="32-bit"):
+        Grid(log2_levels, clip)
+
+
+def test_the_largest_and_the_smallest_grid_are_accepted() -> None:
+    assert Grid(0, 1.0).limit == 1
+    assert Grid(0, 2.0**31 - 1).limit == 2**31 - 1
+
+
+# --- from losses to steps ---
+
+
+def test_half_differences_pair_plus_with_minus() -> None:
+    assert half_differences(np.array([3.0, 1.0, 0.5, 2.5], np.float32)).tolist() == [1.0, -1.0]
+    assert half_differences(np.array([3.0, 1.0], np.float32)).dtype == np.float64
+    assert half_differences(np.empty(0)).size == 0
+
+
+def test_losses_without_a_partner_are_refused() -> None:
+    with pytest.raises(ValueError, match="reshape"):
+        half_differences(np.array([1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize(("log2_eps", "log2_unit"), [(-2, -20), (-10, -12), (0, 0), (3, 1)])
+def test_over_all_directions_the_mean_update_is_minus_rate_times_the_gradient(log2_eps: int, log2_unit: int) -> None:
+    """L = g.theta + theta.A.theta / 2 has L(theta + eps z) - L(theta - eps z) = 2 eps z.(g + A theta), whatever eps."""
+    linear, curvature = np.array([3.0, -1.0, 0.5, 2.0]), np.diag([1.0, 2.0, 0.0, 4.0]) + 0.5
+    theta, rate, eps = np.array([1.0, -2.0, 0.25, 0.0]), 0.125, 2.0**log2_eps
+
+    def loss(at: np.ndarray) -> float:
+        return linear @ at + at @ curvature @ at / 2
+
+    z = np.array(list(product((1.0, -1.0), repeat=4)))
+    half = half_differences(np.array([loss(theta + sign * eps * row) for row in z for sign in (1, -1)]))
+    steps = mezo_steps(half, np.full(16, 1 / 16), rate, log2_eps, log2_unit)
+    assert steps.shape == (16,)
+    update = steps @ z * 2.0**log2_unit
+    assert update.tolist() == (-rate * (linear + curvature @ theta)).tolist()
+
+
+def test_one_step_by_hand() -> None:
+    """Loss 3 at +eps, 1 at -eps, eps = 4 units of 1/16: derivative 4, so rate 1/2 moves by -2, which is -32 units."""
+    assert mezo_steps(half_differences(np.array([3.0, 1.0])), np.array([1.0]), 0.5, -2, -4).tolist() == [-32.0]
+
+
+def test_weights_scale_each_direction_on_its_own() -> None:
+    half = np.array([1.0, -2.0, 3.0])
+    plain = mezo_steps(half, np.ones(3), 0.5, -3, -9)
+    assert mezo_steps(half, np.array([0.0, 0.25, 2.0]), 0.5, -3, -9).tolist() == (plain * [0.0, 0.25, 2.0]).tolist()
+
+
+# --- rounding ---
+
+
+@pytest.mark.parametrize("run_key", [12345, 2**32 - 1])
+@pytest.mark.parametrize("value", [0.0, 0.01, 0.5, 0.999, -0.25, -7.75, 100_000.125])
+def test_rounding_is_unbiased_over_streams_within_five_sigma(value: float, run_key: int) -> None:
+    streams, count = 400, 50
+    rounded = np.array([round_stochastically(np.full(count, value), run_key, 3, stream) for stream in range(streams)])
+    fraction = value - math.floor(value)
+    assert set(rounded.ravel().tolist()) <= {math.floor(value), math.ceil(value)}
+    for total, of in ((rounded.sum(), streams * count), (rounded[:, 0].sum(), streams)):
+        assert abs(total - of * value) <= 5 * math.sqrt(of * fraction * (1 - fraction))
+
+
+@PROPERTY
+@given(st.lists(st.floats(-(2.0**40), 2.0**40), max_size=20), U32, st.integers(0, 2**64 - 1), U32)
+def test_rounding_is_never_off_by_more_than_one_and_repeats_itself(
+    steps: list[float], run_key: int, round_number: int, stream: int
+) -> None:
+    rounded = round_stochastically(np.array(steps), run_key, round_number, stream)
+    assert rounded.dtype == np.int64
+    assert (np.abs(rounded - np.array(steps)) <= 1).all()
+    assert np.array_equal(rounded, round_stochastically(np.array(steps), run_key, round_number, stream))
+
+
+@pytest.mark.parametrize("largest", [1, 2**20, 2**40, 2**52])
+def test_whole_steps_stay_as_they_are(largest: int) -> None:
+    whole = np.random.default_rng(0).integers(-largest, largest, 100_000, endpoint=True)
+    assert np.array_equal(round_stochastically(whole.astype(np.float64), 1, 2, 3), whole)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [(1, 2, 3), (0, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2)],
+        [(2**32 - 1, 5, 0), (2**32 - 1, 5, 1), (2**32 - 1, 5, 2), (2**31, 5, 0), (2**31, 5, 1)],
+        [(2**31, 2**53, 0), (2**31, 2**53 + 1, 0)],
+        [(0, 2**63, 0), (0, 2**63 + 1, 0), (0, 2**63, 1)],
+    ],
+    ids=["small", "large run key", "large round", "huge round"],
+)
+def test_run_key_round_and_stream_each_give_other_draws(keys: list[tuple[int, int, int]]) -> None:
+    assert len({round_stochastically(np.full(200, 0.5), *key).tobytes() for key in keys}) == len(keys)
+
+
+def test_rounding_keeps_the_shape() -> None:
+    assert round_stochastically(np.full((3, 4), 0.5), 0, 0, 0).shape == (3, 4)
+    assert round_stochastically(np.empty(0), 0, 0, 0).size == 0

@@ -1,0 +1,491 @@
+"""`add` and `branches` give exactly what Python integers give, whatever the order, the chunk and the threads."""
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import (
+    ABSENT,
+    LAYOUT,
+    LIMIT,
+    PROPERTY,
+    RUN_KEY,
+    added,
+    cancelling_terms,
+    direction,
+    flat_group,
+    made,
+    seeds_that_agree,
+    start,
+    tensors,
+    term_lists,
+    units,
+)
+
+from zo.kernel import FEW, SLAB
+from zo.lattice import RangeError
+from zo.parameters import Group, Parameters, Tensor
+from zo.terms import Term, negated
+
+CHUNKS, THREADS = st.sampled_from((256, 512, 1 << 17)), st.integers(1, 3)
+
+
+def one(step: int, *groups: int, seed: int = 0) -> Term:
+    return Term(groups or (0,), seed, np.array([step]))
+
+
+def outputs(parameters: Parameters, branches: int, *names: str) -> dict[str, np.ndarray]:
+    """Room for branches, filled with a value that nothing on the lattices has."""
+    shapes = {name: values.shape for name, values in parameters.tensors().items() if not names or name in names}
+    return {name: np.full((branches, *shape), np.nan, np.float32) for name, shape in shapes.items()}
+
+
+def random_terms(group: int, seeds: int, largest: int) -> list[Term]:
+    return [Term((group,), 2**40, np.random.default_rng(seeds).integers(-largest, largest, seeds))]
+
+
+# --- against the reference ---
+
+
+@PROPERTY
+@given(cancelling_terms(), CHUNKS, THREADS)
+def test_add_gives_what_python_integers_give(terms: list[Term], chunk: int, threads: int) -> None:
+    parameters = made(chunk=chunk, threads=threads)
+    parameters.add(terms)
+    for group in LAYOUT:
+        assert units(parameters, group) == added(RUN_KEY, group, start(LAYOUT)[group.id], terms)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 63, 65, 255, 256, 257, 1000, 2 * 16_384 + 5])
+@pytest.mark.parametrize("seeds", [1, 2, FEW, FEW + 1])
+def test_any_chunk_and_any_thread_count_give_the_reference_bits(size: int, seeds: int) -> None:
+    group = flat_group(size)
+    terms = random_terms(0, seeds, 2**15)
+    wanted = added(RUN_KEY, group, start([group])[0], terms)
+    for chunk, threads in [(256, 1), (256, 3), (768, 2), (1 << 14, 5), (1 << 17, 1)]:
+        parameters = made([group], chunk=chunk, threads=threads)
+        parameters.add(terms)
+        assert units(parameters, group) == wanted
+
+
+@pytest.mark.parametrize("seeds", [3, SLAB + 3])
+@pytest.mark.parametrize("largest", [2**9, 2**17])
+def test_a_group_of_several_default_chunks_is_the_same_on_one_thread_and_on_many(seeds: int, largest: int) -> None:
+    group = flat_group(3 * (1 << 17) + 77)
+    terms = random_terms(0, seeds, largest)
+    digests = set()
+    for chunk, threads in [(1 << 17, 1), (1 << 17, 4), (256 * 37, 3)]:
+        parameters = made([group], chunk=chunk, threads=threads)
+        parameters.add(terms)
+        digests.add(parameters.digest())
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("log2_unit", [-100, -20, 0, 60])
+def test_every_unit_adds_alike(log2_unit: int) -> None:
+    group, terms = flat_group(100, log2_unit), [*random_terms(0, 3, 2**20), *random_terms(0, 20, 2**17)]
+    parameters = made([group])
+    parameters.add(terms)
+    assert units(parameters, group) == added(RUN_KEY, group, start([group])[0], terms)
+
+
+# --- order, undoing, restriction ---
+
+
+@PROPERTY
+@given(cancelling_terms(), st.data())
+def test_any_order_of_the_same_terms_gives_the_same_bits(terms: list[Term], data: st.DataObject) -> None:
+    one_way, other_way = made(), made()
+    one_way.add(terms)
+    other_way.add(data.draw(st.permutations(terms)))
+    assert one_way.digest() == other_way.digest()
+
+
+@PROPERTY
+@given(term_lists())
+def test_one_addition_or_one_for_each_step_gives_the_same_bits(terms: list[Term]) -> None:
+    at_once, step_by_step = made(), made()
+    at_once.add(terms)
+    for term in reversed(terms):
+        for i, step in enumerate(term.steps.tolist()):
+            step_by_step.add([one(step, *term.groups, seed=term.first_seed + i)] if term.groups else [])
+    assert at_once.digest() == step_by_step.digest()
+
+
+@PROPERTY
+@given(cancelling_terms())
+def test_adding_and_then_adding_the_negation_restores_the_bits(terms: list[Term]) -> None:
+    parameters = made()
+    before = parameters.digest()
+    parameters.add(terms)
+    parameters.add(negated(terms))
+    assert parameters.digest() == before
+
+
+def test_huge_steps_on_one_seed_cancel_in_any_order() -> None:
+    steps = [2**40, -(2**41), 7, 2**40]
+    for order in (steps, steps[::-1], sorted(steps)):
+        parameters = made()
+        parameters.add([one(step, 0, 3, 9, seed=5) for step in order])
+        for group in LAYOUT:
+            assert units(parameters, group) == added(RUN_KEY, group, start(LAYOUT)[group.id], [one(7, 0, 3, 9, seed=5)])
+
+
+@pytest.mark.parametrize("size", [2**24, 2**40, 2**52])
+def test_huge_steps_on_seeds_whose_directions_agree_cancel_exactly(size: int) -> None:
+    group = flat_group(4)
+    a, b, c = seeds_that_agree(0, 4, 3)
+    terms = [one(size, seed=a), one(9 - size, seed=b), one(-2, seed=c)]
+    wanted = added(RUN_KEY, group, start([group])[0], [one(7, seed=a)])
+    for order in (terms, terms[::-1]):
+        parameters = made([group])
+        parameters.add(order)
+        assert units(parameters, group) == wanted
+        out = outputs(parameters, 1)
+        parameters.branches([negated(order)], out)
+        assert np.ldexp(out["flat"][0], 20).tolist() == start([group])[0]
+
+
+@pytest.mark.parametrize("kept", [(3,), (0, 9), (9, 0), ()])
+def test_a_subset_of_groups_behaves_as_the_restriction_of_the_whole(kept: tuple[int, ...]) -> None:
+    terms = [*random_terms(3, 5, 1000), Term((9, 0, ABSENT, 3), 8, np.array([5, -6, 7])), one(2**17, 0, seed=2**64 - 1)]
+    whole, part = made(), made([group for wanted in kept for group in LAYOUT if group.id == wanted])
+    whole.add(terms)
+    part.add(terms)
+    assert part.tensors().keys() == {tensor.name for group in LAYOUT if group.id in kept for tensor in group.tensors}
+    for name, values in part.tensors().items():
+        assert values.tobytes() == whole.tensor(name).tobytes()
+    assert [part.group_digest(g) for g in kept] == [whole.group_digest(g) for g in kept]
+
+
+def test_a_group_has_one_direction_whatever_tensors_it_is_cut_into() -> None:
+    cut = Group(0, "body", -20, (Tensor("x", (3, 50)), Tensor("nothing", (0, 4)), Tensor("y", (150,))))
+    whole, pieces = made([flat_group(300)]), made([cut])
+    for parameters in (whole, pieces):
+        parameters.add(random_terms(0, 3, 1000))
+    assert np.concatenate([pieces.tensor(t.name).ravel() for t in cut.tensors]).tobytes() == whole.tensor("flat").tobytes()
+    assert pieces.digest() == whole.digest()
+
+
+def test_a_scalar_tensor_is_a_tensor_too() -> None:
+    group = Group(0, "body", 0, (Tensor("scalar", ()), Tensor("row", (2,))))
+    parameters = Parameters(RUN_KEY, [group], {"scalar": np.array(5.0), "row": np.zeros(2)})
+    parameters.add([one(2)])
+    assert parameters.tensor("scalar").shape == ()
+    assert parameters.tensor("scalar").item() == 5 + 2 * direction(RUN_KEY, 0, 0, 3)[0]
+
+
+def test_groups_have_directions_of_their_own() -> None:
+    groups = [flat_group(256, group=0, name="x"), flat_group(256, group=1, name="y")]
+    parameters = made(groups, {0: [0] * 256, 1: [0] * 256})
+    parameters.add([one(1, 0, 1)])
+    assert parameters.tensor("x").tolist() != parameters.tensor("y").tolist()
+
+
+# --- branches ---
+
+
+@PROPERTY
+@given(st.lists(cancelling_terms(), min_size=1, max_size=4), CHUNKS)
+def test_branches_are_additions_to_copies_and_leave_theta_alone(terms_p: list[list[Term]], chunk: int) -> None:
+    parameters = made(chunk=chunk)
+    before, out = parameters.digest(), outputs(parameters, len(terms_p))
+    parameters.branches(terms_p, out)
+    assert parameters.digest() == before
+    for p, terms in enumerate(terms_p):
+        copy = parameters.copy()
+        copy.add(terms)
+        for name, values in copy.tensors().items():
+            assert out[name][p].tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("seeds", [1, FEW + 1, SLAB + 1])
+@pytest.mark.parametrize("largest", [2**8, 2**16, 2**18])
+def test_branches_are_additions_also_for_groups_of_several_chunks(seeds: int, largest: int) -> None:
+    group = flat_group(2 * 16_384 + 300)
+    parameters = made([group], start([group], bound=2**17), chunk=256)
+    terms_p = [random_terms(0, seeds, largest), [one(-3, seed=1)], []]
+    out = outputs(parameters, 3)
+    parameters.branches(terms_p, out)
+    for p, terms in enumerate(terms_p):
+        copy = parameters.copy()
+        copy.add(terms)
+        assert out["flat"][p].tobytes() == copy.tensor("flat").tobytes()
+
+
+def test_only_the_tensors_asked_for_are_branched() -> None:
+    parameters = made()
+    out = outputs(parameters, 2, "b", "w")
+    parameters.branches([[one(4, 3, 9)], [one(-4, 3, 9)]], out)
+    parameters.add([one(4, 3, 9)])
+    assert out.keys() == {"b", "w"}
+    assert out["b"][0].tobytes() == parameters.tensor("b").tobytes()
+    assert out["w"][0].tobytes() == parameters.tensor("w").tobytes()
+
+
+# --- the exact range ---
+
+
+@pytest.mark.parametrize("log2_unit", [-20, 0, 60])
+@pytest.mark.parametrize("steps", [[LIMIT], [LIMIT - 1], [LIMIT // 2] * 2])
+def test_exactly_limit_is_allowed_and_one_more_is_refused(steps: list[int], log2_unit: int) -> None:
+    """One more than LIMIT would be rounded down onto LIMIT by float32, unseen."""
+    group = flat_group(4, log2_unit)
+    seeds = seeds_that_agree(0, 4, len(steps) + 1)
+    terms = [one(step, seed=seed) for step, seed in zip(steps, seeds, strict=False)]
+    rest = LIMIT - sum(steps)
+    for last in (rest, rest + 1):
+        parameters = made([group], {0: [0] * 4})
+        change = [*terms, one(last, seed=seeds[-1])]
+        out, before = outputs(parameters, 1), parameters.digest()
+        if last == rest:
+            parameters.branches([change], out)
+            parameters.add(change)
+            assert units(parameters, group) == [LIMIT * sign for sign in direction(RUN_KEY, 0, 0, 4)]
+            assert np.ldexp(out["flat"][0], -log2_unit).tolist() == units(parameters, group)
+        else:
+            with pytest.raises(RangeError, match=f"'flat'.*{LIMIT}"):
+                parameters.add(change)
+            with pytest.raises(RangeError, match=f"'flat'.*{LIMIT}"):
+                parameters.branches([[], change], outputs(parameters, 2))
+            assert parameters.digest() == before
+
+
+@pytest.mark.parametrize("step", [1, -1, 2, 2**24, 2**45])
+def test_a_value_at_the_limit_can_come_back_but_not_go_further(step: int) -> None:
+    group = flat_group(1)
+    parameters = made([group], {0: [LIMIT]})
+    outward = step * direction(RUN_KEY, 0, 0, 1)[0] > 0
+    if outward or abs(step) > 2 * LIMIT:
+        with pytest.raises(RangeError, match="'flat'"):
+            parameters.add([one(step)])
+        assert units(parameters, group) == [LIMIT]
+    else:
+        parameters.add([one(step)])
+        assert units(parameters, group) == [LIMIT - abs(step)]
+
+
+@pytest.mark.parametrize("value", [LIMIT, -LIMIT])
+@pytest.mark.parametrize("seeds", [1, FEW + 1])
+def test_values_next_to_one_at_the_limit_still_move_exactly(value: int, seeds: int) -> None:
+    group = flat_group(20)
+    values = {0: [value, *start([group])[0][1:]]}
+    z = direction(RUN_KEY, 0, 0, 20)
+    terms = [one(3 if z[0] * value < 0 else -3)] + [one(0, seed=seed) for seed in range(1, seeds)]
+    parameters, out = made([group], values), outputs(made([group], values), 1)
+    parameters.branches([terms], out)
+    parameters.add(terms)
+    assert units(parameters, group) == np.ldexp(out["flat"][0], 20).tolist() == added(RUN_KEY, group, values[0], terms)
+
+
+@pytest.mark.parametrize("size", [40, 700])
+def test_sums_beyond_limit_on_many_seeds_are_allowed_when_the_result_is_in_range(size: int) -> None:
+    group = flat_group(size)
+    terms = [Term((0,), 1000, np.full(300, 2**17))]
+    assert np.abs(terms[0].steps).sum() > 2 * LIMIT
+    wanted = added(RUN_KEY, group, start([group])[0], terms)
+    for order in (terms, [one(2**17, seed=1000 + i) for i in reversed(range(300))]):
+        parameters, out = made([group], chunk=256), outputs(made([group]), 1)
+        parameters.branches([order], out)
+        parameters.add(order)
+        assert units(parameters, group) == np.ldexp(out["flat"][0], 20).tolist() == wanted
+
+
+@pytest.mark.parametrize(("group", "name"), [(3, "a"), (0, "gain"), (9, "w")])
+def test_leaving_the_range_in_one_group_changes_nothing_in_any(group: int, name: str) -> None:
+    terms = [one(12, 0, 3, 9, seed=4), one(LIMIT, group, seed=1)]
+    parameters = made(chunk=256)
+    before = parameters.digest()
+    with pytest.raises(RangeError, match=f"'{name}'.*{LIMIT}"):
+        parameters.add(terms)
+    assert parameters.digest() == before
+    parameters.add(terms[:1])
+    for each in LAYOUT:
+        assert units(parameters, each) == added(RUN_KEY, each, start(LAYOUT)[each.id], terms[:1])
+
+
+@pytest.mark.parametrize(("group", "name"), [(3, "a"), (0, "gain"), (9, "w")])
+def test_leaving_the_range_in_one_branch_of_one_group_writes_nothing_anywhere(group: int, name: str) -> None:
+    parameters = made()
+    before, out = parameters.digest(), outputs(parameters, 2)
+    with pytest.raises(RangeError, match=f"'{name}'.*{LIMIT}"):
+        parameters.branches([[one(12, 0, 3, 9)], [one(LIMIT, group, seed=1)]], out)
+    assert parameters.digest() == before
+    assert all(np.isnan(values).all() for values in out.values())
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "a"), (76, "a"), (77, "b"), (81, "b")])
+def test_the_error_names_the_tensor_the_value_is_in(place: int, name: str) -> None:
+    values = start(LAYOUT)
+    values[3] = [LIMIT if i == place else 0 for i in range(82)]
+    parameters = made(LAYOUT, values)
+    step = direction(RUN_KEY, 3, 0, 82)[place]
+    with pytest.raises(RangeError, match=f"'{name}'.*{LIMIT}"):
+        parameters.add([one(step, 3)])
+    with pytest.raises(RangeError, match=f"'{name}'.*{LIMIT}"):
+        parameters.branches([[one(step, 3)]], outputs(parameters, 1))
+
+
+def test_a_value_beyond_the_first_chunk_is_found_and_named() -> None:
+    group = Group(0, "body", -20, (Tensor("first", (1000,)), Tensor("second", (10,))))
+    parameters = made([group], {0: [0] * 1009 + [LIMIT]}, chunk=256)
+    with pytest.raises(RangeError, match="'second'"):
+        parameters.add([one(direction(RUN_KEY, 0, 0, 1010)[-1])])
+
+
+def test_going_to_and_fro_near_the_limit_is_never_refused() -> None:
+    group = flat_group(30)
+    parameters = made([group], {0: [0] * 30})
+    for step in [LIMIT - 1, 1 - LIMIT, 1 - LIMIT, LIMIT - 1] * 3:
+        parameters.add([one(step)])
+    assert units(parameters, group) == [0] * 30
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [[one(2**53 + 2)], [one(2**53), one(-(2**53), seed=1)], [one(2**62), one(2**62)], [one(-(2**63))], [one(2**63 - 1)] * 2 + [one(2)]],
+    ids=["2**53 + 2", "2**54 on two seeds", "2**62 twice", "-2**63", "2**64"],
+)
+def test_sums_too_large_to_be_exact_are_refused(terms: list[Term]) -> None:
+    parameters = made([flat_group(20)])
+    before, out = parameters.digest(), outputs(parameters, 1)
+    with pytest.raises(RangeError):
+        parameters.branches([terms], out)
+    with pytest.raises(RangeError):
+        parameters.add(terms)
+    assert parameters.digest() == before
+
+
+# --- zero ---
+
+
+@PROPERTY
+@given(st.lists(st.sampled_from((-2, -1, 0, 1, 2)), min_size=1, max_size=FEW + 3), st.integers(0, 2**64 - 20))
+def test_zero_is_never_minus_zero(steps: list[int], seed: int) -> None:
+    group = flat_group(300)
+    parameters, out = made([group], {0: [(i % 5) - 2 for i in range(300)]}), outputs(made([group]), 2)
+    terms = [Term((0,), seed, np.array(steps))]
+    parameters.branches([terms, negated(terms)], out)
+    parameters.add(terms)
+    for values in (parameters.tensor("flat"), out["flat"]):
+        assert not np.signbit(values[values == 0]).any()
+
+
+def test_values_brought_to_zero_from_either_side_are_plus_zero() -> None:
+    group = flat_group(300)
+    parameters = made([group], {0: [0] * 300})
+    zeros = parameters.digest()
+    parameters.add([one(5)])
+    out = outputs(parameters, 1)
+    parameters.branches([[one(-5)]], out)
+    parameters.add([one(-5)])
+    assert parameters.digest() == zeros
+    assert not np.signbit(parameters.tensor("flat")).any()
+    assert not np.signbit(out["flat"]).any()
+
+
+# --- digests ---
+
+
+def test_the_digest_depends_on_every_value() -> None:
+    base, seen = made(), set()
+    for group in LAYOUT:
+        for place in range(group.size):
+            values = start(LAYOUT)
+            values[group.id][place] += 1
+            other = made(LAYOUT, values)
+            assert [g.id for g in LAYOUT if other.group_digest(g.id) != base.group_digest(g.id)] == [group.id]
+            seen.add(other.digest())
+    assert len(seen | {base.digest()}) == sum(group.size for group in LAYOUT) + 1
+
+
+def test_the_digest_does_not_depend_on_the_order_in_which_groups_are_given() -> None:
+    assert made(LAYOUT).digest() == made(LAYOUT[::-1]).digest()
+
+
+def test_the_digest_is_blake2b_over_digests_of_little_endian_values_by_group_id() -> None:
+    def blake2b(data: bytes) -> bytes:
+        return hashlib.blake2b(data, digest_size=32).digest()
+
+    parameters = made([flat_group(2, 0, group=8, name="x"), flat_group(1, 1, group=5, name="y")], {8: [1, -2], 5: [3]})
+    assert parameters.group_digest(8) == blake2b(bytes.fromhex("0000803f 000000c0"))
+    assert parameters.group_digest(5) == blake2b(bytes.fromhex("0000c040"))
+    assert parameters.digest() == blake2b(parameters.group_digest(5) + parameters.group_digest(8))
+
+
+# --- making, reading, copying ---
+
+
+def test_nothing_changes_without_a_term_for_a_group_that_is_held() -> None:
+    parameters = made()
+    before, out = parameters.digest(), outputs(parameters, 1)
+    terms = [one(9, ABSENT), Term((), 0, np.array([4])), Term((0, 3), 0, np.empty(0, np.int64)), one(0, 0, 3, 9)]
+    parameters.add([])
+    parameters.add(terms)
+    parameters.branches([terms], out)
+    assert parameters.digest() == before
+    for name, values in parameters.tensors().items():
+        assert out[name][0].tobytes() == values.tobytes()
+
+
+def test_terms_may_come_from_a_generator() -> None:
+    terms = [one(4, 3, 9, seed=seed) for seed in range(3)]
+    one_way, other_way, out = made(), made(), outputs(made(), 1)
+    one_way.add(terms)
+    other_way.branches([(term for term in terms)], out)
+    other_way.add(term for term in terms)
+    assert one_way.digest() == other_way.digest()
+    assert out["w"][0].tobytes() == one_way.tensor("w").tobytes()
+
+
+def test_tensors_are_live_views_of_copied_values() -> None:
+    given_values = tensors(LAYOUT, start(LAYOUT))
+    parameters = Parameters(RUN_KEY, LAYOUT, given_values)
+    live, all_live = parameters.tensor("w"), parameters.tensors()
+    parameters.add([one(1, 9)])
+    assert live.shape == (3, 257)
+    assert not np.array_equal(live, given_values["w"])
+    assert np.shares_memory(live, all_live["w"])
+    assert units(parameters, LAYOUT[2]) == added(RUN_KEY, LAYOUT[2], start(LAYOUT)[9], [one(1, 9)])
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    parameters = made(chunk=512, threads=2)
+    copy = parameters.copy()
+    assert (copy.run_key, copy.chunk, copy.threads, copy.groups) == (RUN_KEY, 512, 2, parameters.groups)
+    copy.add([one(1, 3)])
+    assert copy.digest() != parameters.digest() == made().digest()
+
+
+@pytest.mark.parametrize("chunk", [0, -256, 100, 257])
+def test_a_chunk_that_is_no_multiple_of_a_block_is_refused(chunk: int) -> None:
+    with pytest.raises(ValueError, match=str(chunk)):
+        made(chunk=chunk)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [0.5, math.nan, math.inf, LIMIT + 2.0, -0.0])
+def test_values_off_the_lattice_are_refused_by_name(bad: float, kind: type) -> None:
+    with pytest.raises(RangeError, match="'flat'"):
+        Parameters(RUN_KEY, [flat_group(2, 0)], {"flat": np.array([1.0, bad], kind)})
+
+
+@pytest.mark.parametrize("bad", [LIMIT + 1.0, 1 + 2.0**-40])
+def test_float64_values_that_float32_would_round_onto_the_lattice_are_refused(bad: float) -> None:
+    with pytest.raises(RangeError, match="'flat'"):
+        Parameters(RUN_KEY, [flat_group(2, 0)], {"flat": np.array([1.0, bad])})
+
+
+def test_values_exactly_at_the_limit_are_accepted() -> None:
+    group = flat_group(2, 0)
+    assert units(Parameters(RUN_KEY, [group], {"flat": np.array([LIMIT, -LIMIT], np.float64)}), group) == [LIMIT, -LIMIT]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (1, 4), (3, 4, 1), (4, 3), (12,)])
+def test_a_tensor_of_another_shape_is_refused_not_broadcast(shape: tuple[int, ...]) -> None:
+    group = Group(0, "body", 0, (Tensor("t", (3, 4)),))
+    with pytest.raises(ValueError, match="shape"):
+        Parameters(RUN_KEY, [group], {"t": np.ones(shape, np.float32)})

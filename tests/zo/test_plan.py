@@ -1,0 +1,63 @@
+"""A node's terms perturb each group by its own E along the direction's seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import LAYOUT, PROPERTY, RUN_KEY, direction, made, start, units
+
+from zo.plan import Node, ProbeSize, WorkPlan
+from zo.terms import Term, negated
+
+NODE = Node(stage=0, first_seed=40, count=3, probe_sizes=(ProbeSize((3, 9), 5), ProbeSize((0,), 0)))
+
+
+def test_each_probe_size_is_one_term_on_its_groups_and_the_seed_of_the_direction() -> None:
+    assert NODE.terms(2, 1) == (Term((3, 9), 42, np.array([32])), Term((0,), 42, np.array([1])))
+    assert NODE.terms(0, -1) == negated(NODE.terms(0, 1))
+
+
+@pytest.mark.parametrize(("sign", "factor"), [(1, 1), (-1, -1), (2, 2), (-2, -2)])
+def test_values_move_by_e_units_along_the_direction(sign: int, factor: int) -> None:
+    parameters = made()
+    parameters.add(NODE.terms(1, sign))
+    for group, e in zip(LAYOUT, (32, 1, 32), strict=True):
+        z = direction(RUN_KEY, group.id, 41, group.size)
+        assert units(parameters, group) == [value + factor * e * s for value, s in zip(start(LAYOUT)[group.id], z, strict=True)]
+
+
+@PROPERTY
+@given(st.integers(0, 20), st.integers(0, 2**64 - 3), st.integers(0, 2))
+def test_plus_then_twice_minus_then_plus_is_a_probe_that_restores(log2_e: int, first_seed: int, which: int) -> None:
+    node = Node(0, first_seed, 3, (ProbeSize((3, 0, 9), log2_e),))
+    parameters = made()
+    before = parameters.digest()
+    parameters.add(node.terms(which, 1))
+    plus = parameters.digest()
+    parameters.add(node.terms(which, -2))
+    minus = parameters.digest()
+    parameters.add(node.terms(which, 1))
+    assert parameters.digest() == before
+    assert len({before, plus, minus}) == 3
+
+
+def test_moving_on_to_the_next_direction_is_one_addition() -> None:
+    fused, apart = made(), made()
+    apart.add(NODE.terms(1, 1))
+    fused.add(NODE.terms(0, -1))
+    fused.add([*NODE.terms(0, 1), *NODE.terms(1, 1)])
+    assert fused.digest() == apart.digest()
+
+
+def test_a_seed_beyond_64_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match="64 bits"):
+        Node(0, 2**64 - 1, 2, NODE.probe_sizes).terms(1, 1)
+
+
+def test_equal_plans_are_equal_and_other_ones_are_not() -> None:
+    def plan(count: int) -> WorkPlan:
+        child = Node(1, 90, count, (ProbeSize((9,), 4),))
+        return WorkPlan(7, 12, Node(0, 40, 3, NODE.probe_sizes, (child,)), 8, True, False)
+
+    assert plan(5) == plan(5) != plan(6)
+    assert hash(plan(5)) == hash(plan(5))

@@ -1,0 +1,65 @@
+"""From examples to batches of token ids, padded on the right."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from zo.examples import Example
+from zo.manifest import Task
+
+BUCKET = 8  # lengths are padded to a multiple of this, so that few shapes occur
+LONGEST_TOKEN = 64  # characters; more of a text than this times max_tokens is never looked at for classification
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One training example as token ids. types: segment of each token. label: class index; -1 for language modelling."""
+
+    ids: np.ndarray
+    types: np.ndarray
+    label: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arrays by graph input name, and the count of examples in them."""
+
+    fields: dict[str, np.ndarray]
+    examples: int
+
+
+def encode(example: Example, task: Task, tokenizer: Tokenizer) -> list[Encoded]:
+    """Token ids of an example: one for classification, consecutive windows for language modelling."""
+    if task.kind == "language-modelling":
+        ids = np.array(tokenizer.encode(example.text, add_special_tokens=False).ids, np.int32)
+        starts = range(0, len(ids) - 1, task.max_tokens)
+        windows = [ids[start : start + task.max_tokens + 1] for start in starts]
+        return [Encoded(window, np.zeros(len(window), np.int8), -1) for window in windows if len(window) > 1]
+    longest = LONGEST_TOKEN * task.max_tokens
+    text, pair = example.text[:longest], (example.text_pair or "")[:longest]
+    prompt = task.template.replace("{text_pair}", pair).replace("{text}", text)
+    separate = pair if pair and "{text_pair}" not in task.template else None
+    tokenizer.enable_truncation(task.max_tokens)
+    found = tokenizer.encode(prompt, separate)
+    return [Encoded(np.array(found.ids, np.int32), np.array(found.type_ids, np.int8), -1 if example.label is None else example.label)]
+
+
+def collate(rows: Sequence[Encoded], task: Task) -> Batch:
+    """Pad to the longest row (rounded up to BUCKET, at most max_tokens) and lay out what the graphs take (int64)."""
+    causal = task.kind == "language-modelling"
+    lengths = np.array([len(row.ids) - causal for row in rows])
+    tokens = min(-(-lengths.max() // BUCKET) * BUCKET, task.max_tokens)
+    ids, types = np.zeros((2, len(rows), tokens), np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : lengths[place]] = row.ids[: lengths[place]]
+        types[place, : lengths[place]] = row.types[: lengths[place]]
+    real = np.arange(tokens) < lengths[:, None]
+    if causal:
+        labels = np.concatenate([row.ids[1:] for row in rows]).astype(np.int64)
+        fields = {"input_ids": ids, "positions": np.flatnonzero(real), "labels": labels}
+    else:
+        labels = np.array([row.label for row in rows], np.int64)
+        fields = {"input_ids": ids, "token_type_ids": types, "attention_mask": real.astype(np.int64), "labels": labels}
+    return Batch(fields, len(rows))

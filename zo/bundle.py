@@ -1,0 +1,114 @@
+"""Bundles on disk: verified as they are opened (DESIGN section 4)."""
+
+import hashlib
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from zo import manifest as manifest_file
+from zo.errors import BundleError
+from zo.lattice import RangeError
+from zo.manifest import Manifest
+from zo.parameters import Parameters
+
+BASE = "base.safetensors"
+TRAINABLE = "trainable.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file has been checked against the manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> bytes:
+        """Identity of the bundle: BLAKE2b-256 of manifest.json, which names the digest of every other file."""
+        return hashlib.blake2b((self.folder / manifest_file.FILE).read_bytes(), digest_size=32).digest()
+
+    def initial_tensors(self) -> dict[str, np.ndarray]:
+        """The trainable tensors at entry 0, by name. BundleError where the file is not what the manifest says."""
+        try:
+            return load_file(self.folder / TRAINABLE)
+        except (OSError, SafetensorError) as error:
+            raise BundleError(f"{self.folder / TRAINABLE} cannot be read ({error}); download the bundle again") from None
+
+    def parameters(self, threads: int = 1) -> Parameters:
+        """Parameters at entry 0."""
+        tensors = self.initial_tensors()
+        for group in self.manifest.groups:
+            for tensor in group.tensors:
+                if tensor.name not in tensors or tensors[tensor.name].shape != tensor.shape:
+                    raise BundleError(f"{TRAINABLE} holds no tensor {tensor.name!r} of shape {tensor.shape}; build the bundle again")
+        try:
+            return Parameters(self.manifest.run_key, self.manifest.groups, tensors, threads=threads)
+        except RangeError as error:
+            raise BundleError(f"{self.folder / TRAINABLE}: {error}; build the bundle again") from None
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, with its own padding and truncation switched off."""
+        try:
+            tokenizer = Tokenizer.from_file(str(self.folder / TOKENIZER))
+        except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception
+            raise BundleError(f"{self.folder / TOKENIZER} is not a tokenizer ({error}); build the bundle again") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle folder and verify every file's digest. BundleError names the file and the fix."""
+    if path.is_file():
+        raise BundleError(f"{path} is a file; unpack it first with 'edge-coordinator bundle unpack {path} FOLDER'")
+    manifest = manifest_file.read(path)
+    for name, expected in manifest.files.items():
+        check_name(name)
+        if not (path / name).is_file():
+            raise BundleError(f"{path / name} is missing; download or build the bundle again")
+        if file_digest(path / name) != expected:
+            raise BundleError(f"{path / name} does not have the digest that the manifest states; download or build the bundle again")
+    for name in (BASE, TRAINABLE, TOKENIZER, *(stage.file for stage in manifest.stages)):
+        if name not in manifest.files:
+            raise BundleError(f"{path / manifest_file.FILE} states no digest for {name}; build the bundle again")
+    return Bundle(path, manifest)
+
+
+def check_name(name: str) -> None:
+    """BundleError unless `name` is a plain file name: no folder, no drive, nothing hidden."""
+    if name != PurePosixPath(name).name or name.startswith(".") or "\\" in name or not name.isprintable():
+        raise BundleError(f"{name!r} is no file name for a bundle; do not use this bundle")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unpack(archive: Path, folder: Path) -> Bundle:
+    """Unpack a .tar of plain files into `folder`, and open it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if not member.isfile():
+                    raise BundleError(f"{archive} holds {member.name!r}, which is no plain file; do not use this bundle")
+                check_name(member.name)
+                tar.extract(member, folder, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise BundleError(f"{archive} cannot be unpacked ({error}); download it again") from None
+    return open_bundle(folder)
+
+
+def pack(bundle: Bundle, archive: Path) -> None:
+    """Write the bundle as a .tar: the manifest first, so a reader can decide before the weights."""
+    with tarfile.open(archive, "w") as tar:
+        for name in (manifest_file.FILE, *bundle.manifest.files):
+            tar.add(bundle.folder / name, arcname=name, recursive=False)

@@ -1,0 +1,92 @@
+"""Probe sizes by measurement: signal, noise and bias of probes at each eps (DESIGN section 6, probe noise)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zo.batches import Batch
+from zo.engine import Engine
+from zo.estimators import half_differences
+from zo.manifest import Calibration, Manifest
+from zo.plan import Node, ProbeSize
+
+SMALL_LOG2_EPS = {"body": -10, "head": -10}  # of the float32 derivative that others are compared with
+CANDIDATES = tuple(range(-12, 1, 2))
+GOOD_ENOUGH = 0.98  # of the best squared correlation: among those the largest eps, which rounding disturbs least
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Probes of one kind of group at one eps, against the float32 small-step derivative.
+
+    signal, noise: rms in nats of the half difference and of its residual. bias: relative. curvature: mean second difference (nats).
+    """
+
+    kind: str
+    log2_eps: int
+    signal: float
+    noise: float
+    bias: float
+    curvature: float
+    correlation: float
+
+
+def kinds(manifest: Manifest) -> tuple[str, ...]:
+    """The kinds of group that a bundle has."""
+    return tuple(dict.fromkeys(group.kind for group in manifest.groups))
+
+
+def probe_sizes(manifest: Manifest, log2_eps: dict[str, int]) -> tuple[ProbeSize, ...]:
+    """E of every group of the kinds given: eps in that group's own units, groups of equal E together."""
+    by_e: dict[int, list[int]] = {}
+    for group in manifest.groups:
+        if group.kind in log2_eps:
+            by_e.setdefault(log2_eps[group.kind] - group.log2_unit, []).append(group.id)
+    return tuple(ProbeSize(tuple(groups), log2_e) for log2_e, groups in sorted(by_e.items()))
+
+
+def one_level(manifest: Manifest, log2_eps: dict[str, int], first_seed: int, count: int) -> Node:
+    """The plan of plain MeZO: one node from the lowest stage that holds one of the groups to the end."""
+    sizes = probe_sizes(manifest, log2_eps)
+    perturbed = {group for size in sizes for group in size.groups}
+    stage = min(number for number, stage in enumerate(manifest.stages) if perturbed & set(stage.groups))
+    return Node(stage, first_seed, count, sizes)
+
+
+def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], directions: int) -> list[Measurement]:
+    """Every candidate eps for one kind of group. exact: the same model in float32. directions: a batch."""
+    small = SMALL_LOG2_EPS[kind]
+    true = np.concatenate([_derivatives(exact, kind, small, batches, number, directions)[0] for number in range(len(batches))])
+    measured = []
+    for log2_eps in CANDIDATES:
+        pairs = [_derivatives(engine, kind, log2_eps, batches, number, directions) for number in range(len(batches))]
+        found, second = np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
+        measured.append(_compare(kind, log2_eps, found, true, float(second.mean())))
+    return measured
+
+
+def choose(measured: Sequence[Measurement]) -> Calibration:
+    """The largest eps whose squared correlation is within 2 % of the best."""
+    best = max(m.correlation for m in measured)
+    chosen = max((m for m in measured if m.correlation > 0 and m.correlation**2 >= GOOD_ENOUGH * best**2), key=lambda m: m.log2_eps)
+    return Calibration(**vars(chosen))
+
+
+def _derivatives(engine: Engine, kind: str, log2_eps: int, batches: Sequence[Batch], number: int, directions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Directional derivatives (nats per unit) and second differences (nats) of one batch: [directions] each."""
+    node = one_level(engine.manifest, {kind: log2_eps}, number * directions, directions)
+    losses = engine.probe(node, batches[number])
+    still = engine.forward(batches[number])[0]
+    return np.ldexp(half_differences(losses), -log2_eps), losses.reshape(-1, 2).sum(axis=1) - 2 * still
+
+
+def _compare(kind: str, log2_eps: int, found: np.ndarray, true: np.ndarray, curvature: float) -> Measurement:
+    eps, power = 2.0**log2_eps, float(np.mean(true**2)) or 1e-30
+    if not np.all(np.isfinite(found)):
+        return Measurement(kind, log2_eps, 0.0, 0.0, 0.0, 0.0, 0.0)
+    slope = float(np.mean(found * true)) / power
+    noise = float(np.sqrt(np.mean((found - slope * true) ** 2)))
+    signal = float(np.sqrt(np.mean(found**2)))
+    correlation = float(np.mean(found * true) / np.sqrt(power * np.mean(found**2))) if signal else 0.0
+    return Measurement(kind, log2_eps, signal * eps, noise * eps, slope - 1, curvature, correlation)

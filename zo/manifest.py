@@ -1,0 +1,115 @@
+"""The manifest: what a bundle holds, as dataclasses and as manifest.json (DESIGN section 4)."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from zo.errors import BundleError
+from zo.parameters import Group
+from zo.structure import StructureError, from_plain
+
+SCHEMA_VERSION = 1
+FILE = "manifest.json"
+
+Precision = Literal["fp32", "int8"]
+TrainableSet = Literal["lora", "lora-fa", "norms", "full"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+TRAINABLE_SETS: tuple[TrainableSet, ...] = get_args(TrainableSet)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the model is trained to do.
+
+    kind: "classification" or "language-modelling". labels: one describing sentence a label, by index. template: the
+    prompt, with {text} (and {text_pair}). max_tokens: longer texts are cut (or, for language modelling, split).
+    head: "prototypes" (scaled cosine to trained label vectors), "linear", or "vocabulary".
+    """
+
+    kind: Literal["classification", "language-modelling"]
+    max_tokens: int
+    head: Literal["prototypes", "linear", "vocabulary"]
+    labels: tuple[str, ...] = ()
+    template: str = "{text}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One ONNX graph of the chain. inputs: batch fields and outputs of earlier stages, without the trainable tensors.
+
+    groups: ids of the groups whose tensors it takes.
+    """
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The probe size of one kind of group and what was measured for it (docs/calibration.md).
+
+    log2_eps: probes move values by 2**log2_eps. signal: rms of the half difference (nats) of probes of this kind
+    alone. noise: rms of its error. bias: relative bias against the small-step derivative. curvature: mean second
+    difference (L+ - 2 L0 + L-, nats), which is eps**2 times the curvature trace. correlation: with the float32 small-step derivative.
+    """
+
+    kind: str
+    log2_eps: int
+    signal: float
+    noise: float
+    bias: float
+    curvature: float
+    correlation: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a bundle but its weights. files: SHA-256 by name, of every file but the manifest itself."""
+
+    name: str
+    architecture: str
+    precision: Precision
+    trainable: TrainableSet
+    run_key: int
+    task: Task
+    groups: tuple[Group, ...]
+    stages: tuple[Stage, ...]
+    calibration: tuple[Calibration, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+    def log2_eps(self, kind: str) -> int:
+        """The calibrated probe size of a kind of group; BundleError where the bundle was never calibrated."""
+        for calibration in self.calibration:
+            if calibration.kind == kind:
+                return calibration.log2_eps
+        raise BundleError(f"bundle {self.name!r} has no probe size for {kind!r} groups; run 'edge-coordinator bundle calibrate'")
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a bundle folder. BundleError on anything missing, unknown or of the wrong type."""
+    path = folder / FILE
+    try:
+        plain: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is not a bundle: it has no {FILE}; make one with 'edge-coordinator bundle build MODEL OUT'") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); download or build the bundle again") from None
+    version = plain.get("schema_version") if isinstance(plain, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version!r}, this program knows {SCHEMA_VERSION}; upgrade edge-zo, or build the bundle again"
+        )
+    try:
+        return from_plain(Manifest, plain)
+    except StructureError as error:
+        raise BundleError(f"{path}: {error}; build the bundle again, or upgrade edge-zo") from None
