@@ -12,7 +12,8 @@ from zo.manifest import Calibration, Manifest
 from zo.plan import Node, ProbeSize
 
 SMALL_LOG2_EPS = {"body": -10, "head": -10}  # of the float32 derivative that others are compared with
-CANDIDATES = tuple(range(-12, 1, 2))
+CANDIDATES = tuple(range(-10, 1, 2))
+HOPELESS = 0.7  # of the best correlation: a larger eps than this one's would only be worse
 GOOD_ENOUGH = 0.98  # of the best squared correlation: among those the largest eps, which rounding disturbs least
 
 
@@ -63,6 +64,8 @@ def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], 
         pairs = [_derivatives(engine, kind, log2_eps, batches, number, directions) for number in range(len(batches))]
         found, second = np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
         measured.append(_compare(kind, log2_eps, found, true, float(second.mean())))
+        if measured[-1].correlation < HOPELESS * max(m.correlation for m in measured):
+            break
     return measured
 
 

@@ -42,6 +42,8 @@ def signed_rows(scale: float) -> np.ndarray:
 
 def signs(run_key: int, group: int, seeds: np.ndarray, start: int, stop: int) -> np.ndarray:
     """Directions of many seeds, values start..stop (start a multiple of BLOCK): float32 [len(seeds), stop - start]."""
+    if start % BLOCK:
+        raise ValueError(f"a direction can be entered at multiples of {BLOCK} values, not at {start}")
     count = stop - start
     words = -(-count // WORD)
     if count <= SHORT and len(seeds) > 1:

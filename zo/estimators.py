@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator, Philox
 
+from zo.terms import STEP_LIMIT
+
+ROUNDING_COUNTER = np.array([0, 0, 0, 1], np.uint64)  # far from where any direction of the same key begins
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -51,6 +55,13 @@ def mezo_steps(half: np.ndarray, weights: np.ndarray, rate: float, log2_eps: int
 
 
 def round_stochastically(steps: np.ndarray, run_key: int, round_number: int, stream: int) -> np.ndarray:
-    """Integers whose expectation is `steps`: int64. The same run, round and stream always give the same integers."""
-    uniform = Generator(Philox(key=[run_key << 32 | stream, round_number])).random(steps.shape)
-    return np.floor(steps + uniform).astype(np.int64)
+    """Integers whose expectation is `steps`: int64. The same run, round and stream always give the same integers.
+
+    Raises ValueError where a step is not finite or beyond STEP_LIMIT.
+    """
+    if not np.all(np.abs(steps) <= STEP_LIMIT):
+        raise ValueError(f"a step is not a number within {STEP_LIMIT} units; the rate is too high")
+    key = np.array([run_key << 32 | stream, round_number], np.uint64)
+    uniform = Generator(Philox(key=key, counter=ROUNDING_COUNTER)).random(steps.shape)
+    whole = np.floor(steps)
+    return (whole + (uniform < steps - whole)).astype(np.int64)

@@ -25,15 +25,18 @@ def fit_log2_unit(values: np.ndarray) -> int:
     if largest == 0.0:
         return -20
     mantissa, exponent = math.frexp(largest)
-    return max(LOG2_UNIT_RANGE[0], (exponent - 1 if mantissa == 0.5 else exponent) - 20)
+    log2_unit = (exponent - 1 if mantissa == 0.5 else exponent) - 20
+    if log2_unit > LOG2_UNIT_RANGE[1]:
+        raise RangeError(f"a value of {largest} is too large for any unit; the largest is 2**{LOG2_UNIT_RANGE[1]}")
+    return max(LOG2_UNIT_RANGE[0], log2_unit)
 
 
 def snap(values: np.ndarray, log2_unit: int) -> np.ndarray:
-    """The nearest lattice values (float32, same shape), never -0.0; RangeError beyond LIMIT units."""
+    """The nearest lattice values (float32, C order, same shape), never -0.0; RangeError beyond LIMIT units."""
     units = np.rint(np.ldexp(np.asarray(values, np.float64), -log2_unit)) + 0.0
     if not np.all(np.abs(units) <= LIMIT):
         raise RangeError(f"a value of {np.max(np.abs(values))} is beyond {LIMIT} units of 2**{log2_unit}")
-    return np.ldexp(units, log2_unit).astype(np.float32)
+    return np.asarray(np.ldexp(units, log2_unit), np.float32, order="C")
 
 
 def check(name: str, values: np.ndarray, log2_unit: int) -> None:

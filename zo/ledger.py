@@ -64,8 +64,8 @@ class Ledger:
         """Add the next entry; its number must be one more than the last."""
         if entry.number != len(self.entries) + 1:
             raise ValueError(f"entry {entry.number} does not follow entry {len(self.entries)}")
-        self.entries.append(entry)
         self.head = chain(self.head, entry)
+        self.entries.append(entry)
 
     def fold(self, stop: int | None = None) -> tuple[Term, ...]:
         """Folded terms of the entries up to number `stop` (all by default)."""

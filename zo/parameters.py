@@ -54,7 +54,7 @@ class Group:
         """Views of the tensors in a row of the group's values; leading axes of `flat` are kept."""
         stops = np.cumsum([tensor.size for tensor in self.tensors])
         pieces = np.split(flat, stops[:-1], axis=-1)
-        return {t.name: piece.reshape(*flat.shape[:-1], *t.shape) for t, piece in zip(self.tensors, pieces, strict=True)}
+        return {t.name: piece.reshape((*flat.shape[:-1], *t.shape)) for t, piece in zip(self.tensors, pieces, strict=True)}
 
 
 class Parameters:
@@ -78,8 +78,11 @@ class Parameters:
         for group in groups:
             self._views |= group.split(self._flat[group.id])
             for tensor in group.tensors:
-                lattice.check(tensor.name, np.asarray(tensors[tensor.name], np.float32), group.log2_unit)
-                self._views[tensor.name][...] = tensors[tensor.name]
+                given = np.asarray(tensors[tensor.name])
+                if given.shape != tensor.shape:
+                    raise ValueError(f"tensor {tensor.name!r} has shape {given.shape}, not {tensor.shape}")
+                lattice.check(tensor.name, given, group.log2_unit)
+                self._views[tensor.name][...] = given
         self._bound = {group.id: self._largest(group.id) for group in groups}
 
     def tensor(self, name: str) -> np.ndarray:
@@ -117,21 +120,10 @@ class Parameters:
         out: by tensor name, float32 [P, *shape]; groups without a tensor in `out` are passed over.
         """
         terms_p = [tuple(terms) for terms in terms_p]
-        for group in self.groups.values():
-            if not any(tensor.name in out for tensor in group.tensors):
-                continue
-            per_branch = [collect(terms, group.id) for terms in terms_p]
-            seeds = np.unique(np.concatenate([seeds for seeds, _ in per_branch]))
-            steps = np.zeros((len(terms_p), seeds.size), np.int64)
-            for row, (own, values) in zip(steps, per_branch, strict=True):
-                row[np.searchsorted(seeds, own)] = values
-            delta = kernel.combine(self.run_key, group.id, seeds, steps, 0, group.size)
-            total = int(np.abs(steps).sum(axis=1).max(initial=0))
-            wide = np.float32 if self._bound[group.id] + total <= LIMIT else np.float64
-            branched = self._flat[group.id].astype(wide) + delta.astype(wide) * group.unit
-            if wide is np.float64:
-                self._refuse(group, np.abs(branched).max(axis=0))
-            for name, piece in group.split(branched.astype(np.float32, copy=False)).items():
+        groups = [group for group in self.groups.values() if any(tensor.name in out for tensor in group.tensors)]
+        branched = [(group, self._branched(group, terms_p)) for group in groups]  # all of them before any is written
+        for group, values in branched:
+            for name, piece in group.split(values).items():
                 if name in out:
                     out[name][...] = piece
 
@@ -142,6 +134,20 @@ class Parameters:
     def digest(self) -> bytes:
         """BLAKE2b-256 over the digests of all groups held, in order of id."""
         return hashlib.blake2b(b"".join(self.group_digest(g) for g in sorted(self.groups)), digest_size=32).digest()
+
+    def _branched(self, group: Group, terms_p: Sequence[tuple[Term, ...]]) -> np.ndarray:
+        """The group's values in every branch: [P, size]; RangeError where one leaves the exact range."""
+        per_branch = [collect(terms, group.id) for terms in terms_p]
+        seeds = np.unique(np.concatenate([seeds for seeds, _ in per_branch]))
+        steps = np.zeros((len(terms_p), seeds.size), np.int64)
+        for row, (own, values) in zip(steps, per_branch, strict=True):
+            row[np.searchsorted(seeds, own)] = values
+        delta = kernel.combine(self.run_key, group.id, seeds, steps, 0, group.size)
+        wide = np.float32 if self._bound[group.id] + int(np.abs(steps).sum(axis=1).max(initial=0)) <= LIMIT else np.float64
+        values = self._flat[group.id].astype(wide) + delta.astype(wide) * group.unit
+        if wide is np.float64:
+            self._refuse(group, np.abs(values).max(axis=0))
+        return values.astype(np.float32, copy=False)
 
     def _add_group(self, group: int, seeds: np.ndarray, steps: np.ndarray) -> None:
         values, unit = self._flat[group], self.groups[group].unit

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STEP_LIMIT = 2**53  # the sum of |steps| on one group in one addition: beyond it float64 sums are not exact
+from zo.lattice import RangeError
+
+STEP_LIMIT = 2**53  # of one step, and of the sum of |steps| on a group in one addition: beyond it float64 is not exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +25,17 @@ class Term:
         steps = np.asarray(self.steps)
         if steps.ndim != 1 or (steps.size and not np.issubdtype(steps.dtype, np.integer)):
             raise ValueError("steps must be one row of integers")
+        if steps.size and not (-STEP_LIMIT <= int(steps.min()) and int(steps.max()) <= STEP_LIMIT):
+            raise ValueError(f"steps must be within {STEP_LIMIT} units")
+        if not all(0 <= group < 2**32 for group in self.groups):
+            raise ValueError(f"groups {self.groups} must be ids of 32 bits")
         if len(set(self.groups)) != len(self.groups):
             raise ValueError(f"groups {self.groups} repeat an id")
         if not 0 <= self.first_seed <= 2**64 - max(1, steps.size):
             raise ValueError(f"seeds from {self.first_seed} do not fit 64 bits")
-        object.__setattr__(self, "steps", steps.astype(np.int64))
+        steps = steps.astype(np.int64)
+        steps.flags.writeable = False
+        object.__setattr__(self, "steps", steps)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -59,7 +67,9 @@ def collect(terms: Iterable[Term], group: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sum_by_seed(seeds: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of equal seeds added; sorted by seed; zeros left out."""
+    """Steps of equal seeds added; sorted by seed; zeros left out. RangeError where a sum might not fit 64 bits."""
+    if np.abs(steps).sum(dtype=np.float64) >= 2**63:
+        raise RangeError("steps of one addition sum to 2**63 or more; add them in several additions")
     unique, place = np.unique(seeds, return_inverse=True)
     summed = np.zeros(unique.size, np.int64)
     np.add.at(summed, place, steps)

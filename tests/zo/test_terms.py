@@ -105,7 +105,7 @@ def test_nothing_is_collected_for_a_group_no_term_names() -> None:
 
 
 def test_sums_of_steps_that_no_float_holds_are_exact() -> None:
-    seeds, steps = sum_by_seed(np.array([1, 1, 1], np.uint64), np.array([2**62, 1, -(2**62)]))
+    seeds, steps = sum_by_seed(np.array([1, 1, 1], np.uint64), np.array([2**61, 1, -(2**61)]))
     assert (seeds.tolist(), steps.tolist()) == ([1], [1])
 
 
