@@ -76,7 +76,9 @@ def choose(measured: Sequence[Measurement]) -> Calibration:
     return Calibration(**vars(chosen))
 
 
-def _derivatives(engine: Engine, kind: str, log2_eps: int, batches: Sequence[Batch], number: int, directions: int) -> tuple[np.ndarray, np.ndarray]:
+def _derivatives(
+    engine: Engine, kind: str, log2_eps: int, batches: Sequence[Batch], number: int, directions: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Directional derivatives (nats per unit) and second differences (nats) of one batch: [directions] each."""
     node = one_level(engine.manifest, {kind: log2_eps}, number * directions, directions)
     losses = engine.probe(node, batches[number])

@@ -11,14 +11,14 @@ import numpy as np
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.30 and later carry a telemetry client
 
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
-from zo.batches import Batch  # noqa: E402
-from zo.bundle import Bundle  # noqa: E402
-from zo.errors import BundleError  # noqa: E402
-from zo.parameters import Parameters  # noqa: E402
-from zo.plan import Node  # noqa: E402
-from zo.terms import Term, negated  # noqa: E402
+from zo.batches import Batch
+from zo.bundle import Bundle
+from zo.errors import BundleError
+from zo.parameters import Parameters
+from zo.plan import Node
+from zo.terms import Term, negated
 
 Values = dict[str, Any]  # ort.OrtValue by name
 

@@ -25,7 +25,7 @@ def exact_type(total: int) -> type:
 def combine(run_key: int, group: int, seeds: np.ndarray, steps: np.ndarray, start: int, stop: int) -> np.ndarray:
     """sum_u steps[p, u] * z(seeds[u], group)[start:stop], exact: float32 or float64 [P, stop - start], in units."""
     kind = exact_type(int(np.abs(steps).sum(axis=1, dtype=np.float64).max(initial=0)))
-    total = np.zeros((len(steps), stop - start), kind)
+    total: np.ndarray = np.zeros((len(steps), stop - start), kind)
     for first in range(0, len(seeds), SLAB):
         z = directions.signs(run_key, group, seeds[first : first + SLAB], start, stop)
         total += steps[:, first : first + SLAB].astype(kind) @ z.astype(kind, copy=False)

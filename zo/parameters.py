@@ -119,9 +119,9 @@ class Parameters:
 
         out: by tensor name, float32 [P, *shape]; groups without a tensor in `out` are passed over.
         """
-        terms_p = [tuple(terms) for terms in terms_p]
+        perturbations = [tuple(terms) for terms in terms_p]
         groups = [group for group in self.groups.values() if any(tensor.name in out for tensor in group.tensors)]
-        branched = [(group, self._branched(group, terms_p)) for group in groups]  # all of them before any is written
+        branched = [(group, self._branched(group, perturbations)) for group in groups]  # all of them before any is written
         for group, values in branched:
             for name, piece in group.split(values).items():
                 if name in out:
@@ -143,7 +143,7 @@ class Parameters:
         for row, (own, values) in zip(steps, per_branch, strict=True):
             row[np.searchsorted(seeds, own)] = values
         delta = kernel.combine(self.run_key, group.id, seeds, steps, 0, group.size)
-        wide = np.float32 if self._bound[group.id] + int(np.abs(steps).sum(axis=1).max(initial=0)) <= LIMIT else np.float64
+        wide: type = np.float32 if self._bound[group.id] + int(np.abs(steps).sum(axis=1).max(initial=0)) <= LIMIT else np.float64
         values = self._flat[group.id].astype(wide) + delta.astype(wide) * group.unit
         if wide is np.float64:
             self._refuse(group, np.abs(values).max(axis=0))

@@ -25,7 +25,7 @@ class Term:
         steps = np.asarray(self.steps)
         if steps.ndim != 1 or (steps.size and not np.issubdtype(steps.dtype, np.integer)):
             raise ValueError("steps must be one row of integers")
-        if steps.size and not (-STEP_LIMIT <= int(steps.min()) and int(steps.max()) <= STEP_LIMIT):
+        if steps.size and not (int(steps.min()) >= -STEP_LIMIT and int(steps.max()) <= STEP_LIMIT):
             raise ValueError(f"steps must be within {STEP_LIMIT} units")
         if not all(0 <= group < 2**32 for group in self.groups):
             raise ValueError(f"groups {self.groups} must be ids of 32 bits")

@@ -10,7 +10,7 @@ from coordinator.build.layers import Layers
 from zo.errors import BundleError
 from zo.manifest import Task
 
-ACTIVATIONS: dict[str, dict[str, str]] = {"gelu": {}, "gelu_new": {"approximate": "tanh"}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
+ACTIVATIONS: dict[str, dict[str, Any]] = {"gelu": {}, "gelu_new": {"approximate": "tanh"}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
 
 
 class Bert:

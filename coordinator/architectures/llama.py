@@ -70,7 +70,9 @@ class Llama:
         key = self._rotate(split(layers.linear(x, f"{name}.k_proj"), self.kv_heads, 1))
         value = split(layers.linear(x, f"{name}.v_proj", adapter=True), self.kv_heads, 1)
         scores = g.op("MatMul", query, g.op("Transpose", key, perm=[0, 1, 2, 3, 5, 4]))
-        scores = g.op("Add", g.op("Mul", scores, g.constant(1 / math.sqrt(self.head_width))), layers.once("future", lambda: self._future(x)))
+        scores = g.op(
+            "Add", g.op("Mul", scores, g.constant(1 / math.sqrt(self.head_width))), layers.once("future", lambda: self._future(x))
+        )
         mixed = g.op("Transpose", g.op("MatMul", g.op("Softmax", scores, axis=-1), value), perm=[0, 1, 4, 2, 3, 5])
         return layers.linear(g.op("Reshape", mixed, g.indices(0, 0, 0, self.heads * self.head_width)), f"{name}.o_proj")
 
