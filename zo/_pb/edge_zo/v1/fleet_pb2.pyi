@@ -1,0 +1,103 @@
+from zo._pb.edge_zo.v1 import ledger_pb2 as _ledger_pb2
+from zo._pb.edge_zo.v1 import plan_pb2 as _plan_pb2
+from zo._pb.edge_zo.v1 import report_pb2 as _report_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class JoinRequest(_message.Message):
+    __slots__ = ("protocol", "device_id")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    device_id: int
+    def __init__(self, protocol: _Optional[int] = ..., device_id: _Optional[int] = ...) -> None: ...
+
+class Grid(_message.Message):
+    __slots__ = ("log2_levels", "clip")
+    LOG2_LEVELS_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    log2_levels: int
+    clip: float
+    def __init__(self, log2_levels: _Optional[int] = ..., clip: _Optional[float] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("run", "device", "run_name", "grid", "bundle_digest", "bundle_files")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    RUN_NAME_FIELD_NUMBER: _ClassVar[int]
+    GRID_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FILES_FIELD_NUMBER: _ClassVar[int]
+    run: int
+    device: int
+    run_name: str
+    grid: Grid
+    bundle_digest: bytes
+    bundle_files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., run_name: _Optional[str] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., bundle_digest: _Optional[bytes] = ..., bundle_files: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FileRequest(_message.Message):
+    __slots__ = ("run", "file", "offset")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    run: int
+    file: int
+    offset: int
+    def __init__(self, run: _Optional[int] = ..., file: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class FileChunk(_message.Message):
+    __slots__ = ("content", "size")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    size: int
+    def __init__(self, content: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
+class WorkRequest(_message.Message):
+    __slots__ = ("run", "device", "entry")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    run: int
+    device: int
+    entry: int
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ...) -> None: ...
+
+class WorkReply(_message.Message):
+    __slots__ = ("entries", "plan", "retry_after_ms", "reason", "finished")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[_ledger_pb2.Entry]
+    plan: _plan_pb2.WorkPlan
+    retry_after_ms: int
+    reason: str
+    finished: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[_ledger_pb2.Entry, _Mapping]]] = ..., plan: _Optional[_Union[_plan_pb2.WorkPlan, _Mapping]] = ..., retry_after_ms: _Optional[int] = ..., reason: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class ReportReply(_message.Message):
+    __slots__ = ("verdict",)
+    class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        VERDICT_UNSPECIFIED: _ClassVar[ReportReply.Verdict]
+        ACCEPTED: _ClassVar[ReportReply.Verdict]
+        DUPLICATE: _ClassVar[ReportReply.Verdict]
+        LATE: _ClassVar[ReportReply.Verdict]
+        DIVERGED: _ClassVar[ReportReply.Verdict]
+    VERDICT_UNSPECIFIED: ReportReply.Verdict
+    ACCEPTED: ReportReply.Verdict
+    DUPLICATE: ReportReply.Verdict
+    LATE: ReportReply.Verdict
+    DIVERGED: ReportReply.Verdict
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    verdict: ReportReply.Verdict
+    def __init__(self, verdict: _Optional[_Union[ReportReply.Verdict, str]] = ...) -> None: ...

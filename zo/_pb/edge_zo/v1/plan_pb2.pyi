@@ -1,0 +1,45 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ProbeSize(_message.Message):
+    __slots__ = ("groups", "log2_e")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    LOG2_E_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    log2_e: int
+    def __init__(self, groups: _Optional[_Iterable[int]] = ..., log2_e: _Optional[int] = ...) -> None: ...
+
+class Node(_message.Message):
+    __slots__ = ("stage", "first_seed", "count", "probe_sizes", "children")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEED_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    PROBE_SIZES_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    first_seed: int
+    count: int
+    probe_sizes: _containers.RepeatedCompositeFieldContainer[ProbeSize]
+    children: _containers.RepeatedCompositeFieldContainer[Node]
+    def __init__(self, stage: _Optional[int] = ..., first_seed: _Optional[int] = ..., count: _Optional[int] = ..., probe_sizes: _Optional[_Iterable[_Union[ProbeSize, _Mapping]]] = ..., children: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
+
+class WorkPlan(_message.Message):
+    __slots__ = ("round", "entry", "root", "examples", "measure_held_out", "want_digest")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    WANT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    entry: int
+    root: Node
+    examples: int
+    measure_held_out: bool
+    want_digest: bool
+    def __init__(self, round: _Optional[int] = ..., entry: _Optional[int] = ..., root: _Optional[_Union[Node, _Mapping]] = ..., examples: _Optional[int] = ..., measure_held_out: _Optional[bool] = ..., want_digest: _Optional[bool] = ...) -> None: ...

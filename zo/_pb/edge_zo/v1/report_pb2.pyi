@@ -1,0 +1,51 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Digest(_message.Message):
+    __slots__ = ("word0", "word1", "word2", "word3")
+    WORD0_FIELD_NUMBER: _ClassVar[int]
+    WORD1_FIELD_NUMBER: _ClassVar[int]
+    WORD2_FIELD_NUMBER: _ClassVar[int]
+    WORD3_FIELD_NUMBER: _ClassVar[int]
+    word0: int
+    word1: int
+    word2: int
+    word3: int
+    def __init__(self, word0: _Optional[int] = ..., word1: _Optional[int] = ..., word2: _Optional[int] = ..., word3: _Optional[int] = ...) -> None: ...
+
+class Spent(_message.Message):
+    __slots__ = ("peak_memory_mib", "milliseconds", "cpu_milliseconds")
+    PEAK_MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
+    MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    CPU_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    peak_memory_mib: int
+    milliseconds: int
+    cpu_milliseconds: int
+    def __init__(self, peak_memory_mib: _Optional[int] = ..., milliseconds: _Optional[int] = ..., cpu_milliseconds: _Optional[int] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("run", "device", "round", "scalars", "examples", "dropped", "held_out", "spent", "digest")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SCALARS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    run: int
+    device: int
+    round: int
+    scalars: _containers.RepeatedScalarFieldContainer[int]
+    examples: int
+    dropped: int
+    held_out: int
+    spent: Spent
+    digest: Digest
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ...) -> None: ...

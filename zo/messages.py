@@ -1,0 +1,110 @@
+"""What device and coordinator say to each other, as dataclasses. Units and meaning: proto/edge_zo/v1/*.proto."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+from zo.estimators import Grid
+from zo.ledger import Entry
+from zo.plan import WorkPlan
+
+PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class JoinRequest:
+    """Enter the run, or come back to it."""
+
+    protocol: int
+    device_id: int
+
+
+@dataclass(frozen=True)
+class JoinReply:
+    """The run, the device's number in it, the grid of its reports and the bundle it works with."""
+
+    run: int
+    device: int
+    run_name: str
+    grid: Grid
+    bundle_digest: bytes
+    bundle_files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileRequest:
+    """A piece of a bundle file, from `offset` on."""
+
+    run: int
+    file: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class FileChunk:
+    """The piece, and the size of the whole."""
+
+    content: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class WorkRequest:
+    """What is there to do for a device at this entry?"""
+
+    run: int
+    device: int
+    entry: int
+
+
+@dataclass(frozen=True)
+class WorkReply:
+    """Entries to apply first; then a plan, or when to ask again and why, or that the run is over."""
+
+    entries: tuple[Entry, ...] = ()
+    plan: WorkPlan | None = None
+    retry_after_ms: int = 0
+    reason: str = ""
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the work of a round cost the device."""
+
+    peak_memory_mib: int = 0
+    milliseconds: int = 0
+    cpu_milliseconds: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The scalars of one round: integers on the run's grid, one a direction (int64)."""
+
+    run: int
+    device: int
+    round: int
+    scalars: np.ndarray
+    examples: int
+    dropped: int = 0
+    held_out: int | None = None
+    spent: Spent = field(default_factory=Spent)
+    digest: bytes | None = None
+
+
+class Verdict(IntEnum):
+    """What became of a report."""
+
+    VERDICT_UNSPECIFIED = 0
+    ACCEPTED = 1
+    DUPLICATE = 2
+    LATE = 3
+    DIVERGED = 4
+
+
+@dataclass(frozen=True)
+class ReportReply:
+    """The coordinator's answer to a report."""
+
+    verdict: Verdict
