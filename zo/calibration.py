@@ -39,12 +39,12 @@ def kinds(manifest: Manifest) -> tuple[str, ...]:
 
 
 def probe_sizes(manifest: Manifest, log2_eps: dict[str, int]) -> tuple[ProbeSize, ...]:
-    """E of every group of the kinds given: eps in that group's own units, groups of equal E together."""
-    by_e: dict[int, list[int]] = {}
+    """E of every group of the kinds given: eps in that group's own units; groups of one kind and E together."""
+    alike: dict[tuple[str, int], list[int]] = {}
     for group in manifest.groups:
         if group.kind in log2_eps:
-            by_e.setdefault(log2_eps[group.kind] - group.log2_unit, []).append(group.id)
-    return tuple(ProbeSize(tuple(groups), log2_e) for log2_e, groups in sorted(by_e.items()))
+            alike.setdefault((group.kind, log2_eps[group.kind] - group.log2_unit), []).append(group.id)
+    return tuple(ProbeSize(tuple(groups), log2_e) for (_, log2_e), groups in sorted(alike.items()))
 
 
 def one_level(manifest: Manifest, log2_eps: dict[str, int], first_seed: int, count: int) -> Node:

@@ -1,0 +1,65 @@
+"""From the reports of a round to the terms of its entry: pure functions (DESIGN section 6)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coordinator.config import RunConfig
+from zo.calibration import kinds, probe_sizes
+from zo.estimators import Grid, round_stochastically
+from zo.ledger import fold
+from zo.manifest import Manifest
+from zo.messages import Report
+from zo.plan import Node
+from zo.terms import Term
+
+DEFAULT_RATE = {"classification": 0.1, "language-modelling": 0.4}  # docs/results.md
+MOST_DIRECTIONS = 64  # the update grows with the count of directions up to here; beyond, more only steady it
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What turns a half difference into steps. signal: rms half difference at calibration (nats). by_kind: relative rates."""
+
+    signal: float
+    by_kind: dict[str, float]
+    log2_eps: dict[str, int]
+
+
+def rates(config: RunConfig, manifest: Manifest) -> Rates:
+    """Rates and probe sizes of a run: the configuration's where it states them, else the bundle's calibration and defaults."""
+    stated = {"body": config.rate.body, "head": config.rate.head}
+    sizes = {"body": config.probe.log2_eps_body, "head": config.probe.log2_eps_head}
+    present = kinds(manifest)
+    usual = DEFAULT_RATE[manifest.task.kind]
+    by_kind = {kind: usual if stated[kind] is None else float(stated[kind] or 0.0) for kind in present}
+    log2_eps = {kind: manifest.log2_eps(kind) if sizes[kind] is None else int(sizes[kind] or 0) for kind in present}
+    signals = [c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present]
+    return Rates(math.sqrt(sum(signal**2 for signal in signals)), by_kind, log2_eps)
+
+
+def decay(config: RunConfig, round_number: int) -> float:
+    """Share of the rate in force in a round (1, 2, ...): linear from 1 to `rate.final`."""
+    return 1 - (1 - config.rate.final) * (round_number - 1) / config.rounds
+
+
+def aggregate(reports: Sequence[Report], nodes: Sequence[Node], given: Rates, scale: float, manifest: Manifest, grid: Grid) -> tuple[Term, ...]:
+    """Terms of a round, weighted by examples: -scale * rate * (half difference / signal) * probe, for every direction.
+
+    nodes: what each report answers. The same reports in any order give the same terms.
+    """
+    directions = sum(node.count for node in nodes)
+    growth = min(directions, MOST_DIRECTIONS)
+    examples = sum(report.examples for report in reports)
+    kind_of = {group.id: group.kind for group in manifest.groups}
+    terms = []
+    for report, node in zip(reports, nodes, strict=True):
+        weight = growth * report.examples / examples / node.count
+        for size in probe_sizes(manifest, given.log2_eps):
+            rate = scale * given.by_kind[kind_of[size.groups[0]]]
+            steps = -rate * weight * grid.values(report.scalars) / given.signal * 2.0**size.log2_e
+            rounded = round_stochastically(steps, manifest.run_key, report.round, report.device << 8 | size.groups[0] & 255)
+            terms.append(Term(size.groups, node.first_seed, rounded))
+    return fold(terms)

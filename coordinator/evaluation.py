@@ -1,0 +1,85 @@
+"""Evaluation of the global model in a process of its own, so that rounds never wait for it.
+
+`python -m coordinator.evaluation` reads requests as JSON lines {"entry": n, "split": "validation"} on standard input
+and answers each with one line of metrics. A split's file is read when it is first asked for.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coordinator.model import Replay
+from coordinator.store import Store
+from zo import examples
+from zo.batches import Batch, collate, encode
+from zo.bundle import Bundle
+from zo.engine import Engine
+from zo.errors import UserError
+
+BATCH = 16
+
+
+def evaluate(engine: Engine, batches: Sequence[Batch]) -> dict[str, Any]:
+    """Mean and class-balanced loss (nats) and accuracy over all rows. For language modelling a row is a token, and the two agree."""
+    losses, hits, labels = [], [], []
+    for batch in batches:
+        logits = engine.forward(batch)[1].astype(np.float64)
+        wanted = batch.fields["labels"]
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        losses.append(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(wanted)), wanted])
+        hits.append(logits.argmax(axis=1) == wanted)
+        labels.append(wanted)
+    loss, hit, label = np.concatenate(losses), np.concatenate(hits), np.concatenate(labels)
+    by_class = [label == each for each in np.unique(label)] if engine.manifest.task.labels else [np.full(len(label), True)]
+    return {
+        "loss": float(loss.mean()),
+        "accuracy": float(hit.mean()),
+        "balanced_loss": float(np.mean([loss[rows].mean() for rows in by_class])),
+        "balanced_accuracy": float(np.mean([hit[rows].mean() for rows in by_class])),
+        "rows": len(loss),
+    }
+
+
+def batches(bundle: Bundle, path: Path, most: int = 0) -> list[Batch]:
+    """Batches of a JSONL file, of similar lengths. most: use a fixed sample of this many examples; 0 uses all."""
+    task, tokenizer = bundle.manifest.task, bundle.tokenizer()
+    found = examples.read(path, task).examples
+    if most and len(found) > most:
+        found = [found[place] for place in np.random.default_rng(0).permutation(len(found))[:most]]
+    rows = sorted((row for example in found for row in encode(example, task, tokenizer)), key=lambda row: len(row.ids))
+    return [collate(rows[start : start + BATCH], task) for start in range(0, len(rows), BATCH)]
+
+
+def main() -> int:
+    """Answer requests until standard input ends."""
+    parser = argparse.ArgumentParser(description="evaluate a run's model at the entries asked for")
+    for flag in ("--store", "--run", "--validation", "--test"):
+        parser.add_argument(flag, default="")
+    parser.add_argument("--most", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    try:
+        store = Store(Path(given.store))
+        replay = Replay(store, store.run(given.run))
+        engine = Engine(replay.bundle, replay.parameters, threads=given.threads)
+        read: dict[str, list[Batch]] = {}
+        for line in sys.stdin:
+            request = json.loads(line)
+            split = request["split"]
+            if split not in read:
+                read[split] = batches(replay.bundle, Path(getattr(given, split)), given.most if split == "validation" else 0)
+            replay.move_to(request["entry"])
+            print(json.dumps(evaluate(engine, read[split])), flush=True)
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

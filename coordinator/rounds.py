@@ -1,0 +1,179 @@
+"""Rounds of one run: who is asked for what, when a round closes, and its commit (DESIGN section 7)."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from coordinator import aggregation
+from coordinator.config import RunConfig
+from coordinator.store import RunRow, Store
+from zo.bundle import Bundle
+from zo.calibration import one_level
+from zo.estimators import Grid
+from zo.lattice import RangeError
+from zo.ledger import Entry, chain
+from zo.messages import Report, Verdict
+from zo.plan import Node, WorkPlan
+from zo.terms import Term, negated
+
+log = logging.getLogger(__name__)
+
+SEEDS_PER_ROUND = 2**32
+
+
+class ReportRefused(ValueError):
+    """A report that cannot be one of this run's."""
+
+
+class Rounds:
+    """The state of a run between its entries: one open round at a time.
+
+    All that matters is in the store; a new object over the same store goes on where the last one stopped. `clock`
+    gives seconds; `load_report`, `close_if_due` and `commit` never wait.
+    """
+
+    def __init__(self, store: Store, run: RunRow, bundle: Bundle, config: RunConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store, self.run, self.bundle, self.config, self._clock = store, run, bundle, config, clock
+        self.grid = Grid(config.log2_levels, config.clip)
+        self.rates = aggregation.rates(config, bundle.manifest)
+        self.parameters = bundle.parameters()
+        self.entry, self.head = store.head(run.id)
+        store.check_chain(run.id)
+        for entry in store.entries(run.id):
+            self.parameters.add(entry.terms)
+        self.devices = store.device_count(run.id)
+        self.round = 1 + max((summary["round"] for summary in store.summaries(run.id)), default=0)
+        self._open()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are done."""
+        return self.round > self.config.rounds
+
+    def enrol(self, device_id: int) -> int:
+        """The device's number in the run."""
+        number = self.store.enrol(self.run.id, device_id)
+        self.devices = max(self.devices, number + 1)
+        return number
+
+    def plan(self, device: int) -> WorkPlan | None:
+        """What a device (at the last entry) is to do; None if it has reported in this round or the run is over."""
+        if self.finished or device in self.reports:
+            return None
+        due = self.round % self.config.held_out_every
+        return WorkPlan(
+            round=self.round,
+            entry=self.entry,
+            root=self.node(self.round, device),
+            examples=self.config.probe.examples,
+            measure_held_out=due == 0 or self.round == 1,
+            want_digest=self.round % self.config.digest_every == 0,
+        )
+
+    def node(self, round_number: int, device: int) -> Node:
+        """The directions of a device in a round: seeds of its own, next to those of its neighbours."""
+        count = self.config.probe.directions
+        first_seed = round_number * SEEDS_PER_ROUND + device * count
+        return one_level(self.bundle.manifest, self.rates.log2_eps, first_seed, count)
+
+    def accept(self, report: Report) -> Verdict:
+        """Take a report in, durably; ReportRefused where it cannot be an answer to this run's plans."""
+        if not 0 <= report.device < self.devices:
+            raise ReportRefused(f"device {report.device} has not joined this run")
+        if report.scalars.shape != (self.config.probe.directions,):
+            raise ReportRefused(f"a report holds {self.config.probe.directions} scalars, not {report.scalars.size}")
+        if np.abs(report.scalars).max(initial=0) > self.grid.limit:
+            raise ReportRefused(f"a scalar is beyond the clip of {self.grid.limit}")
+        if not 1 <= report.examples <= self.config.probe.examples:
+            raise ReportRefused(f"{report.examples} examples are not between 1 and {self.config.probe.examples}")
+        if report.round != self.round:
+            return Verdict.LATE
+        if report.digest is not None and report.digest != self.parameters.digest():
+            self.note("diverged", f"device {report.device} holds other parameters at entry {self.entry}; it was told to rebuild them")
+            return Verdict.DIVERGED
+        if not self.store.add_report(report):
+            return Verdict.DUPLICATE
+        self.reports[report.device] = report
+        return Verdict.ACCEPTED
+
+    def close_if_due(self) -> bool:
+        """Commit the round if its goal, or its deadline with its minimum, is reached."""
+        limits, count = self.config.round, len(self.reports)
+        if self.finished or not (count >= limits.goal or (count >= limits.minimum and self._waited() >= limits.deadline)):
+            return False
+        self.commit()
+        return True
+
+    def commit(self) -> None:
+        """Turn the reports into an entry: parameters first (they may refuse), then the store, then the next round."""
+        reports = [self.reports[device] for device in sorted(self.reports)]
+        terms = self._terms(reports)
+        try:
+            self.parameters.add(terms)
+        except RangeError as error:
+            self.note("refused", f"round {self.round} changed nothing: {error}; lower the rate")
+            terms = ()
+        entry = Entry(self.entry + 1, self.round, len(reports), terms)
+        head = chain(self.head, entry)
+        try:
+            self.store.commit(self.run.id, entry, head, self._summary(reports))
+        except BaseException:
+            self.parameters.add(negated(terms))
+            raise
+        self.entry, self.head, self.round = entry.number, head, self.round + 1
+        self._open()
+        if self.finished:
+            self.store.finish(self.run.id)
+
+    def why_waiting(self) -> str:
+        """In words, what the open round still lacks."""
+        limits, count = self.config.round, len(self.reports)
+        if self.finished:
+            return "the run is over"
+        left = limits.deadline - self._waited()
+        if left > 0:
+            return f"round {self.round} has {count} of {limits.goal} reports; {limits.minimum} are enough in {left:.0f} s"
+        return f"round {self.round} has {count} reports and needs {limits.minimum}; its deadline has passed"
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the open round is past its deadline."""
+        return not self.finished and self._waited() > self.config.round.deadline
+
+    def note(self, kind: str, text: str) -> None:
+        """An event for the log and the store."""
+        log.warning("%s: %s", kind, text)
+        self.store.add_event(self.run.id, kind, text)
+
+    def _open(self) -> None:
+        self.reports = {report.device: report for report in self.store.reports(self.run.id, self.round)}
+        self._opened = self._clock()
+
+    def _waited(self) -> float:
+        return self._clock() - self._opened
+
+    def _terms(self, reports: list[Report]) -> tuple[Term, ...]:
+        nodes = [self.node(report.round, report.device) for report in reports]
+        scale = aggregation.decay(self.config, self.round)
+        try:
+            return aggregation.aggregate(reports, nodes, self.rates, scale, self.bundle.manifest, self.grid)
+        except ValueError as error:
+            self.note("refused", f"round {self.round} changed nothing: {error}")
+            return ()
+
+    def _summary(self, reports: list[Report]) -> dict[str, Any]:
+        """What `status` and the demo show of a round; no scalars."""
+        held_out = [float(self.grid.values(np.array(report.held_out))) for report in reports if report.held_out is not None]
+        return {
+            "round": self.round,
+            "reports": len(reports),
+            "seconds": round(self._waited(), 3),
+            "probes": sum(2 * report.scalars.size for report in reports),
+            "dropped": sum(report.dropped for report in reports),
+            "half_difference": float(np.sqrt(np.mean([self.grid.values(report.scalars) ** 2 for report in reports]))),
+            "held_out": float(np.mean(held_out)) if held_out else None,
+            "peak_memory_mib": max(report.spent.peak_memory_mib for report in reports),
+        }

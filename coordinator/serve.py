@@ -1,0 +1,148 @@
+"""`edge-coordinator serve`: one run, from its first round to the evaluation of what came of it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from coordinator import service
+from coordinator.config import RunConfig
+from coordinator.model import best_entry
+from coordinator.rounds import Rounds
+from coordinator.service import Service
+from coordinator.store import Store
+from zo.bundle import open_bundle
+from zo.errors import DataError
+
+log = logging.getLogger(__name__)
+
+TICK = 0.2  # seconds between looks at the deadline
+GRACE = 1.0  # seconds for calls in flight when the server stops
+
+
+class Evaluator:
+    """The evaluating process, asked one thing at a time."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def ask(self, entry: int, split: str) -> dict[str, Any]:
+        """Metrics of the model at an entry on a split. DataError where the split's file cannot be used."""
+        if self._process is None or self._process.returncode is not None:
+            self._process = await self._start()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"entry": entry, "split": split}).encode() + b"\n")
+        answer = json.loads(await self._process.stdout.readline() or b'{"error": "the evaluating process ended"}')
+        if "error" in answer:
+            raise DataError(f"evaluation: {answer['error']}")
+        return answer
+
+    async def stop(self) -> None:
+        """End the process."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        wanted = self.config.evaluation
+        arguments = ["--store", self.config.store, "--run", self.config.name, "--most", str(wanted.most), "--threads", str(wanted.threads)]
+        arguments += ["--validation", wanted.validation, "--test", wanted.test]
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(sys.executable, "-m", "coordinator.evaluation", *arguments, stdin=pipe, stdout=pipe)
+
+
+class Serving:
+    """A running coordinator of one run."""
+
+    def __init__(self, config: RunConfig) -> None:
+        bundle = open_bundle(Path(config.bundle))
+        for split in (config.evaluation.validation, config.evaluation.test):
+            if split and not Path(split).exists():
+                raise DataError(f"evaluation file {split} does not exist; correct it in the configuration, or leave it out")
+        self.config = dataclasses.replace(config, store=str(Path(config.store).resolve()))
+        self.store = Store(Path(config.store), create=True)
+        self.rounds = Rounds(self.store, self.store.open_run(config.name, Path(config.bundle), bundle.digest), bundle, config)
+        self.service = Service(self.rounds)
+        self.evaluator = Evaluator(self.config)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        server = await service.start(self.service, self.config.listen, self.config.insecure_loopback)
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        log.info("serving run %r on %s, entry %d, round %d of %d", *self._place())
+        tasks = [asyncio.create_task(job) for job in (self._tick(), self._evaluate(), stop.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            self.service.stopping = True
+            async with self.service.changed:
+                self.service.changed.notify_all()
+            await server.stop(GRACE)
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            await self.evaluator.stop()
+            self.store.close()
+
+    async def _tick(self) -> None:
+        """Close rounds at their deadline; say why when one is overdue."""
+        told = 0
+        while True:
+            await asyncio.sleep(TICK)
+            await self.service.close_if_due()
+            if self.rounds.overdue and told != self.rounds.round:
+                told = self.rounds.round
+                log.info("waiting: %s", self.rounds.why_waiting())
+
+    async def _evaluate(self) -> None:
+        """Evaluate the entry of every n-th round and the last; then, once, the test file."""
+        wanted, run = self.config.evaluation, self.rounds.run.id
+        while wanted.validation:
+            due = self._due()
+            if due is None and self.rounds.finished:
+                break
+            if due is None:
+                await asyncio.sleep(TICK)
+                continue
+            metrics = await self.evaluator.ask(due, "validation")
+            self.store.add_evaluation(run, due, "validation", metrics)
+            log.info("entry %d: %s", due, describe(metrics))
+        while not self.rounds.finished:
+            await asyncio.sleep(TICK)
+        best = best_entry(self.store, run)
+        log.info("the run is over; the best entry is %d", best)
+        for entry in (0, best) if wanted.test and not self.store.evaluations(run, "test") else ():
+            metrics = await self.evaluator.ask(entry, "test")
+            self.store.add_evaluation(run, entry, "test", metrics)
+            log.info("test file, entry %d: %s", entry, describe(metrics))
+        await self.evaluator.stop()
+        await asyncio.Event().wait()
+
+    def _due(self) -> int | None:
+        """The newest entry that should be evaluated and is not."""
+        done = self.store.evaluations(self.rounds.run.id, "validation")
+        entry = self.rounds.entry
+        due = entry if self.rounds.finished else entry - entry % self.config.evaluation.every
+        return due if due not in done else None
+
+    def _place(self) -> tuple[str, str, int, int, int]:
+        rounds = self.rounds
+        return rounds.run.name, self.config.listen, rounds.entry, min(rounds.round, self.config.rounds), self.config.rounds
+
+
+def describe(metrics: dict[str, Any]) -> str:
+    """Metrics for a person."""
+    return f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, balanced accuracy {metrics['balanced_accuracy']:.4f}"

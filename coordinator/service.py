@@ -1,0 +1,188 @@
+"""The gRPC service over `Rounds`: long polls, bundle files, and an answer by name to everything it refuses."""
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from coordinator.rounds import ReportRefused, Rounds
+from zo import manifest as manifest_file
+from zo import wire
+from zo.errors import ConfigError, ConnectionFailed, StorageError
+from zo.messages import (
+    PROTOCOL,
+    FileChunk,
+    FileRequest,
+    JoinReply,
+    JoinRequest,
+    Report,
+    ReportReply,
+    Verdict,
+    WorkReply,
+    WorkRequest,
+)
+
+log = logging.getLogger(__name__)
+
+LONG_POLL = 20.0  # seconds; below what NAT boxes forget
+CHUNK = 1 << 20  # bytes of a bundle file a call
+MOST_ENTRIES = 256  # a reply
+RETRY_MS = 1000
+
+OPTIONS = [
+    ("grpc.max_receive_message_length", 1 << 20),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.so_reuseport", 0),
+]
+
+
+class Refusal(Exception):
+    """A call that is answered with a status and a sentence."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Service:
+    """Answers devices. Rounds are touched from the event loop only; `changed` is notified after every commit."""
+
+    def __init__(self, rounds: Rounds) -> None:
+        self.rounds = rounds
+        self.changed = asyncio.Condition()
+        self.finals_told: set[int] = set()
+        self.files = (manifest_file.FILE, *rounds.bundle.manifest.files)
+        self.stopping = False
+
+    async def join(self, request: JoinRequest) -> JoinReply:
+        """Enrol a device."""
+        if request.protocol != PROTOCOL:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this coordinator speaks protocol {PROTOCOL}, the agent {request.protocol}; install the same release on both",
+            )
+        rounds = self.rounds
+        device = rounds.enrol(request.device_id)
+        log.info("device %d joined", device)
+        return JoinReply(rounds.run.id, device, rounds.run.name, rounds.grid, rounds.bundle.digest, self.files)
+
+    async def fetch_file(self, request: FileRequest) -> FileChunk:
+        """A piece of a bundle file."""
+        self._check(request.run)
+        if request.file >= len(self.files):
+            raise Refusal(grpc.StatusCode.NOT_FOUND, f"the bundle has {len(self.files)} files, there is no file {request.file}")
+        return await asyncio.to_thread(_piece, self.rounds.bundle.folder / self.files[request.file], request.offset)
+
+    async def request_work(self, request: WorkRequest) -> WorkReply:
+        """Entries that the device lacks, and a plan; waits up to LONG_POLL for either."""
+        self._check(request.run, request.device)
+        reply = self._work(request)
+        if reply is None:
+            async with self.changed:
+                try:
+                    await asyncio.wait_for(self.changed.wait(), LONG_POLL)
+                except TimeoutError:
+                    pass
+            reply = self._work(request)
+        return reply or WorkReply(retry_after_ms=RETRY_MS, reason=self.rounds.why_waiting())
+
+    async def send_report(self, report: Report) -> ReportReply:
+        """Take a report in; commits the round when it was the last one awaited."""
+        self._check(report.run, report.device)
+        try:
+            verdict = self.rounds.accept(report)
+        except ReportRefused as error:
+            self.rounds.note("bad report", f"device {report.device}: {error}")
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+        if verdict is Verdict.ACCEPTED:
+            await self.close_if_due()
+        return ReportReply(verdict)
+
+    async def close_if_due(self) -> None:
+        """Commit the open round if it is due, then wake everyone who waits for it."""
+        if self.rounds.close_if_due():
+            async with self.changed:
+                self.changed.notify_all()
+
+    def _work(self, request: WorkRequest) -> WorkReply | None:
+        rounds = self.rounds
+        if request.entry > rounds.entry:
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"the ledger ends at entry {rounds.entry}, the device is at {request.entry}")
+        entries = tuple(rounds.store.entries(rounds.run.id, request.entry, MOST_ENTRIES))
+        complete = request.entry + len(entries) == rounds.entry
+        plan = rounds.plan(request.device) if complete else None
+        finished = complete and rounds.finished
+        if finished:
+            self.finals_told.add(request.device)
+        return WorkReply(entries, plan, 0, "", finished) if entries or plan or finished or self.stopping else None
+
+    def _check(self, run: int, device: int = 0) -> None:
+        if run != self.rounds.run.id:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, f"run {run} is not served here; join again")
+        if device and device >= self.rounds.devices:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, f"device {device} has not joined this run; join again")
+
+
+def _piece(path: Path, offset: int) -> FileChunk:
+    with path.open("rb") as file:
+        file.seek(min(offset, path.stat().st_size))
+        return FileChunk(file.read(CHUNK), path.stat().st_size)
+
+
+def handlers(service: Service) -> grpc.GenericRpcHandler:
+    """The service's methods as gRPC handlers."""
+    answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
+        "Join": service.join,
+        "FetchFile": service.fetch_file,
+        "RequestWork": service.request_work,
+        "SendReport": service.send_report,
+    }
+    return grpc.method_handlers_generic_handler(wire.SERVICE, {m.name: _handler(m, answers[m.name]) for m in wire.METHODS})
+
+
+def _handler(method: wire.Method, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+    decode = wire.decoder(method.request)
+
+    async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            return wire.encode(await answer(decode(data)))
+        except wire.WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Refusal as error:
+            await context.abort(error.code, str(error))
+        except StorageError as error:
+            log.error("%s", error)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot write its store; ask again later")
+        raise AssertionError("abort returns no value")
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+async def start(service: Service, listen: str, insecure_loopback: bool) -> grpc.aio.Server:
+    """Serve on `listen` ("address:port"). ConfigError where that would be plaintext beyond loopback."""
+    if not insecure_loopback:
+        raise ConfigError("only plaintext on a loopback address is supported yet; say so with --insecure-loopback")
+    host = listen.rpartition(":")[0].strip("[]")
+    if host != "localhost" and not _is_loopback(host):
+        raise ConfigError(f"listen = {listen!r} is no loopback address; plaintext is served on 127.0.0.1 or [::1] only")
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=None)
+    server.add_generic_rpc_handlers((handlers(service),))
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise ConnectionFailed(f"cannot listen on {listen}: the port is in use or not allowed; choose another with --listen")
+    await server.start()
+    return server
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,57 @@
+"""Task files: what a model is to be trained for (docs/bundles.md)."""
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from zo.errors import ConfigError
+from zo.manifest import Task
+from zo.structure import StructureError, from_plain
+
+DEFAULT_MAX_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """The keys of a task file. labels: one describing sentence a label. label_count: instead, where no sentences are known."""
+
+    labels: tuple[str, ...] = ()
+    label_count: int = 0
+    template: str = "{text}"
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    head: Literal["prototypes", "linear"] | None = None
+
+
+def read(path: Path | None) -> Task:
+    """The task of a .json or .toml file, or of a bare labels.json list; language modelling without a file or labels."""
+    plain: Any = {} if path is None else _plain(path)
+    if isinstance(plain, list):
+        plain = {"labels": plain}
+    try:
+        given: TaskFile = from_plain(TaskFile, plain)
+    except StructureError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    labels = given.labels or tuple(f"label {number}" for number in range(given.label_count))
+    if labels and len(labels) < 2:
+        raise ConfigError(f"{path}: a classification task needs at least two labels")
+    if given.labels and given.label_count not in (0, len(given.labels)):
+        raise ConfigError(f"{path}: label_count = {given.label_count}, but there are {len(given.labels)} labels")
+    if not 2 <= given.max_tokens <= 1 << 20:
+        raise ConfigError(f"{path}: max_tokens = {given.max_tokens} must be at least 2")
+    if "{text}" not in given.template:
+        raise ConfigError(f"{path}: template {given.template!r} does not contain {{text}}")
+    if not labels:
+        return Task("language-modelling", given.max_tokens, "vocabulary")
+    return Task("classification", given.max_tokens, given.head or ("prototypes" if given.labels else "linear"), labels, given.template)
+
+
+def _plain(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path after --task") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is no valid task file: {error}") from None

@@ -1,0 +1,53 @@
+"""Tiny models and the bundles made of them: each is built once a session, when a test first asks for it."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from coordinator.build.build import build
+from coordinator.build.layers import Training
+from zo.bundle import Bundle, open_bundle
+
+RANK, ALPHA, RUN_KEY = 4, 8.0, 7
+
+Bundles = Callable[..., Bundle]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """folders(model): a Hugging Face folder of one of `tiny_models.MODELS`; tests must not change it."""
+
+    @cache
+    def folder(model: str) -> Path:
+        config, weights, _ = tiny_models.MODELS[model]
+        return tiny_models.save(tmp_path_factory.mktemp("models") / model, config, weights)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundles(folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    """bundles(model, trainable="lora-fa", precision="fp32"): built and calibrated; tests must not change it."""
+
+    @cache
+    def bundle(model: str, trainable: str = "lora-fa", precision: str = "fp32") -> Bundle:
+        out, task = tmp_path_factory.mktemp("bundles") / f"{model}-{trainable}-{precision}", tiny_models.MODELS[model][2]
+        build(folders(model), out, task, Training(trainable, precision, RANK, ALPHA, RUN_KEY), tiny_models.examples(task))
+        return open_bundle(out)
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def bert_bundle(bundles: Bundles) -> Bundle:
+    """BERT with prototypes, `lora-fa`, fp32."""
+    return bundles("bert")
+
+
+@pytest.fixture(scope="session")
+def llama_bundle(bundles: Bundles) -> Bundle:
+    """Tied Llama, `lora-fa`, fp32."""
+    return bundles("llama-tied")

@@ -1,0 +1,99 @@
+"""Configuration: one dataclass gives the TOML file, the environment variables, the flags and their help.
+
+A setting is looked for in the flags, then the environment, then the file, then its default. Nested dataclasses are
+tables: `round.goal` is [round] goal in the file, --round.goal as a flag, EDGE_COORDINATOR_ROUND_GOAL in the environment.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from zo.errors import ConfigError
+from zo.structure import StructureError, from_plain
+
+T = TypeVar("T")
+
+
+def setting(help: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a configuration dataclass with its help text."""
+    if dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=type(default), metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
+    """--config and a flag for every setting of `kind`."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with the settings below")
+    for name, field in settings(kind):
+        default = field.default if field.default is not dataclasses.MISSING else "required"
+        shown = "" if default is None or default == "" else f" [{default}]"
+        text = (field.metadata.get("help", "") + shown).replace("%", "%%")
+        switch = {"nargs": "?", "const": "true"} if field.default is False else {}
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"setting {name}", metavar="VALUE", help=text, **switch)
+
+
+def load(kind: type[T], flags: argparse.Namespace, prefix: str, environment: Mapping[str, str] | None = None) -> T:
+    """The configuration from flags, environment (names begin with `prefix`) and file. ConfigError says what and where."""
+    environment = os.environ if environment is None else environment
+    plain = _read_file(flags.config) if flags.config else {}
+    where = str(flags.config) if flags.config else "configuration"
+    hints = {name: hint for name, hint in _hints(kind)}
+    for name, hint in hints.items():
+        variable = f"{prefix}_{name.upper().replace('.', '_')}"
+        flag = getattr(flags, f"setting {name}", None)
+        if flag is not None or variable in environment:
+            _put(plain, name, _parse(hint, flag if flag is not None else environment[variable]))
+            where = f"--{name}" if flag is not None else variable
+    try:
+        return from_plain(kind, plain)
+    except StructureError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def settings(kind: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Dotted name and field of every setting, tables opened."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from settings(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+def _hints(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _hints(hint, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path after --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _put(plain: dict[str, Any], name: str, value: Any) -> None:
+    *tables, key = name.split(".")
+    for table in tables:
+        plain = plain.setdefault(table, {})
+    plain[key] = value
+
+
+def _parse(hint: Any, text: str) -> Any:
+    """A flag or variable as plain data: texts stay as they are, everything else is read as TOML would."""
+    if hint is str or hint == str | None:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
