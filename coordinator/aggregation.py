@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from coordinator.config import RunConfig
 from zo.calibration import kinds, probe_sizes
 from zo.estimators import Grid, round_stochastically
@@ -45,7 +43,9 @@ def decay(config: RunConfig, round_number: int) -> float:
     return 1 - (1 - config.rate.final) * (round_number - 1) / config.rounds
 
 
-def aggregate(reports: Sequence[Report], nodes: Sequence[Node], given: Rates, scale: float, manifest: Manifest, grid: Grid) -> tuple[Term, ...]:
+def aggregate(
+    reports: Sequence[Report], nodes: Sequence[Node], given: Rates, scale: float, manifest: Manifest, grid: Grid
+) -> tuple[Term, ...]:
     """Terms of a round, weighted by examples: -scale * rate * (half difference / signal) * probe, for every direction.
 
     nodes: what each report answers. The same reports in any order give the same terms.

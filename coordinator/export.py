@@ -95,7 +95,10 @@ def _finished(model: onnx.ModelProto, fields: list[str], causal: bool) -> onnx.M
     zero, one = (helper.make_tensor(f"index {n}", TensorProto.INT64, [], [n]) for n in (0, 1))
     graph.initializer.extend([zero, one, helper.make_tensor("first axis", TensorProto.INT64, [1], [0])])
     if causal:
-        nodes = [helper.make_node("Size", ["input_ids"], ["count"]), helper.make_node("Range", ["index 0", "count", "index 1"], ["positions"])]
+        nodes = [
+            helper.make_node("Size", ["input_ids"], ["count"]),
+            helper.make_node("Range", ["index 0", "count", "index 1"], ["positions"]),
+        ]
         for place, node in enumerate(nodes):
             graph.node.insert(place, node)
         _drop_input(graph, "positions")
@@ -105,7 +108,7 @@ def _finished(model: onnx.ModelProto, fields: list[str], causal: bool) -> onnx.M
         graph.node.append(helper.make_node("Reshape", ["logits", "rows and classes"], ["output"]))
     else:
         graph.node.append(helper.make_node("Squeeze", ["logits", "first axis"], ["output"]))
-    shape = ["batch", "tokens", classes] if causal else ["batch", classes]
+    shape: list[str | int] = ["batch", "tokens", classes] if causal else ["batch", classes]
     graph.output.append(helper.make_tensor_value_info("output", TensorProto.FLOAT, shape))
     extracted = Extractor(model).extract_model(fields, ["output"])
     _rename_output(extracted.graph)

@@ -15,6 +15,7 @@ from coordinator.config import RunConfig
 from coordinator.model import best_entry
 from coordinator.rounds import Rounds
 from coordinator.service import Service
+from coordinator.status import describe
 from coordinator.store import Store
 from zo.bundle import open_bundle
 from zo.errors import DataError
@@ -141,8 +142,3 @@ class Serving:
     def _place(self) -> tuple[str, str, int, int, int]:
         rounds = self.rounds
         return rounds.run.name, self.config.listen, rounds.entry, min(rounds.round, self.config.rounds), self.config.rounds
-
-
-def describe(metrics: dict[str, Any]) -> str:
-    """Metrics for a person."""
-    return f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, balanced accuracy {metrics['balanced_accuracy']:.4f}"

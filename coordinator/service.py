@@ -1,6 +1,7 @@
 """The gRPC service over `Rounds`: long polls, bundle files, and an answer by name to everything it refuses."""
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
@@ -83,10 +84,8 @@ class Service:
         reply = self._work(request)
         if reply is None:
             async with self.changed:
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.changed.wait(), LONG_POLL)
-                except TimeoutError:
-                    pass
             reply = self._work(request)
         return reply or WorkReply(retry_after_ms=RETRY_MS, reason=self.rounds.why_waiting())
 
@@ -145,7 +144,7 @@ def handlers(service: Service) -> grpc.GenericRpcHandler:
 
 
 def _handler(method: wire.Method, answer: Callable[[Any], Awaitable[Any]]) -> Any:
-    decode = wire.decoder(method.request)
+    decode: Callable[[bytes], Any] = wire.decoder(method.request)
 
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:

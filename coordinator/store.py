@@ -76,7 +76,9 @@ class Store:
             )
         run = self.run(name)
         if run.bundle_digest != bundle_digest:
-            raise StorageError(f"run {name!r} in {self.path} was begun with another bundle ({run.bundle}); choose another --name or --store")
+            raise StorageError(
+                f"run {name!r} in {self.path} was begun with another bundle ({run.bundle}); choose another --name or --store"
+            )
         return run
 
     def run(self, name: str) -> RunRow:

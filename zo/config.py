@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
         default = field.default if field.default is not dataclasses.MISSING else "required"
         shown = "" if default is None or default == "" else f" [{default}]"
         text = (field.metadata.get("help", "") + shown).replace("%", "%%")
-        switch = {"nargs": "?", "const": "true"} if field.default is False else {}
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if field.default is False else {}
         parser.add_argument(f"--{name.replace('_', '-')}", dest=f"setting {name}", metavar="VALUE", help=text, **switch)
 
 
@@ -42,7 +42,7 @@ def load(kind: type[T], flags: argparse.Namespace, prefix: str, environment: Map
     environment = os.environ if environment is None else environment
     plain = _read_file(flags.config) if flags.config else {}
     where = str(flags.config) if flags.config else "configuration"
-    hints = {name: hint for name, hint in _hints(kind)}
+    hints = dict(_hints(kind))
     for name, hint in hints.items():
         variable = f"{prefix}_{name.upper().replace('.', '_')}"
         flag = getattr(flags, f"setting {name}", None)

@@ -68,12 +68,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a bundle but its weights. files: SHA-256 by name, of every file but the manifest itself."""
+    """Everything about a bundle but its weights. rank, alpha: of adapters. files: SHA-256 by name, of every file but this."""
 
     name: str
     architecture: str
     precision: Precision
     trainable: TrainableSet
+    rank: int
+    alpha: float
     run_key: int
     task: Task
     groups: tuple[Group, ...]

@@ -1,0 +1,116 @@
+"""The commands under `edge-coordinator bundle`. Heavy imports wait until a command runs."""
+
+import argparse
+import dataclasses
+import json
+import secrets
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from zo import bundle as bundle_files
+from zo import examples
+from zo.calibration import Measurement
+from zo.errors import BundleError, ConfigError
+from zo.manifest import Manifest
+
+
+def build(given: argparse.Namespace) -> None:
+    """bundle build MODEL OUT"""
+    from coordinator import task as task_file
+    from coordinator.build import build as builder
+    from coordinator.build.layers import Training
+
+    task = task_file.read(given.task)
+    if given.max_tokens is not None:
+        if given.max_tokens < 2:
+            raise ConfigError(f"--max-tokens {given.max_tokens} must be at least 2")
+        task = dataclasses.replace(task, max_tokens=given.max_tokens)
+    if given.rank < 1:
+        raise ConfigError(f"--rank {given.rank} must be at least 1")
+    run_key = secrets.randbits(32) if given.run_key is None else given.run_key
+    if not 0 <= run_key < 2**32:
+        raise ConfigError(f"--run-key {run_key} must be 32 bits, unsigned")
+    training = Training(given.trainable, given.precision, given.rank, given.alpha, run_key)
+    found = examples.read(given.data, task).examples if given.data else []
+    measured = builder.build(given.model, given.out, task, training, found, given.stages)
+    print(table(measured))
+    inspect(argparse.Namespace(bundle=given.out, json=False))
+
+
+def inspect(given: argparse.Namespace) -> None:
+    """bundle inspect BUNDLE"""
+    bundle = bundle_files.open_bundle(given.bundle)
+    print(json.dumps(dataclasses.asdict(bundle.manifest)) if given.json else _described(bundle.manifest, bundle.folder))
+
+
+def verify(given: argparse.Namespace) -> None:
+    """bundle verify BUNDLE"""
+    from coordinator.build.build import calibration_batches
+    from zo.engine import Engine
+
+    bundle = bundle_files.open_bundle(given.bundle)
+    loss, _ = Engine(bundle, bundle.parameters()).forward(calibration_batches(bundle, [])[0])
+    print(f"{given.bundle}: {len(bundle.manifest.files)} files have the digests stated; the model runs (loss {loss:.3f} on stand-in text)")
+
+
+def calibrate(given: argparse.Namespace) -> None:
+    """bundle calibrate BUNDLE"""
+    from coordinator.build import build as builder
+
+    bundle = bundle_files.open_bundle(given.bundle)
+    found = examples.read(given.data, bundle.manifest.task).examples if given.data else []
+    batches = builder.calibration_batches(bundle, found)
+    with tempfile.TemporaryDirectory() as scratch:
+        reference = bundle
+        if bundle.manifest.precision != "fp32":
+            if given.model is None:
+                raise ConfigError(f"{given.bundle} has precision {bundle.manifest.precision}; give the float32 model with --model FOLDER")
+            reference = builder.exact_twin(bundle, given.model, Path(scratch) / "exact")
+        print(table(builder.calibrate(bundle, reference, batches)))
+
+
+def pack(given: argparse.Namespace) -> None:
+    """bundle pack BUNDLE ARCHIVE"""
+    if given.archive.exists():
+        raise BundleError(f"{given.archive} exists already; choose another name, or remove it")
+    bundle_files.pack(bundle_files.open_bundle(given.bundle), given.archive)
+
+
+def unpack(given: argparse.Namespace) -> None:
+    """bundle unpack ARCHIVE FOLDER"""
+    if given.folder.exists():
+        raise BundleError(f"{given.folder} exists already; choose another folder, or remove it")
+    bundle_files.unpack(given.archive, given.folder)
+
+
+def table(measured: Sequence[Measurement]) -> str:
+    """Calibration for a person; the chosen eps of each kind is starred."""
+    from zo.calibration import choose
+
+    chosen = {kind: choose([m for m in measured if m.kind == kind]).log2_eps for kind in dict.fromkeys(m.kind for m in measured)}
+    lines = ["kind   eps      signal     noise      bias   curvature  correlation   (signal, noise, curvature in nats)"]
+    for m in measured:
+        star = "*" if chosen[m.kind] == m.log2_eps else " "
+        row = f"{m.kind:5} {star}2**{m.log2_eps:<4} {m.signal:9.2e} {m.noise:9.2e} {m.bias:9.3f} {m.curvature:11.2e} {m.correlation:12.3f}"
+        lines.append(row)
+    return "\n".join(lines)
+
+
+def _described(manifest: Manifest, folder: Path) -> str:
+    values = sum(group.size for group in manifest.groups)
+    size = sum((folder / name).stat().st_size for name in manifest.files)
+    lines = [
+        f"{manifest.name}: {manifest.architecture}, base {manifest.precision}, trainable {manifest.trainable} ({values:,} values)",
+        f"task: {manifest.task.kind}, head {manifest.task.head}, at most {manifest.task.max_tokens} tokens",
+        *(f"  label {number}: {label}" for number, label in enumerate(manifest.task.labels[:12])),
+        *([f"  ... {len(manifest.task.labels)} labels"] if len(manifest.task.labels) > 12 else []),
+        *(
+            f"{stage.file}: {', '.join(stage.inputs)} -> {', '.join(stage.outputs)}; groups {list(stage.groups)}"
+            for stage in manifest.stages
+        ),
+        *(f"group {g.id} ({g.kind}): {len(g.tensors)} tensors, {g.size:,} values, unit 2**{g.log2_unit}" for g in manifest.groups),
+        *(f"probe size of the {c.kind}: 2**{c.log2_eps} (correlation {c.correlation:.3f})" for c in manifest.calibration),
+        f"run key {manifest.run_key}; {len(manifest.files)} files, {size / 1e6:.1f} MB",
+    ]
+    return "\n".join(lines)

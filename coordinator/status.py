@@ -1,0 +1,50 @@
+"""Where a run stands, from its store alone."""
+
+import time
+from typing import Any
+
+from coordinator.model import best_entry
+from coordinator.store import RunRow, Store
+
+
+def of(store: Store, run: RunRow) -> dict[str, Any]:
+    """The state of a run as plain data (JSON)."""
+    summaries, (entry, head) = store.summaries(run.id), store.head(run.id)
+    return {
+        "run": run.name,
+        "state": run.state,
+        "entry": entry,
+        "head": head.hex(),
+        "devices": store.device_count(run.id),
+        "rounds": len(summaries),
+        "probes": sum(summary["probes"] for summary in summaries),
+        "dropped": sum(summary["dropped"] for summary in summaries),
+        "seconds": sum(summary["seconds"] for summary in summaries),
+        "last_round": summaries[-1] if summaries else None,
+        "best_entry": best_entry(store, run.id),
+        "validation": store.evaluations(run.id, "validation"),
+        "test": store.evaluations(run.id, "test"),
+        "events": [{"at": at, "kind": kind, "text": text} for at, kind, text in store.events(run.id)[-20:]],
+    }
+
+
+def told(found: dict[str, Any]) -> str:
+    """The same for a person."""
+    lines = [
+        f"run {found['run']!r} is {found['state']}: {found['rounds']} rounds, {found['devices']} devices, {found['probes']} probes",
+        f"entry {found['entry']} (chain {found['head'][:16]}), best by validation: entry {found['best_entry']}",
+    ]
+    if found["last_round"]:
+        last = found["last_round"]
+        lines.append(f"round {last['round']}: {last['reports']} reports in {last['seconds']:.1f} s")
+    for split in ("validation", "test"):
+        lines += [f"{split:10} entry {entry:>5}: {describe(metrics)}" for entry, metrics in list(found[split].items())[-5:]]
+    lines += [
+        f"{time.strftime('%H:%M:%S', time.localtime(event['at']))} {event['kind']}: {event['text']}" for event in found["events"][-5:]
+    ]
+    return "\n".join(lines)
+
+
+def describe(metrics: dict[str, Any]) -> str:
+    """Metrics for a person."""
+    return f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, balanced accuracy {metrics['balanced_accuracy']:.4f}"

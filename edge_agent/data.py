@@ -1,0 +1,53 @@
+"""The device's own examples: encoded once, a share held out, batches drawn at random."""
+
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from zo import examples
+from zo.batches import Batch, Encoded, collate, encode
+from zo.examples import Reading
+from zo.manifest import Task
+
+ROOM = 4  # batches drawn together and sorted by length, so that short texts are not padded to long ones
+
+
+class Dataset:
+    """Encoded examples in memory; text is dropped once encoded.
+
+    held_out_share, held_out_most: how many examples are kept for measuring. balanced: classes equally often. DataError
+    where the folder holds no usable example.
+    """
+
+    def __init__(self, path: Path, task: Task, tokenizer: Tokenizer, *, held_out_share: float, held_out_most: int, balanced: bool) -> None:
+        self.task = task
+        self.reading: Reading = examples.read(path, task)
+        rows = [row for example in self.reading.examples for row in encode(example, task, tokenizer)]
+        self.reading.examples.clear()
+        kept = min(int(len(rows) * held_out_share), held_out_most)
+        order = np.random.default_rng(0).permutation(len(rows))
+        self.held_out = sorted((rows[place] for place in order[:kept]), key=lambda row: len(row.ids))
+        self.training = [rows[place] for place in order[kept:]]
+        classes: dict[int, list[Encoded]] = {}
+        for row in self.training:
+            classes.setdefault(row.label if balanced else 0, []).append(row)
+        self._classes = list(classes.values())
+        self._generator = np.random.default_rng()
+        self._ready: list[list[Encoded]] = []
+
+    def draw(self, size: int) -> Batch:
+        """A random batch of `size` training examples of similar length."""
+        if not self._ready or len(self._ready[-1]) != size:
+            rows = sorted((self._one() for _ in range(size * ROOM)), key=lambda row: len(row.ids))
+            self._ready = [rows[start : start + size] for start in range(0, len(rows), size)]
+            self._generator.shuffle(self._ready)
+        return collate(self._ready.pop(), self.task)
+
+    def held_out_batches(self, size: int) -> list[Batch]:
+        """The held-out examples, always the same."""
+        return [collate(self.held_out[start : start + size], self.task) for start in range(0, len(self.held_out), size)]
+
+    def _one(self) -> Encoded:
+        rows = self._classes[self._generator.integers(len(self._classes))]
+        return rows[self._generator.integers(len(rows))]

@@ -1,0 +1,82 @@
+"""The line to the coordinator: calls that can be interrupted, and two kinds of failure."""
+
+import contextlib
+import ipaddress
+import threading
+from typing import Any
+
+import grpc
+
+from zo import wire
+from zo.errors import ConfigError, RunRefused
+
+DEADLINE = 45.0  # seconds; above the coordinator's long poll
+PATIENCE = 0.1  # seconds between looks at the stop event while a call is under way
+AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+OPTIONS = [
+    ("grpc.max_receive_message_length", wire.MAX_MESSAGE),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+]
+
+
+class Unreachable(Exception):
+    """The coordinator did not answer; the same call may succeed later."""
+
+
+class Rejoin(Exception):
+    """The coordinator does not know this run, device or entry any more; join again and rebuild."""
+
+
+class Stopped(Exception):
+    """The agent was asked to stop."""
+
+
+class Link:
+    """A channel to one coordinator. `stop`: when it is set, calls under way end with Stopped."""
+
+    def __init__(self, address: str, stop: threading.Event, insecure_loopback: bool) -> None:
+        host = address.rpartition(":")[0].strip("[]")
+        if not insecure_loopback:
+            raise ConfigError("only plaintext to a loopback address is supported yet; say so with --insecure-loopback")
+        if not (host == "localhost" or _is_loopback(host)):
+            raise ConfigError(f"coordinator = {address!r} is no loopback address; plaintext is spoken to 127.0.0.1 or [::1] only")
+        self.address, self._stop = address, stop
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._calls = {m.request: self._channel.unary_unary(m.path, wire.encode, wire.decoder(m.reply)) for m in wire.METHODS}
+
+    def ask(self, request: Any) -> Any:
+        """Make the call that takes this kind of message. Raises Unreachable, Rejoin, Stopped, or RunRefused."""
+        call = self._calls[type(request)].future(request, timeout=DEADLINE)
+        try:
+            while True:
+                with contextlib.suppress(grpc.FutureTimeoutError):
+                    return call.result(timeout=PATIENCE)
+                if self._stop.is_set():
+                    call.cancel()
+                    raise Stopped
+        except grpc.FutureCancelledError:
+            raise Stopped from None
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def _failure(self, error: Any) -> Exception:
+        code, details = error.code(), error.details()
+        if code in AGAIN:
+            return Unreachable(details)
+        if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
+            return Rejoin(details)
+        return RunRefused(f"the coordinator at {self.address} refused: {details} ({code.name.lower().replace('_', ' ')})")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,78 @@
+"""What the agent is doing, in one small file that `edge-agent status` reads."""
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from zo.errors import StorageError
+
+FILE = "status.json"
+INTERVAL = 5.0  # seconds between writes while nothing changes its state: flash is precious
+
+
+class Status:
+    """The facts of a running agent. state: "joining", "working", "waiting", "unreachable", "finished", "stopped" or "failed"."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._written = folder / FILE, 0.0
+        self.facts: dict[str, Any] = {"state": "joining", "pid": os.getpid()}
+
+    def update(self, **facts: Any) -> None:
+        """Note facts; written at once where the state changes, else at intervals."""
+        changed = facts.get("state", self.facts["state"]) != self.facts["state"] and facts.get("state") not in ("working", "waiting")
+        self.facts |= facts
+        if changed or time.monotonic() - self._written >= INTERVAL:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file now; StorageError where that fails."""
+        self.facts |= {"at": round(time.time(), 1), "peak_memory_mib": peak_memory_mib()}
+        temporary = self._path.with_suffix(".tmp")
+        try:
+            temporary.write_text(json.dumps(self.facts) + "\n", encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError as error:
+            raise StorageError(f"{self._path}: {error.strerror}; give a folder that can be written with --state") from None
+        self._written = time.monotonic()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The facts last written, with "alive" added. StorageError where no agent ever ran."""
+    try:
+        facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise StorageError(f"{folder} holds no status of an agent; give the folder of a running agent with --state") from None
+    facts["alive"] = False
+    with contextlib.suppress(psutil.Error):
+        facts["alive"] = "edge-agent" in " ".join(psutil.Process(facts["pid"]).cmdline()) or "edge_agent" in " ".join(
+            psutil.Process(facts["pid"]).cmdline()
+        )
+    return facts
+
+
+def told(facts: dict[str, Any]) -> str:
+    """The facts for a person."""
+    alive = "" if facts["alive"] else " (no such process any more)"
+    lines = [f"{facts['state']}{alive}: {facts.get('reason', '')}".rstrip(": ")]
+    if "run" in facts:
+        lines.append(
+            f"run {facts['run']!r} as device {facts['device']}, entry {facts.get('entry', 0)}, {facts.get('reports', 0)} reports sent"
+        )
+    if "examples" in facts:
+        lines.append(f"{facts['examples']} examples, {facts['held_out']} of them held out; {facts['skipped']} lines skipped")
+    if facts.get("held_out_loss") is not None:
+        lines.append(f"loss on held-out examples: {facts['held_out_loss']:.4f}")
+    lines.append(f"peak memory {facts['peak_memory_mib']} MiB")
+    return "\n".join(lines)
+
+
+def peak_memory_mib() -> int:
+    """Largest resident memory of this process so far, in MiB."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -1,0 +1,51 @@
+"""Working a plan: draw a batch, probe, and turn losses into a report."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from edge_agent.data import Dataset
+from edge_agent.status import peak_memory_mib
+from zo.engine import Engine
+from zo.estimators import Grid, half_differences
+from zo.messages import JoinReply, Report, Spent
+from zo.plan import WorkPlan
+
+
+def work(plan: WorkPlan, engine: Engine, dataset: Dataset, joined: JoinReply, go_on: Callable[[], None]) -> Report:
+    """The report of a plan. `go_on` is called between probes; what it raises ends the work with the parameters restored."""
+    began, cpu = time.monotonic(), time.process_time()
+    batch = dataset.draw(plan.examples)
+    half = half_differences(engine.probe(plan.root, batch, go_on))
+    usable = np.isfinite(half)
+    held_out = held_out_loss(engine, dataset, plan.examples, go_on) if plan.measure_held_out else None
+    return Report(
+        run=joined.run,
+        device=joined.device,
+        round=plan.round,
+        scalars=joined.grid.integers(np.where(usable, half, 0.0)),
+        examples=batch.examples,
+        dropped=int((~usable).sum()),
+        held_out=None if held_out is None else _on_grid(held_out, joined.grid),
+        spent=Spent(peak_memory_mib(), _milliseconds(time.monotonic() - began), _milliseconds(time.process_time() - cpu)),
+        digest=engine.parameters.digest() if plan.want_digest else None,
+    )
+
+
+def held_out_loss(engine: Engine, dataset: Dataset, size: int, go_on: Callable[[], None]) -> float | None:
+    """Mean loss over the device's held-out examples (nats); None where there are none, or it is not finite."""
+    total, count = 0.0, 0
+    for batch in dataset.held_out_batches(size):
+        go_on()
+        total += engine.forward(batch)[0] * batch.examples
+        count += batch.examples
+    return total / count if count and np.isfinite(total) else None
+
+
+def _on_grid(value: float, grid: Grid) -> int:
+    return round(value * 2**grid.log2_levels)
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(round(seconds * 1000), 2**32 - 1)

@@ -1,0 +1,171 @@
+"""Calibration: probe sizes in each group's own units, and the largest eps among those that measure well."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import tiny_models
+
+from zo.batches import Batch, collate, encode
+from zo.bundle import Bundle
+from zo.calibration import CANDIDATES, Measurement, choose, kinds, measure, one_level, probe_sizes
+from zo.engine import Engine
+from zo.errors import UserError
+from zo.plan import Node
+
+
+def measured(*correlations: float) -> list[Measurement]:
+    """One a candidate, from the smallest on."""
+    return [Measurement("body", size, 1.0, 0.1, 0.0, 0.5, r) for size, r in zip(CANDIDATES, correlations, strict=False)]
+
+
+def batches(bundle: Bundle, count: int = 2) -> list[Batch]:
+    task, tokenizer = bundle.manifest.task, bundle.tokenizer()
+    rows = [[row for example in tiny_models.examples(task, 6, seed) for row in encode(example, task, tokenizer)] for seed in range(count)]
+    return [collate(each, task) for each in rows]
+
+
+class Quadratic(Engine):
+    """Loss = 1 + 3 * (first value of the head's bias) + curvature * (all its values) squared, with an error of its own."""
+
+    curvature = 0.0
+    error: Callable[[int], float] = staticmethod(lambda place: 0.0)
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest, self.parameters, self.calls = bundle.manifest, bundle.parameters(), 0
+
+    def probe(self, node: Node, batch: Batch, go_on: Callable[[], None] = lambda: None) -> np.ndarray:
+        losses = []
+        for direction in range(node.count):
+            for sign in (1, -1):
+                moved = self.parameters.copy()
+                moved.add(node.terms(direction, sign))
+                self.calls += 1
+                losses.append(self.loss(moved.tensor("head.bias")) + self.error(self.calls))
+        return np.array(losses)
+
+    def forward(self, batch: Batch) -> tuple[float, np.ndarray]:
+        return self.loss(self.parameters.tensor("head.bias")), np.empty(0)
+
+    def loss(self, bias: np.ndarray) -> float:
+        return 1 + 3 * float(bias[0]) + self.curvature * float(bias.astype(np.float64) @ bias)
+
+
+# --- plans ---
+
+
+def test_kinds_are_those_of_the_groups(bert_bundle: Bundle, llama_bundle: Bundle) -> None:
+    assert kinds(bert_bundle.manifest) == ("body", "head")
+    assert kinds(llama_bundle.manifest) == ("body",)
+
+
+@pytest.mark.parametrize("trainable", ["lora-fa", "norms", "full"])
+def test_e_is_eps_in_each_groups_own_unit(trainable: str, bundles: Callable[..., Bundle]) -> None:
+    manifest = bundles("bert", trainable).manifest
+    sizes = probe_sizes(manifest, {"body": -6, "head": -3})
+    eps = {group: size.log2_e + manifest.groups[group].log2_unit for size in sizes for group in size.groups}
+    assert eps == {group.id: {"body": -6, "head": -3}[group.kind] for group in manifest.groups}
+    assert len({size.log2_e for size in sizes}) == len(sizes)
+
+
+def test_kinds_that_are_not_named_are_left_alone(bert_bundle: Bundle) -> None:
+    groups = [group for size in probe_sizes(bert_bundle.manifest, {"head": -3}) for group in size.groups]
+    assert groups == [group.id for group in bert_bundle.manifest.groups if group.kind == "head"]
+
+
+def test_plain_mezo_begins_at_the_lowest_perturbed_stage(bert_bundle: Bundle) -> None:
+    last = len(bert_bundle.manifest.stages) - 1
+    assert one_level(bert_bundle.manifest, {"body": -3, "head": -3}, 5, 7).stage == 0
+    node = one_level(bert_bundle.manifest, {"head": -3}, 5, 7)
+    assert (node.stage, node.first_seed, node.count, node.children) == (last, 5, 7, ())
+
+
+# --- choosing ---
+
+
+@pytest.mark.parametrize(
+    ("correlations", "chosen"),
+    [
+        ((1.0, 1.0, 1.0, 1.0, 0.999, 0.99), -0),
+        ((1.0, 1.0, 0.999, 0.93, 0.72), -6),
+        ((0.04, 0.28, 0.51, 0.79, 0.965, 0.69), -2),
+        ((0.9, 0.5), -10),
+        ((0.1, -0.2, 0.6, 0.5), -6),
+    ],
+)
+def test_the_largest_eps_within_two_percent_of_the_best_is_chosen(correlations: Sequence[float], chosen: int) -> None:
+    assert choose(measured(*correlations)).log2_eps == chosen
+
+
+def test_what_was_measured_for_the_chosen_eps_is_kept() -> None:
+    found = choose(measured(0.5, 1.0))
+    assert dataclasses.asdict(found) == dataclasses.asdict(measured(0.5, 1.0)[1])
+
+
+def test_nothing_that_measures_the_slope_is_an_error_for_a_person() -> None:
+    with pytest.raises(UserError):
+        choose(measured(-0.4, 0.0))
+
+
+# --- measuring ---
+
+
+def test_an_exact_linear_loss_is_measured_without_noise_or_bias(bert_bundle: Bundle) -> None:
+    engine = Quadratic(bert_bundle)
+    found = measure(engine, engine, "head", batches(bert_bundle), 8)
+    assert [m.log2_eps for m in found] == list(CANDIDATES)
+    for m in found:
+        assert m.correlation == pytest.approx(1)
+        assert m.bias == pytest.approx(0, abs=1e-9)
+        assert m.signal == pytest.approx(3 * 2.0**m.log2_eps)
+        assert m.noise == pytest.approx(0, abs=1e-9)
+        assert m.curvature == pytest.approx(0, abs=1e-9)
+
+
+def test_curvature_is_eps_squared_times_the_trace(bert_bundle: Bundle) -> None:
+    engine = Quadratic(bert_bundle)
+    engine.curvature = 0.25
+    for m in measure(engine, engine, "head", batches(bert_bundle), 8):
+        trace = 2 * 0.25 * 3  # of three values
+        assert m.curvature == pytest.approx(trace * 4.0**m.log2_eps)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_noise_that_drowns_small_steps_leads_to_large_ones(seed: int, bert_bundle: Bundle) -> None:
+    noisy, generator = Quadratic(bert_bundle), np.random.default_rng(seed)
+    noisy.error = lambda place: 0.03 * generator.standard_normal()
+    found = measure(noisy, Quadratic(bert_bundle), "head", batches(bert_bundle), 12)
+    assert choose(found).log2_eps >= -4
+    assert found[-1].noise == pytest.approx(0.03 / np.sqrt(2), rel=0.5)
+
+
+def test_a_loss_that_is_not_finite_counts_as_no_correlation(bert_bundle: Bundle) -> None:
+    broken = Quadratic(bert_bundle)
+    broken.error = lambda place: np.nan if place > 2 * 16 else 0.0  # from the second candidate on
+    found = measure(broken, Quadratic(bert_bundle), "head", batches(bert_bundle), 8)
+    assert [m.correlation for m in found] == [pytest.approx(1), 0.0]
+    assert choose(found).log2_eps == CANDIDATES[0]
+
+
+@pytest.mark.parametrize(("model", "trainable"), [("bert", "lora-fa"), ("llama", "norms"), ("bert-classifier", "full")])
+def test_float32_bundles_measure_the_slope_well(model: str, trainable: str, bundles: Callable[..., Bundle]) -> None:
+    calibration = bundles(model, trainable).manifest.calibration
+    assert {c.kind for c in calibration} == set(kinds(bundles(model, trainable).manifest))
+    for c in calibration:
+        assert c.correlation > 0.97
+        assert abs(c.bias) < 0.3
+        assert c.noise < c.signal
+
+
+def test_int8_wants_larger_probes_than_float32(bundles: Callable[..., Bundle]) -> None:
+    exact, coarse = bundles("bert"), bundles("bert", precision="int8")
+    assert coarse.manifest.log2_eps("body") >= exact.manifest.log2_eps("body")
+    assert next(c for c in coarse.manifest.calibration if c.kind == "body").correlation > 0.8
+
+
+def test_measuring_changes_no_bit(llama_bundle: Bundle) -> None:
+    parameters = llama_bundle.parameters()
+    before, engine = parameters.digest(), Engine(llama_bundle, parameters)
+    measure(engine, engine, "body", batches(llama_bundle, 1), 2)
+    assert parameters.digest() == before

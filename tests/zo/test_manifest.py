@@ -1,0 +1,107 @@
+"""A manifest survives writing and reading; everything unknown, missing or of the wrong type is refused, saying where."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zo import manifest as manifest_file
+from zo.bundle import Bundle
+from zo.errors import BundleError
+from zo.manifest import SCHEMA_VERSION, Calibration, Manifest, Stage, Task
+from zo.parameters import Group, Tensor
+
+EXAMPLE = Manifest(
+    name='härd "name"',
+    architecture="bert",
+    precision="int8",
+    trainable="lora-fa",
+    run_key=2**32 - 1,
+    task=Task("classification", 64, "prototypes", ("über", "b\nc")),
+    groups=(Group(0, "body", -20, (Tensor("a", (2, 3)), Tensor("b", ()))), Group(1, "head", -100, (Tensor("c", (4,)),))),
+    stages=(Stage("stage_0.onnx", ("input_ids",), ("hidden",), (0,)), Stage("stage_1.onnx", ("hidden",), ("loss",), (1,))),
+    calibration=(Calibration("body", -2, 0.125, 1e-30, -0.1, 3e20, 0.99),),
+    files={"base.safetensors": "00" * 32},
+)
+
+
+def write(folder: Path, **changes: Any) -> None:
+    EXAMPLE.write(folder)
+    plain = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) | changes
+    (folder / "manifest.json").write_text(json.dumps(plain), encoding="utf-8")
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        manifest_file.read(folder)
+    return str(caught.value)
+
+
+def test_reading_gives_back_what_was_written(tmp_path: Path) -> None:
+    EXAMPLE.write(tmp_path)
+    assert manifest_file.read(tmp_path) == EXAMPLE
+
+
+def test_the_manifest_of_a_built_bundle_survives_too(bert_bundle: Bundle, tmp_path: Path) -> None:
+    bert_bundle.manifest.write(tmp_path)
+    assert (tmp_path / "manifest.json").read_bytes() == (bert_bundle.folder / "manifest.json").read_bytes()
+
+
+def test_probe_sizes_are_looked_up_by_kind_of_group() -> None:
+    assert EXAMPLE.log2_eps("body") == -2
+    with pytest.raises(BundleError, match="no probe size for 'head' groups; run 'edge-coordinator bundle calibrate'"):
+        EXAMPLE.log2_eps("head")
+
+
+def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    assert "is not a bundle: it has no manifest.json" in refusal(tmp_path)
+    assert "is not a bundle" in refusal(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None, [1]])
+def test_any_other_schema_version_is_refused(version: Any, tmp_path: Path) -> None:
+    write(tmp_path, schema_version=version)
+    assert f"has schema version {version!r}, this program knows {SCHEMA_VERSION}; upgrade edge-zo" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("version", [True, 1.0])
+def test_a_schema_version_that_only_equals_a_known_one_is_refused(version: Any, tmp_path: Path) -> None:
+    write(tmp_path, schema_version=version)
+    assert f"schema_version must be a whole number, not {version!r}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"3", b"[" * 100_000])
+def test_what_is_no_json_table_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    assert str(tmp_path / "manifest.json") in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"trainables": "lora"}, "unknown key 'trainables'; did you mean 'trainable'?"),
+        ({"precision": "int4"}, "precision must be one of 'fp32', 'int8', not 'int4'"),
+        ({"run_key": "7"}, "run_key must be a whole number"),
+        ({"groups": [{"id": 0, "kind": "body", "log2_unit": -20, "tensor": []}]}, "'groups[0].tensor'; did you mean 'tensors'?"),
+        ({"stages": {}}, "stages must be a list"),
+        ({"files": {"a": 3}}, "files.a must be a text"),
+        ({"task": {"kind": "classification", "max_tokens": 8}}, "key 'task.head' is missing"),
+    ],
+)
+def test_what_is_not_known_is_named_with_its_place(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    write(tmp_path, **changes)
+    assert said in refusal(tmp_path)
+    assert str(tmp_path / "manifest.json") in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", [field.name for field in dataclasses.fields(Manifest) if field.default is dataclasses.MISSING and field.name != "files"]
+)
+def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    plain = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    del plain[key]
+    (tmp_path / "manifest.json").write_text(json.dumps(plain), encoding="utf-8")
+    assert f"key {key!r} is missing" in refusal(tmp_path)
