@@ -21,11 +21,7 @@ def build(given: argparse.Namespace) -> None:
     from coordinator.build import build as builder
     from coordinator.build.layers import Training
 
-    task = task_file.read(given.task)
-    if given.max_tokens is not None:
-        if given.max_tokens < 2:
-            raise ConfigError(f"--max-tokens {given.max_tokens} must be at least 2")
-        task = dataclasses.replace(task, max_tokens=given.max_tokens)
+    task = task_file.read(given.task, given.max_tokens)
     if given.rank < 1:
         raise ConfigError(f"--rank {given.rank} must be at least 1")
     run_key = secrets.randbits(32) if given.run_key is None else given.run_key

@@ -119,7 +119,7 @@ class Rounds:
         entry = Entry(self.entry + 1, self.round, len(reports), terms)
         head = chain(self.head, entry)
         try:
-            self.store.commit(self.run.id, entry, head, self._summary(reports))
+            self.store.commit(self.run.id, entry, head, self._summary(reports) | self._digest())
         except BaseException:
             self.parameters.add(negated(terms))
             raise
@@ -163,6 +163,11 @@ class Rounds:
         except ValueError as error:
             self.note("refused", f"round {self.round} changed nothing: {error}")
             return ()
+
+    def _digest(self) -> dict[str, str]:
+        """The digest of the parameters in use, at intervals and at the end."""
+        due = self.round % self.config.digest_every == 0 or self.round == self.config.rounds
+        return {"digest": self.parameters.digest().hex()} if due else {}
 
     def _summary(self, reports: list[Report]) -> dict[str, Any]:
         """What `status` and the demo show of a round; no scalars."""

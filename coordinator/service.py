@@ -30,7 +30,7 @@ from zo.messages import (
 log = logging.getLogger(__name__)
 
 LONG_POLL = 20.0  # seconds; below what NAT boxes forget
-CHUNK = 1 << 20  # bytes of a bundle file a call
+CHUNK = 1 << 22  # bytes of a bundle file a call
 MOST_ENTRIES = 256  # a reply
 RETRY_MS = 1000
 

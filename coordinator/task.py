@@ -24,13 +24,16 @@ class TaskFile:
     head: Literal["prototypes", "linear"] | None = None
 
 
-def read(path: Path | None) -> Task:
-    """The task of a .json or .toml file, or of a bare labels.json list; language modelling without a file or labels."""
+def read(path: Path | None, max_tokens: int | None = None) -> Task:
+    """The task of a .json or .toml file, or of a bare labels.json list; language modelling without a file or labels.
+
+    max_tokens: instead of the file's.
+    """
     plain: Any = {} if path is None else _plain(path)
     if isinstance(plain, list):
         plain = {"labels": plain}
     try:
-        given: TaskFile = from_plain(TaskFile, plain)
+        given: TaskFile = from_plain(TaskFile, plain | ({} if max_tokens is None else {"max_tokens": max_tokens}))
     except StructureError as error:
         raise ConfigError(f"{path}: {error}") from None
     labels = given.labels or tuple(f"label {number}" for number in range(given.label_count))

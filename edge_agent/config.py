@@ -12,16 +12,17 @@ class AgentConfig:
     data: str = setting("folder of *.jsonl files (or one file) that never leaves this device")
     coordinator: str = setting("address and port of the coordinator", "127.0.0.1:7600")
     state: str = setting("folder that the agent may write to; made if it does not exist", "edge-agent-state")
+    bundle: str = setting("folder with the run's bundle, if this device has it already; downloaded into the state folder if left out", "")
     insecure_loopback: bool = setting("talk plaintext, to a loopback address only; nothing else is supported yet", False)
     threads: int = setting("processor threads for the model", 1)
-    max_branches: int = setting("most perturbed copies in one run of the model; fewer need less memory", 8)
+    max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer need less memory", 384)
     held_out_share: float = setting("share of the examples kept for measuring, never trained on", 0.1)
     held_out_most: int = setting("most examples kept for measuring", 32)
     balanced: bool = setting("draw all classes equally often, however rare", True)
     patience: float = setting("seconds to keep trying a coordinator that is not there; 0 tries for ever", 0.0)
 
     def __post_init__(self) -> None:
-        if self.threads < 1 or self.max_branches < 1:
-            raise ValueError("threads and max_branches must be at least 1")
+        if self.threads < 1 or self.max_rows < 1:
+            raise ValueError("threads and max_rows must be at least 1")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share = {self.held_out_share} must be from 0 to below 1")

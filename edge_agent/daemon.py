@@ -63,7 +63,7 @@ class Daemon:
         """Join and work; True when the run is over, False when it has to be joined again."""
         self.joined: JoinReply = self._patiently(lambda: self.link.ask(JoinRequest(PROTOCOL, self._device_id)))
         log.info("joined run %r as device %d", self.joined.run_name, self.joined.device)
-        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state))
+        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state, self.config.bundle))
         self._prepare(bundle)
         try:
             while True:
@@ -86,10 +86,10 @@ class Daemon:
         """Parameters at entry 0, an engine over them, and the encoded examples."""
         config, task = self.config, bundle.manifest.task
         parameters = bundle.parameters(config.threads)
-        self.entry, self.engine = 0, Engine(bundle, parameters, threads=config.threads, max_branches=config.max_branches)
+        self.entry, self.engine = 0, Engine(bundle, parameters, threads=config.threads, max_rows=config.max_rows)
         kept = {"held_out_share": config.held_out_share, "held_out_most": config.held_out_most}
         self.dataset = Dataset(Path(config.data), task, bundle.tokenizer(), **kept, balanced=config.balanced)  # type: ignore[arg-type]
-        log.info("%s: %s, %d held out", config.data, self.dataset.reading.summary(), len(self.dataset.held_out))
+        log.info("%s: %s, %d held out", config.data, self.dataset.summary, len(self.dataset.held_out))
         correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS)
         if correlation < POOR_CORRELATION:
             log.warning(

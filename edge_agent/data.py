@@ -24,6 +24,7 @@ class Dataset:
         self.task = task
         self.reading: Reading = examples.read(path, task)
         rows = [row for example in self.reading.examples for row in encode(example, task, tokenizer)]
+        self.summary = self.reading.summary()
         self.reading.examples.clear()
         kept = min(int(len(rows) * held_out_share), held_out_most)
         order = np.random.default_rng(0).permutation(len(rows))

@@ -12,8 +12,13 @@ from zo.messages import FileRequest, JoinReply
 log = logging.getLogger(__name__)
 
 
-def bundle(link: Link, joined: JoinReply, state: Path) -> Bundle:
-    """The bundle of the run that was joined, verified. BundleError where what arrived is not what was announced."""
+def bundle(link: Link, joined: JoinReply, state: Path, given: str = "") -> Bundle:
+    """The bundle of the run that was joined, verified. BundleError where what arrived is not what was announced.
+
+    given: a folder that should hold it already; then nothing is downloaded.
+    """
+    if given:
+        return _checked(Path(given), joined)
     folder = state / "bundles" / joined.bundle_digest.hex()
     if folder.is_dir():
         try:
@@ -48,5 +53,5 @@ def _fetch(link: Link, first: FileRequest, path: Path) -> None:
 def _checked(folder: Path, joined: JoinReply) -> Bundle:
     opened = open_bundle(folder)
     if opened.digest != joined.bundle_digest:
-        raise BundleError(f"{folder} is not the bundle that the coordinator announced; remove it and join again")
+        raise BundleError(f"{folder} is not the bundle that the coordinator announced; remove it, or leave out --bundle")
     return opened

@@ -29,6 +29,30 @@ class Batch:
     fields: dict[str, np.ndarray]
     examples: int
 
+    @property
+    def tokens(self) -> int:
+        """Padded length."""
+        return int(self.fields["input_ids"].shape[1])
+
+    @property
+    def losses(self) -> int:
+        """Count of rows whose mean is the loss."""
+        return len(self.fields["labels"])
+
+    def split(self, most: int) -> list["Batch"]:
+        """The same examples in batches of at most `most`; lengths stay padded as they are."""
+        return [self._part(start, min(start + most, self.examples)) for start in range(0, self.examples, most)]
+
+    def _part(self, start: int, stop: int) -> "Batch":
+        if (start, stop) == (0, self.examples):
+            return self
+        fields = {name: array[start:stop] for name, array in self.fields.items() if name not in ("positions", "labels")}
+        places = self.fields.get("positions", np.arange(self.examples) * self.tokens)
+        mine = (places >= start * self.tokens) & (places < stop * self.tokens)
+        if "positions" in self.fields:
+            fields["positions"] = places[mine] - start * self.tokens
+        return Batch(fields | {"labels": self.fields["labels"][mine]}, stop - start)
+
 
 def encode(example: Example, task: Task, tokenizer: Tokenizer) -> list[Encoded]:
     """Token ids of an example: one for classification, consecutive windows for language modelling."""

@@ -5,6 +5,7 @@ The only module that imports onnxruntime.
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,19 @@ from zo.plan import Node
 from zo.terms import Term, negated
 
 Values = dict[str, Any]  # ort.OrtValue by name
+MAX_ROWS = 384  # keeps MiniLM int8 under 200 MB resident (docs/performance.md)
 
 
 class Engine:
     """Losses of a bundle's model on batches, with the live values of `parameters`.
 
-    threads: of ONNX Runtime. max_branches: most perturbed copies in one run; more are run one after the other.
+    threads: of ONNX Runtime. max_rows: most rows (branches x examples x tokens) in one run; what is more is run one after
+    the other, except that a run never holds less than one example with its two branches.
     BundleError where a graph cannot be loaded. Not safe for concurrent calls.
     """
 
-    def __init__(self, bundle: Bundle, parameters: Parameters, *, threads: int = 1, max_branches: int = 8) -> None:
-        self.manifest, self.parameters, self.max_branches = bundle.manifest, parameters, max_branches
+    def __init__(self, bundle: Bundle, parameters: Parameters, *, threads: int = 1, max_rows: int = MAX_ROWS) -> None:
+        self.manifest, self.parameters, self.max_rows = bundle.manifest, parameters, max_rows
         self._sessions = [_session(bundle, stage.file, threads) for stage in self.manifest.stages]
         ranks = {given.name: len(given.shape) for session in self._sessions for given in session.get_inputs()}
         tensors = {tensor.name: tensor for group in self.manifest.groups for tensor in group.tensors}
@@ -52,47 +55,56 @@ class Engine:
         """
         if node.children:
             raise ValueError("work plans of more than one level are not known to this version")
-        below = self._run(self._batch_values(batch), 0, node.stage, self._live)
         walk = self._walk_in_place if self.in_place(node) else self._walk_branches
-        return np.concatenate(list(walk(node, below, go_on)))
+        parts = batch.split(max(1, self.max_rows // (2 * batch.tokens)))
+        below = [self._run(self._batch_values(part), 0, node.stage, self._live) for part in parts]
+        weights = np.array([part.losses for part in parts]) / batch.losses
+        return np.concatenate([weights @ losses for losses in walk(node, below, parts[0], go_on)])
 
     def forward(self, batch: Batch) -> tuple[float, np.ndarray]:
         """Unperturbed loss (nats, mean over rows) and logits [rows, classes]."""
-        values = self._run(self._batch_values(batch), 0, len(self._sessions), self._live)
-        return float(values["loss"].numpy()[0]), values["logits"].numpy()[0]
+        parts = batch.split(max(1, self.max_rows // batch.tokens))
+        values = [self._run(self._batch_values(part), 0, len(self._sessions), self._live) for part in parts]
+        loss = sum(float(each["loss"].numpy()[0]) * part.losses for each, part in zip(values, parts, strict=True)) / batch.losses
+        return loss, np.concatenate([each["logits"].numpy()[0] for each in values])
 
     def head_input(self, batch: Batch) -> np.ndarray:
         """What the stage before the head gives for the unperturbed model: [rows, width]."""
         values = self._run(self._batch_values(batch), 0, len(self._sessions) - 1, self._live)
         return values[self.manifest.stages[-2].outputs[0]].numpy()[0]
 
-    def _walk_branches(self, node: Node, below: Values, go_on: Callable[[], None]) -> Iterator[np.ndarray]:
-        """Directions side by side along the branch axis; theta stays untouched."""
+    def _walk_branches(self, node: Node, below: list[Values], shape: Batch, go_on: Callable[[], None]) -> Iterator[np.ndarray]:
+        """Directions side by side along the branch axis; theta stays untouched. Yields losses [parts, branches]."""
         groups = [self.parameters.groups[group] for size in node.probe_sizes for group in size.groups]
         names = [tensor.name for group in groups for tensor in group.tensors]
-        together = max(1, self.max_branches // 2)
+        together = max(1, self.max_rows // (2 * shape.examples * shape.tokens))
         for first in range(0, node.count, together):
-            go_on()
             directions = range(first, min(first + together, node.count))
             terms_p = [node.terms(direction, sign) for direction in directions for sign in (1, -1)]
             buffers = {name: self._buffer(name, len(terms_p)) for name in names}
             self.parameters.branches(terms_p, {name: array for name, (array, _) in buffers.items()})
-            tensors = self._live | {name: value for name, (_, value) in buffers.items()}
-            yield self._run(below, node.stage, len(self._sessions), tensors)["loss"].numpy().astype(np.float64)
+            yield self._losses(node, below, self._live | {name: value for name, (_, value) in buffers.items()}, go_on)
 
-    def _walk_in_place(self, node: Node, below: Values, go_on: Callable[[], None]) -> Iterator[np.ndarray]:
-        """Probes one by one; restoring the last and setting up the next is one addition."""
+    def _walk_in_place(self, node: Node, below: list[Values], shape: Batch, go_on: Callable[[], None]) -> Iterator[np.ndarray]:
+        """Probes one by one; restoring the last and setting up the next is one addition. Yields losses [parts, 1]."""
         offset: tuple[Term, ...] = ()
         try:
             for direction in range(node.count):
                 for sign in (1, -1):
-                    go_on()
                     following = node.terms(direction, sign)
                     self.parameters.add((*negated(offset), *following))
                     offset = following
-                    yield self._run(below, node.stage, len(self._sessions), self._live)["loss"].numpy().astype(np.float64)
+                    yield self._losses(node, below, self._live, go_on)
         finally:
             self.parameters.add(negated(offset))
+
+    def _losses(self, node: Node, below: list[Values], tensors: Values, go_on: Callable[[], None]) -> np.ndarray:
+        """Losses of the parts of a batch: float64 [parts, branches]."""
+        losses = []
+        for values in below:
+            go_on()
+            losses.append(self._run(values, node.stage, len(self._sessions), tensors)["loss"].numpy().astype(np.float64))
+        return np.stack(losses)
 
     def _run(self, values: Values, first: int, stop: int, tensors: Values) -> Values:
         """`values` and the outputs of stages first..stop."""
@@ -112,6 +124,12 @@ class Engine:
         return self._buffers[name, branches]
 
 
+def run_model(path: Path, fields: dict[str, np.ndarray]) -> np.ndarray:
+    """First output of an exported ONNX model; fields that it does not take are left out."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {given.name: fields[given.name] for given in session.get_inputs()})[0]
+
+
 def _share(array: np.ndarray) -> Any:
     """An OrtValue over the array's own memory."""
     return ort.OrtValue.ortvalue_from_numpy(array)
@@ -120,6 +138,9 @@ def _share(array: np.ndarray) -> Any:
 def _session(bundle: Bundle, file: str, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = (
+        False  # 187 against 250 MB resident at no cost in time (docs/performance.md)
+    )
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:

