@@ -1,5 +1,6 @@
 """From examples to batches of token ids, padded on the right."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,13 +58,15 @@ class Batch:
 def encode(example: Example, task: Task, tokenizer: Tokenizer) -> list[Encoded]:
     """Token ids of an example: one for classification, consecutive windows for language modelling."""
     if task.kind == "language-modelling":
+        tokenizer.no_truncation()
         ids = np.array(tokenizer.encode(example.text, add_special_tokens=False).ids, np.int32)
         starts = range(0, len(ids) - 1, task.max_tokens)
         windows = [ids[start : start + task.max_tokens + 1] for start in starts]
         return [Encoded(window, np.zeros(len(window), np.int8), -1) for window in windows if len(window) > 1]
     longest = LONGEST_TOKEN * task.max_tokens
     text, pair = example.text[:longest], (example.text_pair or "")[:longest]
-    prompt = task.template.replace("{text_pair}", pair).replace("{text}", text)
+    fields = {"{text}": text, "{text_pair}": pair}
+    prompt = re.sub(r"\{text(_pair)?\}", lambda found: fields[found[0]], task.template)
     separate = pair if pair and "{text_pair}" not in task.template else None
     tokenizer.enable_truncation(task.max_tokens)
     found = tokenizer.encode(prompt, separate)

@@ -82,7 +82,7 @@ def open_bundle(path: Path) -> Bundle:
 
 def check_name(name: str) -> None:
     """BundleError unless `name` is a plain file name: no folder, no drive, nothing hidden."""
-    if name != PurePosixPath(name).name or name.startswith(".") or "\\" in name or not name.isprintable():
+    if not name or name != PurePosixPath(name).name or name.startswith(".") or "\\" in name or not name.isprintable():
         raise BundleError(f"{name!r} is no file name for a bundle; do not use this bundle")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from zo.batches import Batch
 from zo.engine import Engine
+from zo.errors import BundleError
 from zo.estimators import half_differences
 from zo.manifest import Calibration, Manifest
 from zo.plan import Node, ProbeSize
@@ -15,6 +16,7 @@ from zo.terms import Term, negated
 SMALL_LOG2_EPS = {"body": -10, "head": -10}  # of the float32 derivative that others are compared with
 CANDIDATES = tuple(range(-10, 1, 2))
 NUDGE_SEED = 2**63  # no round's seeds come near it
+TRUSTED = 0.5  # a correlation below this may be luck
 HOPELESS = 0.7  # of the best correlation: a larger eps than this one's would only be worse
 GOOD_ENOUGH = 0.98  # of the best squared correlation: among those the largest eps, which rounding disturbs least
 
@@ -66,7 +68,8 @@ def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], 
         pairs = [_derivatives(engine, kind, log2_eps, batches, number, directions) for number in range(len(batches))]
         found, second = np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
         measured.append(_compare(kind, log2_eps, found, true, float(second.mean())))
-        if measured[-1].correlation < HOPELESS * max(m.correlation for m in measured):
+        best = max(m.correlation for m in measured)
+        if best > TRUSTED and measured[-1].correlation < HOPELESS * best:
             break
     return measured
 
@@ -74,6 +77,8 @@ def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], 
 def choose(measured: Sequence[Measurement]) -> Calibration:
     """The largest eps whose squared correlation is within 2 % of the best."""
     best = max(m.correlation for m in measured)
+    if best <= 0:
+        raise BundleError(f"no probe size measures the slope of the loss for the {measured[0].kind}; use precision fp32, or other data")
     chosen = max((m for m in measured if m.correlation > 0 and m.correlation**2 >= GOOD_ENOUGH * best**2), key=lambda m: m.log2_eps)
     return Calibration(**vars(chosen))
 

@@ -59,7 +59,7 @@ class Engine:
         parts = batch.split(max(1, self.max_rows // (2 * batch.tokens)))
         below = [self._run(self._batch_values(part), 0, node.stage, self._live) for part in parts]
         weights = np.array([part.losses for part in parts]) / batch.losses
-        return np.concatenate([weights @ losses for losses in walk(node, below, parts[0], go_on)])
+        return np.concatenate([np.empty(0), *(weights @ losses for losses in walk(node, below, parts[0], go_on))])
 
     def forward(self, batch: Batch) -> tuple[float, np.ndarray]:
         """Unperturbed loss (nats, mean over rows) and logits [rows, classes]."""

@@ -82,7 +82,7 @@ def _example(line: bytes, task: Task) -> Example:
     if len(line) > LONGEST_LINE:
         raise ValueError(f"line is longer than {LONGEST_LINE} bytes")
     try:
-        record: Any = json.loads(line.decode("utf-8"))
+        record: Any = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except (ValueError, RecursionError):
@@ -92,7 +92,17 @@ def _example(line: bytes, task: Task) -> Example:
     pair = record.get("text_pair")
     if pair is not None and not isinstance(pair, str):
         raise ValueError('"text_pair" is not a text')
+    if not _encodable(record["text"] + (pair or "")):
+        raise ValueError("half a surrogate pair in the text")
     return Example(record["text"], _label(record, task), pair)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _label(record: dict[str, Any], task: Task) -> int | None:
@@ -102,7 +112,7 @@ def _label(record: dict[str, Any], task: Task) -> int | None:
     if isinstance(label, str) and label in task.labels:
         return task.labels.index(label)
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(task.labels):
-        raise ValueError(f"unknown label {label!r} (known: 0..{len(task.labels) - 1})")
+        raise ValueError(f"unknown label {str(repr(label))[:40]} (known: 0..{len(task.labels) - 1})")
     return label
 
 

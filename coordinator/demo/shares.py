@@ -1,5 +1,6 @@
 """Dividing one data set among devices, disjointly and unevenly, as private data is."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ def divide(lines: list[dict[str, Any]], devices: int, seed: int) -> list[list[di
         raise DataError(f"{len(lines)} training examples are too few for {devices} devices; use fewer with --agents")
     if "label" not in lines[0]:
         bounds = np.linspace(0, len(lines), devices + 1).astype(int)
-        return [lines[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [lines[a:b] for a, b in itertools.pairwise(bounds)]
     generator = np.random.default_rng(seed)
     shares: list[list[dict[str, Any]]] = [[] for _ in range(devices)]
     for label in sorted({str(line["label"]) for line in lines}):
         mine = [line for line in lines if str(line["label"]) == label]
-        generator.shuffle(mine)  # type: ignore[arg-type]
+        generator.shuffle(mine)
         portions = generator.dirichlet([CONCENTRATION] * devices)
         bounds = np.r_[0, np.rint(np.cumsum(portions) * len(mine))].astype(int)
         for share, a, b in zip(shares, bounds[:-1], bounds[1:], strict=True):

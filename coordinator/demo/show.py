@@ -54,9 +54,9 @@ class Progress:
 def table(figures: dict[str, Any]) -> str:
     """Before and after on the test file, and what it took."""
     rows = [("on the test file", "before", "after")]
-    for key in ("loss", "accuracy", "balanced_accuracy"):
-        rows.append((key.replace("_", " "), f"{figures['before'][key]:.4f}", f"{figures['after'][key]:.4f}"))
-    lines = ["", *(f"{name:20} {before:>8} {after:>8}" for name, before, after in rows), ""]
+    before, after = figures["before"], figures["after"]
+    rows += [(key.replace("_", " "), f"{before[key]:.4f}", f"{after[key]:.4f}") for key in ("loss", "accuracy", "balanced_accuracy")]
+    lines = ["", *(f"{name:20} {left:>8} {right:>8}" for name, left, right in rows), ""]
     lines.append(f"{figures['rounds']} rounds, {figures['probes']} probes, {figures['seconds']:.0f} s of training")
     lines.append(
         f"{figures['scalars_per_report']:.0f} scalars and {figures['bytes_up_per_report']:.0f} bytes up a report, HTTP/2 frames included"

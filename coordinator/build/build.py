@@ -1,0 +1,159 @@
+"""Building a bundle: draft, write, fill in prototypes, prove every trainable tensor live, calibrate, seal."""
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from coordinator.build import chain
+from coordinator.build.checkpoint import Checkpoint
+from coordinator.build.layers import Training
+from zo import calibration
+from zo.batches import Batch, collate, encode
+from zo.bundle import Bundle
+from zo.calibration import Measurement
+from zo.engine import Engine
+from zo.errors import BundleError
+from zo.examples import Example
+from zo.lattice import snap
+from zo.manifest import Manifest, Task
+from zo.parameters import Parameters
+
+STAGES = 4
+DIRECTIONS = 12  # for calibration, a batch
+BATCHES = 2
+BATCH = 8
+CALIBRATION_TOKENS = 32  # longer examples are cut: probe sizes hardly depend on length, seconds do
+
+
+def build(
+    model: Path, out: Path, task: Task, training: Training, examples: Sequence[Example], stages: int | None = None
+) -> list[Measurement]:
+    """Make a bundle at `out` (which must not exist); returns what calibration measured.
+
+    examples: for calibration and the proof that every tensor is live; without any, the label sentences or a
+    stretch of vocabulary serve. BundleError names what does not fit.
+    """
+    if out.exists():
+        raise BundleError(f"{out} exists already; choose another folder, or remove it")
+    checkpoint = Checkpoint(model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".building-") as scratch:
+        made, exact = Path(scratch, "bundle"), Path(scratch, "exact")
+        bundle = _draft(checkpoint, made, task, training, stages, out.name)
+        reference = bundle
+        if training.precision != "fp32":
+            reference = _draft(checkpoint, exact, task, dataclasses.replace(training, precision="fp32"), stages, out.name)
+        _fill_prototypes(bundle, reference)
+        batches = calibration_batches(bundle, examples)
+        prove_live(bundle, batches[0])
+        measured = calibrate(bundle, reference, batches)
+        seal(bundle, measured)
+        shutil.move(made, out)
+    return measured
+
+
+def calibrate(bundle: Bundle, reference: Bundle, batches: Sequence[Batch]) -> list[Measurement]:
+    """Every candidate eps of every kind of group. reference: the same model in float32."""
+    engine = Engine(bundle, bundle.parameters())
+    exact = engine if reference is bundle else Engine(reference, reference.parameters())
+    return [m for kind in calibration.kinds(bundle.manifest) for m in calibration.measure(engine, exact, kind, batches, DIRECTIONS)]
+
+
+def exact_twin(bundle: Bundle, model: Path, folder: Path) -> Bundle:
+    """A float32 bundle of the model that `bundle` was built from, for calibration; it has no calibration of its own."""
+    manifest = bundle.manifest
+    training = Training(manifest.trainable, "fp32", manifest.rank, manifest.alpha, manifest.run_key)
+    twin = _draft(Checkpoint(model), folder, manifest.task, training, len(manifest.stages) - 1, manifest.name)
+    if [group.tensors for group in twin.manifest.groups] != [group.tensors for group in manifest.groups]:
+        raise BundleError(f"{model} is not the model that {bundle.folder} was built from")
+    chain.write_trainable(folder, twin.manifest.groups, bundle.initial_tensors())
+    return twin
+
+
+def seal(bundle: Bundle, measured: Sequence[Measurement]) -> Bundle:
+    """Write the manifest with the chosen probe sizes and the digest of every file."""
+    chosen = tuple(calibration.choose([m for m in measured if m.kind == kind]) for kind in calibration.kinds(bundle.manifest))
+    manifest = dataclasses.replace(bundle.manifest, calibration=chosen, files=chain.digests(bundle.folder))
+    manifest.write(bundle.folder)
+    return Bundle(bundle.folder, manifest)
+
+
+def calibration_batches(bundle: Bundle, examples: Sequence[Example]) -> list[Batch]:
+    """BATCHES batches of examples with every class in them, or of stand-ins where none are given."""
+    task, tokenizer = bundle.manifest.task, bundle.tokenizer()
+    if not examples:
+        examples = _stand_ins(bundle)
+    order = np.random.default_rng(0).permutation(len(examples))
+    by_class: dict[int | None, list[int]] = {}
+    for place in order:
+        by_class.setdefault(examples[place].label, []).append(int(place))
+    turns = [rows[turn] for turn in range(max(map(len, by_class.values()))) for rows in by_class.values() if turn < len(rows)]
+    wanted, short = BATCH * BATCHES, dataclasses.replace(task, max_tokens=min(task.max_tokens, CALIBRATION_TOKENS))
+    rows = [row for place in turns[:wanted] for row in encode(examples[place], short, tokenizer)][:wanted]
+    count = max(1, len(rows) // BATCH)
+    return [collate(rows[number::count][:BATCH], short) for number in range(count)]
+
+
+def prove_live(bundle: Bundle, batch: Batch) -> None:
+    """BundleError unless a change of every single trainable tensor changes the loss, at a random point."""
+    generator = np.random.default_rng(1)
+    tensors = {}
+    for name, values in bundle.initial_tensors().items():
+        spread = float(np.abs(values).max()) or 0.25
+        tensors[name] = values + generator.choice([-0.25, 0.25], values.shape) * spread
+    parameters = _at(bundle, tensors)
+    engine = Engine(bundle, parameters)
+    before = engine.forward(batch)[0]
+    for name in tensors:
+        live = parameters.tensor(name)
+        kept = live.copy()
+        live += np.linspace(0.125, 0.25, live.size, dtype=np.float32).reshape(live.shape)
+        if engine.forward(batch)[0] == before:
+            raise BundleError(
+                f"changing trainable tensor {name!r} does not change the loss; this is an error in the architecture's builder"
+            )
+        live[...] = kept
+
+
+def _at(bundle: Bundle, tensors: dict[str, np.ndarray]) -> Parameters:
+    groups = bundle.manifest.groups
+    snapped = {tensor.name: snap(tensors[tensor.name], group.log2_unit) for group in groups for tensor in group.tensors}
+    return Parameters(bundle.manifest.run_key, groups, snapped)
+
+
+def _draft(checkpoint: Checkpoint, folder: Path, task: Task, training: Training, stages: int | None, name: str) -> Bundle:
+    folder.mkdir()
+    blocks = checkpoint.config.get("num_hidden_layers", 1)
+    if not isinstance(blocks, int):
+        raise BundleError(f"{checkpoint.folder / 'config.json'}: num_hidden_layers must be a whole number, not {blocks!r}")
+    manifest: Manifest = chain.write(chain.draft(checkpoint, task, training, stages or min(STAGES, blocks)), folder, name, task)
+    return Bundle(folder, manifest)
+
+
+def _fill_prototypes(bundle: Bundle, reference: Bundle) -> None:
+    """Start every label's prototype at the float32 model's own embedding of the label's sentence."""
+    task = bundle.manifest.task
+    if task.head != "prototypes":
+        return
+    tokenizer = bundle.tokenizer()
+    rows = [encode(Example(label, 0), dataclasses.replace(task, template="{text}"), tokenizer)[0] for label in task.labels]
+    embedded = Engine(reference, reference.parameters()).head_input(collate(rows, task))
+    if not np.all(np.isfinite(embedded)):
+        raise BundleError("the model gives no finite embedding of the label sentences; its weights hold NaN or infinity")
+    prototypes = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+    for each in {bundle.folder: bundle, reference.folder: reference}.values():
+        tensors = each.initial_tensors() | {"head.prototypes": prototypes}
+        chain.write_trainable(each.folder, each.manifest.groups, tensors)
+
+
+def _stand_ins(bundle: Bundle) -> list[Example]:
+    task = bundle.manifest.task
+    if task.labels:
+        return [Example(sentence, label) for label, sentence in enumerate(task.labels)] * BATCH
+    tokenizer = bundle.tokenizer()
+    ids = np.random.default_rng(2).integers(0, tokenizer.get_vocab_size(), (BATCH * BATCHES, task.max_tokens))
+    return [Example(tokenizer.decode(row.tolist())) for row in ids]

@@ -1,0 +1,114 @@
+"""The chain of stages: blocks cut into stages, the head one of its own; written as graphs and safetensors."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+from safetensors.numpy import save_file
+
+from coordinator.architectures import ARCHITECTURES
+from coordinator.build.checkpoint import Checkpoint
+from coordinator.build.layers import DraftGroup, Layers, Training
+from zo import bundle as bundle_files
+from zo.errors import BundleError
+from zo.lattice import fit_log2_unit, snap
+from zo.manifest import FILE, Manifest, Stage, Task
+from zo.parameters import Group, Tensor
+
+ADAPTER_LOG2_UNIT = -20  # what starts near zero (adapters, prototypes) still gets room to grow: +-16
+
+
+def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -> Layers:
+    """All stages of the model, in memory. stages: how many the blocks are cut into."""
+    kind = checkpoint.config.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise BundleError(f"architecture {kind!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}")
+    if training.trainable == "full" and training.precision != "fp32":
+        raise BundleError("trainable 'full' perturbs the weights themselves; it needs precision 'fp32'")
+    if training.rank < 1:
+        raise BundleError(f"adapters of rank {training.rank} cannot be; give 1 or more")
+    layers = Layers(checkpoint, training)
+    try:
+        model = ARCHITECTURES[kind](checkpoint.config, layers, task)
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{checkpoint.folder / 'config.json'} holds a value of the wrong type ({error})") from None
+    except KeyError as error:
+        raise BundleError(f"{checkpoint.folder / 'config.json'} lacks {error}, which a {kind} model needs") from None
+    if task.max_tokens > model.positions:
+        raise BundleError(f"max_tokens = {task.max_tokens} is more than the {model.positions} positions of the model")
+    if not 1 <= stages <= model.blocks:
+        raise BundleError(f"{stages} stages cannot be cut from {model.blocks} blocks")
+    cuts = {model.blocks * number // stages for number in range(1, stages)}
+    x = model.embed()
+    for number in range(model.blocks):
+        if number in cuts:
+            x = layers.cut(x, ["P", "batch", "tokens", model.width])
+        with layers.group("body"):
+            x = model.block(number, x)
+    x = layers.cut(model.select(x), ["P", "rows", model.width])
+    with layers.group("head"):
+        model.head(x)
+    return layers
+
+
+def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:
+    """Write every file of the bundle but the calibration; the manifest lists their digests."""
+    save_file(layers.frozen.tensors, folder / bundle_files.BASE)
+    offsets = _offsets(folder / bundle_files.BASE)
+    stages = []
+    for number, (graph, outputs) in enumerate(zip(layers.graphs, layers.outputs, strict=True)):
+        file = f"stage_{number}.onnx"
+        onnx.save(graph.model(outputs, offsets), folder / file)
+        trained = {tensor for draft in layers.groups if draft.stage == number for tensor in draft.tensors}
+        inputs = tuple(given for given in graph.inputs if given not in trained)
+        held = tuple(place for place, draft in enumerate(layers.groups) if draft.stage == number)
+        stages.append(Stage(file, inputs, tuple(outputs), held))
+    shutil.copyfile(layers.checkpoint.folder / bundle_files.TOKENIZER, folder / bundle_files.TOKENIZER)
+    groups = tuple(_group(place, draft) for place, draft in enumerate(layers.groups))
+    write_trainable(folder, groups, {name: values for draft in layers.groups for name, values in draft.tensors.items()})
+    training, config = layers.training, layers.checkpoint.config
+    return Manifest(
+        name=name,
+        architecture=config["model_type"],
+        precision=training.precision,
+        trainable=training.trainable,
+        rank=training.rank,
+        alpha=training.alpha,
+        run_key=training.run_key,
+        task=task,
+        groups=groups,
+        stages=tuple(stages),
+    )
+
+
+def write_trainable(folder: Path, groups: tuple[Group, ...], tensors: dict[str, np.ndarray]) -> None:
+    """Snap the tensors of all groups to their lattices and write them."""
+    snapped = {tensor.name: snap(tensors[tensor.name], group.log2_unit) for group in groups for tensor in group.tensors}
+    save_file(snapped, folder / bundle_files.TRAINABLE)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a bundle but the manifest."""
+    return {path.name: bundle_files.file_digest(path) for path in sorted(folder.iterdir()) if path.name != FILE}
+
+
+def _group(place: int, draft: DraftGroup) -> Group:
+    for name, values in draft.tensors.items():
+        if not np.all(np.isfinite(values)):
+            raise BundleError(f"tensor {name!r} of the model holds NaN or infinity")
+    largest = np.array([np.abs(values).max(initial=0) for values in draft.tensors.values()])
+    log2_unit = fit_log2_unit(largest)
+    adapters = any(".lora_" in name or name.startswith("head.") for name in draft.tensors)
+    shapes = tuple(Tensor(name, values.shape) for name, values in draft.tensors.items())
+    return Group(place, draft.kind, max(log2_unit, ADAPTER_LOG2_UNIT) if adapters else log2_unit, shapes)
+
+
+def _offsets(file: Path) -> dict[str, tuple[int, int]]:
+    """(offset, length) in bytes of every tensor in a safetensors file."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    entries = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: (8 + length + begin, end - begin) for name, (begin, end) in entries.items()}

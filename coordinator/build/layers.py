@@ -1,0 +1,172 @@
+"""The layers that architectures are made of, with base precision, adapters and trainable tensors put in.
+
+Activations carry the branch axis first: [P, batch, tokens, width] in the body, [P, rows, width] in the head. It is 1
+until the first perturbed tensor, whose own branch axis then spreads by broadcasting: everything below runs once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from coordinator.build.checkpoint import Checkpoint
+from coordinator.build.graph import CONTRIB, INT64, Frozen, Graph
+from zo import directions
+from zo.manifest import Precision, TrainableSet
+
+ADAPTER_A_GROUP = 2**32 - 1  # the direction stream from which frozen A matrices are drawn
+
+
+@dataclass
+class DraftGroup:
+    """A group being collected: kind, stage, and tensors in order with their initial values."""
+
+    kind: str
+    stage: int
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained and in what precision the rest is held. rank, alpha: of the adapters."""
+
+    trainable: TrainableSet = "lora-fa"
+    precision: Precision = "fp32"
+    rank: int = 8
+    alpha: float = 16.0
+    run_key: int = 0
+
+
+class Layers:
+    """What an architecture builds with: stages in order, groups in order, and the layers below."""
+
+    def __init__(self, checkpoint: Checkpoint, training: Training) -> None:
+        self.checkpoint, self.training = checkpoint, training
+        self.frozen = Frozen()
+        self.graphs = [Graph(self.frozen)]
+        self.groups: list[DraftGroup] = []
+        self.outputs: list[dict[str, list[int | str]]] = []
+        self._open: DraftGroup | None = None
+        self._made: dict[tuple[int, str], str] = {}
+        self._adapters = 0
+
+    @property
+    def graph(self) -> Graph:
+        """The stage under construction."""
+        return self.graphs[-1]
+
+    def cut(self, x: str, shape: list[int | str]) -> str:
+        """End the stage with `x` as its output and begin the next with it as input."""
+        name = f"hidden_{len(self.graphs) - 1}"
+        self.end({name: shape}, x)
+        self.graphs.append(Graph(self.frozen))
+        return self.graph.input(name, shape)
+
+    def end(self, outputs: dict[str, list[int | str]], *values: str) -> None:
+        """Name the outputs of the stage."""
+        for name, value in zip(outputs, values, strict=True):
+            self.graph.rename(value, name)
+        self.outputs.append(outputs)
+
+    @contextmanager
+    def group(self, kind: str) -> Iterator[None]:
+        """Trainable tensors made inside belong to one new group."""
+        self._open = DraftGroup(kind, len(self.graphs) - 1)
+        yield
+        if self._open.tensors:
+            self.groups.append(self._open)
+        self._open = None
+
+    def once(self, name: str, make: Callable[[], str]) -> str:
+        """A value that one stage needs in several places."""
+        place = (len(self.graphs), name)
+        if place not in self._made:
+            self._made[place] = make()
+        return self._made[place]
+
+    def tokens(self, name: str) -> str:
+        """A batch field of whole numbers, [batch, tokens]."""
+        return self.graph.input(name, ["batch", "tokens"], INT64)
+
+    def trained(self, name: str, values: np.ndarray) -> str:
+        """A trainable tensor: a graph input; the body's in `full` is perturbed in place, all others have a branch axis."""
+        assert self._open is not None, f"{name} is made outside a group"
+        self._open.tensors[name] = values
+        lead = [] if self._in_place else [f"branches of {name}"]
+        return self.graph.input(name, [*lead, *values.shape])
+
+    @property
+    def _in_place(self) -> bool:
+        return self.training.trainable == "full" and self._open is not None and self._open.kind == "body"
+
+    def linear(self, x: str, name: str, adapter: bool = False, bias_matters: bool = True) -> str:
+        """x @ weight.T + bias of `name`, with a low-rank adapter where `adapter` and the trainable set say so.
+
+        bias_matters: False where the model's output does not depend on the bias, which is then never trained.
+        """
+        g, trainable = self.graph, self.training.trainable if self._open else None
+        weight = self.checkpoint[f"{name}.weight"].T
+        bias = self.checkpoint[f"{name}.bias"] if f"{name}.bias" in self.checkpoint else None
+        held = None if bias_matters and trainable in ("norms", "full") else bias
+        if trainable == "full":
+            y = g.op("MatMul", x, self.trained(f"{name}.weight", weight))
+            y = y if held is None else g.op("Add", y, g.weight(f"{name}.added", held))
+        else:
+            y = self.frozen_linear(x, f"{name}.weight", weight, held)
+        if bias is not None and held is None:
+            y = g.op("Add", y, self.row(f"{name}.bias", bias))
+        if adapter and trainable in ("lora", "lora-fa"):
+            y = g.op("Add", y, self._adapter(x, name, weight.shape[0], weight.shape[1]))
+        return y
+
+    def frozen_linear(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
+        """x @ weight + bias in the base precision; weight [in, out]."""
+        g = self.graph
+        if self.training.precision == "int8":
+            scale = np.maximum(np.abs(weight).max(axis=0), 1e-12).astype(np.float32) / 127
+            quantised = np.rint(weight / scale).astype(np.int8)
+            inputs = [x, g.weight(f"{name}.int8", quantised), g.weight(f"{name}.scale", scale), ""]
+            inputs += [] if bias is None else [g.weight(f"{name}.added", bias)]
+            return g.op("DynamicQuantizeMatMul", *inputs, domain=CONTRIB)
+        y = g.op("MatMul", x, g.weight(name, weight))
+        return y if bias is None else g.op("Add", y, g.weight(f"{name}.added", bias))
+
+    def norm(self, x: str, name: str, epsilon: float) -> str:
+        """LayerNorm with the gains and biases of `name`, or RMSNorm where it has no biases."""
+        g, gain = self.graph, self.checkpoint[f"{name}.weight"]
+        bias = self.checkpoint[f"{name}.bias"] if f"{name}.bias" in self.checkpoint else None
+        trains = self._open is not None and self.training.trainable in ("norms", "full")
+        if bias is not None and not trains:
+            weights = (g.weight(f"{name}.weight", gain), g.weight(f"{name}.bias", bias))
+            return g.op("LayerNormalization", x, *weights, axis=-1, epsilon=epsilon)
+        if bias is None:
+            mean_square = g.op("ReduceMean", g.op("Mul", x, x), g.indices(-1))
+            y = g.op("Div", x, g.op("Sqrt", g.op("Add", mean_square, g.constant(epsilon))))
+        else:
+            y = g.op("LayerNormalization", x, g.weight(f"ones.{gain.size}", np.ones_like(gain)), axis=-1, epsilon=epsilon)
+        y = g.op("Mul", y, self.row(f"{name}.weight", gain) if trains else g.weight(f"{name}.weight", gain))
+        return y if bias is None else g.op("Add", y, self.row(f"{name}.bias", bias))
+
+    def row(self, name: str, values: np.ndarray) -> str:
+        """A trained vector, shaped to broadcast over the activations of the open group's kind."""
+        row = self.trained(name, values)
+        if self._in_place:
+            return row
+        body = self._open is not None and self._open.kind == "body"
+        return self.graph.op("Unsqueeze", row, self.graph.indices(1, 2) if body else self.graph.indices(1))
+
+    def _adapter(self, x: str, name: str, width: int, out: int) -> str:
+        """scale * x A B for x [P, batch, tokens, in]. A is +-1/sqrt(in), frozen and pre-scaled in `lora-fa`; B starts at zero."""
+        g, rank, scale = self.graph, self.training.rank, self.training.alpha / self.training.rank
+        flat = g.op("Reshape", x, g.indices(0, -1, width))
+        signs = directions.signs(self.training.run_key, ADAPTER_A_GROUP, np.array([self._adapters], np.uint64), 0, width * rank)
+        a = signs.reshape(width, rank) / np.sqrt(np.float32(width))
+        self._adapters += 1
+        if self.training.trainable == "lora":
+            low = g.op("Mul", g.op("MatMul", flat, self.trained(f"{name}.lora_A", a)), g.constant(scale))
+        else:
+            low = g.op("MatMul", flat, g.weight(f"{name}.lora_A", a * np.float32(scale)))
+        wide = g.op("MatMul", low, self.trained(f"{name}.lora_B", np.zeros((rank, out), np.float32)))
+        rows = g.op("Concat", g.indices(-1), g.op("Shape", x, start=1, end=3), g.indices(out), axis=0)
+        return g.op("Reshape", wide, rows)
