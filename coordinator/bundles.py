@@ -84,7 +84,7 @@ def table(measured: Sequence[Measurement]) -> str:
     """Calibration for a person; the chosen eps of each kind is starred."""
     from zo.calibration import choose
 
-    chosen = {kind: choose([m for m in measured if m.kind == kind]).log2_eps for kind in dict.fromkeys(m.kind for m in measured)}
+    chosen = {calibration.kind: calibration.log2_eps for calibration in choose(measured)}
     lines = ["kind   eps      signal     noise      bias   curvature  correlation   (signal, noise, curvature in nats)"]
     for m in measured:
         star = "*" if chosen[m.kind] == m.log2_eps else " "

@@ -25,7 +25,7 @@ class Round:
 class Probe:
     """What one device does in one round."""
 
-    directions: int = setting("directions a device tries a round, each a pair of probes", 4)
+    directions: int = setting("directions a device tries a round, each a pair of probes", 8)
     examples: int = setting("examples in the batch of a probe", 8)
     log2_eps_body: int | None = setting("probe size of the body is 2**this; the bundle's calibration decides if it is left out", None)
     log2_eps_head: int | None = setting("the same for the head", None)
@@ -42,7 +42,7 @@ class Rate:
     """How far a round moves the parameters."""
 
     body: float | None = setting("every direction moves the body by this times its probe, for a loss difference as at calibration", None)
-    head: float | None = setting("the same for the head; left out, both are 0.1 (classification) or 0.4 (language modelling)", None)
+    head: float | None = setting("the same for the head; left out, both are 0.1 (classification) or 0.3 (language modelling)", None)
     final: float = setting("share of the rate left in the last round; it falls linearly", 0.1)
 
     def __post_init__(self) -> None:

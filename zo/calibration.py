@@ -18,7 +18,9 @@ CANDIDATES = tuple(range(-10, 1, 2))
 NUDGE_SEED = 2**63  # no round's seeds come near it
 TRUSTED = 0.5  # a correlation below this may be luck
 HOPELESS = 0.7  # of the best correlation: a larger eps than this one's would only be worse
-GOOD_ENOUGH = 0.98  # of the best squared correlation: among those the largest eps, which rounding disturbs least
+NEAR_BEST = 0.98  # of the best squared correlation: among those the largest eps, which rounding disturbs least
+USABLE = 0.5  # of the best squared correlation: what a kind may give up so as not to drown the others
+DROWNING = 1.5  # times the weakest kind's signal
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,29 @@ def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], 
     return measured
 
 
-def choose(measured: Sequence[Measurement]) -> Calibration:
-    """The largest eps whose squared correlation is within 2 % of the best."""
-    best = max(m.correlation for m in measured)
+def choose(measured: Sequence[Measurement]) -> tuple[Calibration, ...]:
+    """The probe size of every kind of group, for probes of all kinds at once.
+
+    Each kind's own best is the largest eps near its best squared correlation. A kind whose signal would drown the
+    others' then shrinks, as far as its own noise allows. BundleError where no eps measures the slope.
+    """
+    by_kind = {kind: [m for m in measured if m.kind == kind] for kind in dict.fromkeys(m.kind for m in measured)}
+    own = {kind: max(_within(found, NEAR_BEST), key=lambda m: m.log2_eps) for kind, found in by_kind.items()}
+    weakest = min(m.signal for m in own.values())
+    chosen = []
+    for kind, found in by_kind.items():
+        usable = [m for m in _within(found, USABLE) if m.log2_eps <= own[kind].log2_eps]
+        quiet = [m for m in usable if m.signal <= DROWNING * weakest] or [min(usable, key=lambda m: m.signal)]
+        chosen.append(Calibration(**vars(max(quiet, key=lambda m: m.log2_eps))))
+    return tuple(chosen)
+
+
+def _within(found: Sequence[Measurement], share: float) -> list[Measurement]:
+    """Those of one kind whose squared correlation is at least this share of the best."""
+    best = max(m.correlation for m in found)
     if best <= 0:
-        raise BundleError(f"no probe size measures the slope of the loss for the {measured[0].kind}; use precision fp32, or other data")
-    chosen = max((m for m in measured if m.correlation > 0 and m.correlation**2 >= GOOD_ENOUGH * best**2), key=lambda m: m.log2_eps)
-    return Calibration(**vars(chosen))
+        raise BundleError(f"no probe size measures the slope of the loss for the {found[0].kind}; use precision fp32, or other data")
+    return [m for m in found if m.correlation > 0 and m.correlation**2 >= share * best**2]
 
 
 def correlation_here(engine: Engine, kind: str, batch: Batch, directions: int) -> float:

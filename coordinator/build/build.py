@@ -76,8 +76,7 @@ def exact_twin(bundle: Bundle, model: Path, folder: Path) -> Bundle:
 
 def seal(bundle: Bundle, measured: Sequence[Measurement]) -> Bundle:
     """Write the manifest with the chosen probe sizes and the digest of every file."""
-    chosen = tuple(calibration.choose([m for m in measured if m.kind == kind]) for kind in calibration.kinds(bundle.manifest))
-    manifest = dataclasses.replace(bundle.manifest, calibration=chosen, files=chain.digests(bundle.folder))
+    manifest = dataclasses.replace(bundle.manifest, calibration=calibration.choose(measured), files=chain.digests(bundle.folder))
     manifest.write(bundle.folder)
     return Bundle(bundle.folder, manifest)
 

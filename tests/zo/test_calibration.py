@@ -95,11 +95,23 @@ def test_plain_mezo_begins_at_the_lowest_perturbed_stage(bert_bundle: Bundle) ->
     ],
 )
 def test_the_largest_eps_within_two_percent_of_the_best_is_chosen(correlations: Sequence[float], chosen: int) -> None:
-    assert choose(measured(*correlations)).log2_eps == chosen
+    assert choose(measured(*correlations))[0].log2_eps == chosen
+
+
+def test_a_kind_whose_signal_would_drown_the_others_shrinks() -> None:
+    body = [Measurement("body", e, 2.0**e, 0, 0, 0, 1) for e in (-8, -6, -4, -2)]
+    head = [Measurement("head", e, 16 * 2.0**e, 0, 0, 0, 1) for e in (-8, -6, -4, -2)]
+    assert [(c.kind, c.log2_eps) for c in choose([*body, *head])] == [("body", -2), ("head", -6)]
+
+
+def test_a_kind_does_not_shrink_into_its_own_noise() -> None:
+    body = [Measurement("body", e, 2.0**e, 0, 0, 0, c) for e, c in ((-6, 0.3), (-4, 0.8), (-2, 1))]
+    head = [Measurement("head", -8, 2.0**-8, 0, 0, 0, 1)]
+    assert choose([*body, *head])[0].log2_eps == -4
 
 
 def test_what_was_measured_for_the_chosen_eps_is_kept() -> None:
-    found = choose(measured(0.5, 1.0))
+    (found,) = choose(measured(0.5, 1.0))
     assert dataclasses.asdict(found) == dataclasses.asdict(measured(0.5, 1.0)[1])
 
 
@@ -136,7 +148,7 @@ def test_noise_that_drowns_small_steps_leads_to_large_ones(seed: int, bert_bundl
     noisy, generator = Quadratic(bert_bundle), np.random.default_rng(seed)
     noisy.error = lambda place: 0.03 * generator.standard_normal()
     found = measure(noisy, Quadratic(bert_bundle), "head", batches(bert_bundle), 12)
-    assert choose(found).log2_eps >= -4
+    assert choose(found)[0].log2_eps >= -4
     assert found[-1].noise == pytest.approx(0.03 / np.sqrt(2), rel=0.5)
 
 
@@ -145,7 +157,7 @@ def test_a_loss_that_is_not_finite_counts_as_no_correlation(bert_bundle: Bundle)
     broken.error = lambda place: np.nan if place > 2 * 16 else 0.0  # from the second candidate on
     found = measure(broken, Quadratic(bert_bundle), "head", batches(bert_bundle), 8)
     assert [m.correlation for m in found] == [pytest.approx(1), 0.0]
-    assert choose(found).log2_eps == CANDIDATES[0]
+    assert choose(found)[0].log2_eps == CANDIDATES[0]
 
 
 @pytest.mark.parametrize(("model", "trainable"), [("bert", "lora-fa"), ("llama", "norms"), ("bert-classifier", "full")])

@@ -1,0 +1,172 @@
+"""Every message survives the wire; other bytes are refused; a device has no field to send text in."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zo import wire
+from zo._pb.edge_zo.v1 import fleet_pb2, report_pb2
+from zo.estimators import Grid
+from zo.ledger import Entry
+from zo.messages import (
+    FileChunk,
+    FileRequest,
+    JoinReply,
+    JoinRequest,
+    Report,
+    ReportReply,
+    Spent,
+    Verdict,
+    WorkReply,
+    WorkRequest,
+)
+from zo.plan import Node, ProbeSize, WorkPlan
+from zo.terms import STEP_LIMIT, Term
+
+u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+s32, s64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
+groups = st.lists(u32, max_size=3, unique=True).map(tuple)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def tuples(one: st.SearchStrategy[Any], most: int = 3) -> st.SearchStrategy[Any]:
+    return st.lists(one, max_size=most).map(tuple)
+
+
+def arrays(one: st.SearchStrategy[int]) -> st.SearchStrategy[np.ndarray]:
+    return st.lists(one, max_size=8).map(lambda values: np.array(values, np.int64))
+
+
+terms = st.builds(Term, groups, st.integers(0, 2**64 - 8), arrays(st.integers(-STEP_LIMIT, STEP_LIMIT)))
+entries = st.builds(Entry, u64, u64, u32, tuples(terms))
+grids = st.builds(Grid, st.integers(0, 20), st.floats(1, 2**10))
+sizes = tuples(st.builds(ProbeSize, groups, u32), 2)
+leaves = st.builds(Node, u32, u64, u32, sizes)
+nodes = st.recursive(leaves, lambda inner: st.builds(Node, u32, u64, u32, sizes, tuples(inner, 2)), max_leaves=4)
+plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans())
+digests = st.binary(min_size=32, max_size=32)
+
+MESSAGES: dict[type, st.SearchStrategy[Any]] = {
+    JoinRequest: st.builds(JoinRequest, u32, u64),
+    JoinReply: st.builds(JoinReply, u32, u32, text, grids, digests, tuples(text)),
+    FileRequest: st.builds(FileRequest, u32, u32, u64),
+    FileChunk: st.builds(FileChunk, st.binary(max_size=50), u64),
+    WorkRequest: st.builds(WorkRequest, u32, u32, u64),
+    WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans()),
+    Report: st.builds(Report, u32, u32, u64, arrays(s32), u32, u32, st.none() | s64, st.builds(Spent, u32, u32, u32), st.none() | digests),
+    ReportReply: st.builds(ReportReply, st.sampled_from(Verdict)),
+    Entry: entries,
+}
+
+
+def plain(value: Any) -> Any:
+    """Comparable: Report and Term hold arrays."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return (value.dtype, value.tolist()) if isinstance(value, np.ndarray) else value
+
+
+def test_every_type_of_every_call_is_covered_here() -> None:
+    assert {kind for method in wire.METHODS for kind in (method.request, method.reply)} <= MESSAGES.keys()
+
+
+@given(st.data())
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_a_message_comes_back_as_it_was(kind: type, data: st.DataObject) -> None:
+    message = data.draw(MESSAGES[kind])
+    assert plain(wire.decoder(kind)(wire.encode(message))) == plain(message)
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_bytes_that_are_no_protobuf_are_refused(kind: type) -> None:
+    with pytest.raises(wire.WireError, match=f"no valid {kind.__name__}"):
+        wire.decoder(kind)(b"\xff" * 9)
+
+
+@given(st.binary(max_size=60))
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_any_bytes_are_a_message_or_a_wire_error(kind: type, data: bytes) -> None:
+    try:
+        assert isinstance(wire.decoder(kind)(data), kind)
+    except wire.WireError as error:
+        assert "\n" not in str(error)
+
+
+@given(st.data())
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_a_message_with_one_changed_bit_is_a_message_or_a_wire_error(kind: type, data: st.DataObject) -> None:
+    changed = bytearray(wire.encode(data.draw(MESSAGES[kind])) or b"\0")
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        assert isinstance(wire.decoder(kind)(bytes(changed)), kind)
+    except wire.WireError as error:
+        assert str(error).startswith(f"no valid {kind.__name__}")
+
+
+@pytest.mark.parametrize(
+    ("log2_levels", "clip"), [(0, 0.5), (41, 1.0), (14, float("nan")), (14, float("inf")), (40, 1e308), (2**32 - 1, 1.0)]
+)
+def test_an_impossible_grid_is_refused(log2_levels: int, clip: float) -> None:
+    reply = fleet_pb2.JoinReply(grid=fleet_pb2.Grid(log2_levels=log2_levels, clip=clip))
+    with pytest.raises(wire.WireError):
+        wire.decoder(JoinReply)(reply.SerializeToString())
+
+
+def test_an_unknown_verdict_is_refused() -> None:
+    with pytest.raises(wire.WireError):
+        wire.decoder(ReportReply)(b"\x08\x63")
+
+
+@given(MESSAGES[Report])
+def test_the_same_report_is_the_same_bytes(report: Report) -> None:
+    assert wire.encode(report) == wire.encode(wire.decoder(Report)(wire.encode(report)))
+
+
+# --- what a device can say ---
+
+
+def fields(descriptor: Descriptor, seen: set[str]) -> list[FieldDescriptor]:
+    """Of the message and of all messages inside it. seen: names of the messages visited."""
+    if descriptor.full_name in seen:
+        return []
+    seen.add(descriptor.full_name)
+    return [inner for field in descriptor.fields for inner in (field, *(fields(field.message_type, seen) if field.message_type else ()))]
+
+
+def holding_text(descriptor: Descriptor, seen: set[str]) -> set[str]:
+    return {
+        field.full_name for field in fields(descriptor, seen) if field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
+    }
+
+
+def test_nothing_that_a_device_sends_has_a_field_that_could_hold_text() -> None:
+    service, seen = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], set[str]()
+    assert [name for method in service.methods for name in holding_text(method.input_type, seen)] == []
+    names = ("JoinRequest", "FileRequest", "WorkRequest", "Report", "Spent", "Digest")
+    assert seen == {f"edge_zo.v1.{name}" for name in names}
+
+
+def test_the_walk_would_find_such_a_field() -> None:
+    assert "edge_zo.v1.JoinReply.run_name" in holding_text(fleet_pb2.JoinReply.DESCRIPTOR, set())
+
+
+def test_the_calls_are_those_of_the_service() -> None:
+    declared = {m.name: (m.input_type.name, m.output_type.name) for m in fleet_pb2.DESCRIPTOR.services_by_name["Fleet"].methods}
+    assert declared == {method.name: (method.request.__name__, method.reply.__name__) for method in wire.METHODS}
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_a_message_has_the_fields_of_its_dataclass_in_order(kind: type) -> None:
+    message = (
+        next(getattr(module, kind.__name__) for module in (fleet_pb2, report_pb2) if hasattr(module, kind.__name__))
+        if (kind is not Entry)
+        else fleet_pb2.WorkReply.DESCRIPTOR.fields_by_name["entries"].message_type._concrete_class
+    )
+    assert [field.name for field in message.DESCRIPTOR.fields] == [field.name for field in dataclasses.fields(kind)]
