@@ -34,8 +34,8 @@ class Bert:
     def embed(self) -> str:
         """Words + positions + segments, normalised: [1, batch, tokens, width]."""
         g, ids = self.layers.graph, self.layers.tokens("input_ids")
-        words = self._rows("embeddings.word_embeddings.weight", ids)
-        segments = self._rows("embeddings.token_type_embeddings.weight", self.layers.tokens("token_type_ids"))
+        words = self.layers.embedding(ids, "embeddings.word_embeddings.weight")
+        segments = self.layers.embedding(self.layers.tokens("token_type_ids"), "embeddings.token_type_embeddings.weight")
         name = "embeddings.position_embeddings.weight"
         places = g.op("Slice", g.weight(name, self.weights[name]), g.indices(0), g.op("Shape", ids, start=1, end=2), g.indices(0))
         summed = g.op("Add", g.op("Add", words, segments), places)
@@ -66,9 +66,6 @@ class Bert:
                 weight, bias = self.weights["classifier.weight"].T, self.weights["classifier.bias"]
             logits = head.linear_logits(self.layers, x, weight, bias)
         head.finish(self.layers, logits, classes)
-
-    def _rows(self, name: str, ids: str) -> str:
-        return self.layers.graph.op("Gather", self.layers.graph.weight(name, self.weights[name]), ids)
 
     def _attend(self, name: str, x: str) -> str:
         """Multi-head attention over real tokens; adapters on query and value."""

@@ -33,8 +33,8 @@ class Llama:
 
     def embed(self) -> str:
         """Words: [1, batch, tokens, width]."""
-        g, name = self.layers.graph, "embed_tokens.weight"
-        return g.op("Unsqueeze", g.op("Gather", g.weight(name, self.weights[name]), self.layers.tokens("input_ids")), g.indices(0))
+        g = self.layers.graph
+        return g.op("Unsqueeze", self.layers.embedding(self.layers.tokens("input_ids"), "embed_tokens.weight"), g.indices(0))
 
     def block(self, number: int, x: str) -> str:
         """Self-attention and gated feed-forward, each on normalised input and added back."""

@@ -40,6 +40,10 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._full
 
+    def get(self, name: str) -> np.ndarray | None:
+        """The tensor, or None where the model has none of that name."""
+        return self[name] if name in self else None
+
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._full:
             raise BundleError(f"{self.folder} holds no tensor {name!r}, which a {self.config.get('model_type')} model needs")

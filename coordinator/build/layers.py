@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from coordinator.build.checkpoint import Checkpoint
-from coordinator.build.graph import CONTRIB, INT64, Frozen, Graph
+from coordinator.build.graph import CONTRIB, FLOAT, INT64, Frozen, Graph
 from zo import directions
 from zo.manifest import Precision, TrainableSet
 
@@ -107,7 +107,7 @@ class Layers:
         """
         g, trainable = self.graph, self.training.trainable if self._open else None
         weight = self.checkpoint[f"{name}.weight"].T
-        bias = self.checkpoint[f"{name}.bias"] if f"{name}.bias" in self.checkpoint else None
+        bias = self.checkpoint.get(f"{name}.bias")
         held = None if bias_matters and trainable in ("norms", "full") else bias
         if trainable == "full":
             y = g.op("MatMul", x, self.trained(f"{name}.weight", weight))
@@ -132,10 +132,19 @@ class Layers:
         y = g.op("MatMul", x, g.weight(name, weight))
         return y if bias is None else g.op("Add", y, g.weight(f"{name}.added", bias))
 
+    def embedding(self, ids: str, name: str) -> str:
+        """Rows of a frozen table by id; in int8 with a scale a row, which quarters the download and what stays resident."""
+        g, table = self.graph, self.checkpoint[name]
+        if self.training.precision != "int8":
+            return g.op("Gather", g.weight(name, table), ids)
+        scale = (np.maximum(np.abs(table).max(axis=1, keepdims=True), 1e-12) / 127).astype(np.float32)
+        rows = g.op("Gather", g.weight(f"{name}.int8", np.rint(table / scale).astype(np.int8)), ids)
+        return g.op("Mul", g.op("Cast", rows, to=FLOAT), g.op("Gather", g.weight(f"{name}.scale", scale), ids))
+
     def norm(self, x: str, name: str, epsilon: float) -> str:
         """LayerNorm with the gains and biases of `name`, or RMSNorm where it has no biases."""
         g, gain = self.graph, self.checkpoint[f"{name}.weight"]
-        bias = self.checkpoint[f"{name}.bias"] if f"{name}.bias" in self.checkpoint else None
+        bias = self.checkpoint.get(f"{name}.bias")
         trains = self._open is not None and self.training.trainable in ("norms", "full")
         if bias is not None and not trains:
             weights = (g.weight(f"{name}.weight", gain), g.weight(f"{name}.bias", bias))

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
     parser.add_argument("--agents", type=int, default=8, help="devices [8]")
-    parser.add_argument("--rounds", type=int, default=40, help="rounds of training [40]")
+    parser.add_argument("--rounds", type=int, default=60, help="rounds of training [60]")
     parser.add_argument("--seed", type=int, default=0, help="of data, shares and directions [0]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--out", type=Path, help="folder for everything the demo makes [a new temporary one]")

@@ -1,0 +1,1 @@
+"""What `scripts/bench` runs: measurements as ratios inside one run."""

@@ -1,0 +1,61 @@
+"""`scripts/bench`: measurements as ratios inside one run; `--json` prints one object as the last line."""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from zo import cli
+from zo.parameters import Group, Parameters, Tensor
+from zo.terms import Term
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    top, commands = cli.parser("scripts/bench", __doc__ or "")
+    perturb = commands.add_parser("perturb", help="one pass of parameters.add over numpy's w += c on the same count of floats")
+    perturb.add_argument("--elements", type=int, default=50_000_000, help="[50000000]")
+    perturb.add_argument("--repeats", type=int, default=9, help="[9]")
+    perturb.set_defaults(command=_perturb)
+    for command in (perturb,):
+        command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    return cli.run(top, arguments)
+
+
+def _perturb(given: argparse.Namespace) -> None:
+    group = Group(0, "body", -20, (Tensor("w", (given.elements,)),))
+    parameters = Parameters(0, [group], {"w": np.zeros(given.elements, np.float32)})
+    plain = np.zeros(given.elements, np.float32)
+    seeds = iter(range(2 * given.repeats))
+
+    def numpy_add() -> None:
+        np.add(plain, np.float32(1e-6), out=plain)
+
+    def add() -> None:
+        parameters.add([Term((0,), next(seeds), np.array([3]))])
+
+    of_numpy, of_add = _alternating([numpy_add, add], given.repeats)
+    found = {"elements": given.elements, "numpy_ms": of_numpy, "add_ms": of_add, "bandwidth_fraction_numpy": round(of_numpy / of_add, 3)}
+    print(f"w += c: {of_numpy:.1f} ms; add of one term: {of_add:.1f} ms; {of_numpy / of_add:.2f} of numpy's bandwidth")
+    if given.json:
+        print(json.dumps(found))
+
+
+def _alternating(calls: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+    """Median milliseconds of each call, taken in turns so that drifts of the machine hit all alike; the first turn warms up."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for turn in range(repeats + 1):
+        for call, times in zip(calls, taken, strict=True):
+            began = time.perf_counter()
+            call()
+            if turn:
+                times.append((time.perf_counter() - began) * 1e3)
+    return [statistics.median(times) for times in taken]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

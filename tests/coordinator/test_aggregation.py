@@ -1,0 +1,176 @@
+"""From reports to terms: by hand, in any order, weighted, and downhill."""
+
+import dataclasses
+from itertools import permutations
+
+import numpy as np
+import pytest
+from local_coordinator import report, settings
+
+from coordinator import aggregation
+from coordinator.aggregation import Rates, aggregate, decay, rates
+from coordinator.config import Probe, Rate
+from zo import reference
+from zo.bundle import Bundle
+from zo.calibration import one_level
+from zo.directions import signs
+from zo.errors import BundleError
+from zo.estimators import Grid, half_differences
+from zo.lattice import snap
+from zo.manifest import Calibration, Manifest, Stage
+from zo.parameters import Group, Parameters, Tensor
+from zo.plan import Node
+
+GRID = Grid(14, 2.0)
+SIZE = 24
+
+
+@pytest.fixture
+def manifest(bert_bundle: Bundle) -> Manifest:
+    """Two small groups, of unit 2**-20 and 2**-18."""
+    groups = (Group(0, "body", -20, (Tensor("w", (SIZE,)),)), Group(1, "head", -18, (Tensor("v", (SIZE,)),)))
+    calibration = tuple(Calibration(kind, -4, 0.3, 0.0, 0.0, 0.0, 1.0) for kind in ("body", "head"))
+    stages = (Stage("stage_0.onnx", ("x",), ("loss",), (0, 1)),)
+    return dataclasses.replace(bert_bundle.manifest, groups=groups, calibration=calibration, stages=stages)
+
+
+GIVEN = Rates(signal=0.5, by_kind={"body": 0.25, "head": 0.5}, log2_eps={"body": -4, "head": -6})
+
+
+def nodes(manifest: Manifest, counts: list[int]) -> list[Node]:
+    return [one_level(manifest, GIVEN.log2_eps, 1000 * place, count) for place, count in enumerate(counts)]
+
+
+def steps_of(terms: tuple, group: int) -> dict[int, int]:
+    """Steps by seed."""
+    return {int(s): int(n) for term in terms if group in term.groups for s, n in zip(term.seeds, term.steps, strict=True)}
+
+
+def test_equals_what_is_computed_by_hand(manifest: Manifest) -> None:
+    reports = [report(0, scalars=(1 << 13, -(1 << 12))), report(1, scalars=(1 << 11, 0), examples=4)]
+    found = aggregate(reports, nodes(manifest, [2, 2]), GIVEN, 0.5, manifest, GRID)
+    # growth 4 directions, weight 4 * 4 / 8 / 2 = 1; body: -0.5 * 0.25 * (1/2) / 0.5 * 2**16 units = -2**13 for the first
+    assert steps_of(found, 0) == {0: -(2**13), 1: 2**12, 1000: -(2**11)}
+    # head: twice the rate, E = 2**-6 / 2**-18 = 2**12
+    assert steps_of(found, 1) == {0: -(2**10), 1: 2**9, 1000: -(2**8)}
+
+
+def test_the_order_of_reports_does_not_matter(manifest: Manifest) -> None:
+    reports = [report(device, scalars=(301 + device, -77, 5), examples=1 + device) for device in range(3)]
+    plans = nodes(manifest, [3, 3, 3])
+    found = [
+        aggregate([reports[n] for n in order], [plans[n] for n in order], GIVEN, 1.0, manifest, GRID) for order in permutations(range(3))
+    ]
+    assert found[0]
+    assert all(each == found[0] for each in found)
+
+
+def test_the_same_reports_are_always_rounded_alike_and_other_rounds_otherwise(manifest: Manifest) -> None:
+    def found(number: int) -> tuple:
+        reports = [report(0, number, scalars=tuple(range(1, 65)))]
+        return aggregate(reports, nodes(manifest, [64]), GIVEN, 1e-3, manifest, GRID)
+
+    assert found(1) == found(1)
+    assert found(1) != found(2)
+
+
+def test_a_report_weighs_as_much_as_its_examples(manifest: Manifest) -> None:
+    reports = [report(0, scalars=(1 << 13,), examples=1), report(1, scalars=(1 << 13,), examples=3)]
+    steps = steps_of(aggregate(reports, nodes(manifest, [1, 1]), GIVEN, 1.0, manifest, GRID), 0)
+    assert (steps[0], steps[1000]) == (-(2**13), -3 * 2**13)
+
+
+def test_more_directions_than_a_certain_count_only_steady_the_update(manifest: Manifest) -> None:
+    def length(count: int) -> int:
+        reports = [report(0, scalars=(1 << 13,) * count)]
+        return -sum(steps_of(aggregate(reports, nodes(manifest, [count]), GIVEN, 1.0, manifest, GRID), 0).values())
+
+    most = aggregation.MOST_DIRECTIONS
+    assert length(most) == most * length(1)
+    assert length(4 * most) == length(most)
+
+
+def test_scalars_of_zero_leave_no_terms(manifest: Manifest) -> None:
+    assert aggregate([report(0, scalars=(0, 0))], nodes(manifest, [2]), GIVEN, 1.0, manifest, GRID) == ()
+
+
+def test_the_rate_falls_linearly_to_its_share(bert_bundle: Bundle) -> None:
+    config = settings(bert_bundle, rounds=10, rate=Rate(final=0.1))
+    falling = [decay(config, number) for number in range(1, 11)]
+    assert falling[0] == 1
+    assert np.allclose(np.diff(falling), -0.09)
+    assert decay(config, 11) == pytest.approx(0.1)
+    assert decay(settings(bert_bundle, rounds=10, rate=Rate(final=1.0)), 7) == 1
+
+
+def test_rates_and_probe_sizes_are_the_bundles_where_nothing_is_stated(manifest: Manifest, bert_bundle: Bundle) -> None:
+    found = rates(settings(bert_bundle), manifest)
+    assert found.log2_eps == {"body": -4, "head": -4}
+    assert set(found.by_kind.values()) == {aggregation.DEFAULT_RATE["classification"]}
+    assert found.signal == pytest.approx(0.3 * 2**0.5)
+
+
+def test_what_is_stated_counts_and_the_signal_follows_the_probe_size(manifest: Manifest, bert_bundle: Bundle) -> None:
+    config = settings(bert_bundle, rate=Rate(body=0.0, head=2.0), probe=Probe(log2_eps_head=-2))
+    found = rates(config, manifest)
+    assert (found.log2_eps, found.by_kind) == ({"body": -4, "head": -2}, {"body": 0.0, "head": 2.0})
+    assert found.signal == pytest.approx(np.hypot(0.3, 1.2))
+
+
+def test_a_bundle_that_was_never_calibrated_is_refused(manifest: Manifest, bert_bundle: Bundle) -> None:
+    bare = dataclasses.replace(manifest, calibration=())
+    with pytest.raises(BundleError, match="bundle calibrate"):
+        rates(settings(bert_bundle), bare)
+    with pytest.raises(BundleError, match="calibrat"):
+        rates(settings(bert_bundle, probe=Probe(log2_eps_body=-4, log2_eps_head=-4)), bare)
+
+
+# --- downhill ---
+
+
+def quadratic(manifest: Manifest) -> tuple[Parameters, dict[str, np.ndarray]]:
+    """Parameters and the targets of 0.5 * sum (theta - target)**2."""
+    generator = np.random.default_rng(0)
+    tensors = {"w": snap(generator.normal(size=SIZE) / 4, -20), "v": snap(generator.normal(size=SIZE) / 4, -18)}
+    return Parameters(manifest.run_key, manifest.groups, tensors), {name: generator.normal(size=SIZE) / 4 for name in tensors}
+
+
+def one_round(parameters: Parameters, targets: dict[str, np.ndarray], manifest: Manifest, number: int, count: int) -> tuple:
+    node = one_level(manifest, {"body": -6, "head": -6}, number * 10**6, count)
+    losses = reference.probe(parameters, node, lambda now: sum(0.5 * float(((now[n] - targets[n]) ** 2).sum()) for n in targets))
+    half = half_differences(losses)
+    given = Rates(float(np.sqrt(np.mean(half**2))), {"body": 0.1, "head": 0.1}, {"body": -6, "head": -6})
+    answer = dataclasses.replace(report(0, number), scalars=Grid(20, 2.0).integers(half))
+    return aggregate([answer], [node], given, 1.0, manifest, Grid(20, 2.0))
+
+
+def test_the_expected_update_points_down_the_slope(manifest: Manifest) -> None:
+    parameters, targets = quadratic(manifest)
+    before = {name: values.copy() for name, values in parameters.tensors().items()}
+    parameters.add(one_round(parameters, targets, manifest, 1, 1500))
+    for name, values in parameters.tensors().items():
+        step, downhill = values - before[name], targets[name] - before[name]
+        assert step @ downhill / np.linalg.norm(step) / np.linalg.norm(downhill) > 0.95
+
+
+def test_rounds_of_few_directions_lower_a_quadratic_loss(manifest: Manifest) -> None:
+    parameters, targets = quadratic(manifest)
+
+    def distance() -> float:
+        return float(sum(((values - targets[name]) ** 2).sum() for name, values in parameters.tensors().items()))
+
+    first = distance()
+    for number in range(1, 101):
+        parameters.add(one_round(parameters, targets, manifest, number, 8))
+    assert distance() < 0.3 * first
+
+
+def test_one_direction_moves_every_group_along_its_own_signs(manifest: Manifest) -> None:
+    parameters, targets = quadratic(manifest)
+    before = {name: values.copy() for name, values in parameters.tensors().items()}
+    parameters.add(one_round(parameters, targets, manifest, 1, 1))
+    for group, name in ((0, "w"), (1, "v")):
+        expected = signs(manifest.run_key, group, np.array([10**6], np.uint64), 0, SIZE)[0]
+        moved = parameters.tensor(name) - before[name]
+        assert np.array_equal(np.abs(moved), np.full(SIZE, abs(moved[0])))
+        assert np.array_equal(np.sign(moved), np.sign(moved[0]) * expected[0] * expected)

@@ -1,0 +1,71 @@
+"""Where a run stands, from its store alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from local_coordinator import report, settings
+
+from coordinator import status
+from coordinator.config import Round
+from coordinator.rounds import Rounds
+from coordinator.store import Store
+from zo.bundle import Bundle
+
+METRICS = {"loss": 0.5, "accuracy": 0.75, "balanced_loss": 0.5, "balanced_accuracy": 0.7, "rows": 4}
+
+
+@pytest.fixture
+def rounds(bert_bundle: Bundle, tmp_path: Path) -> Rounds:
+    store = Store(tmp_path / "run.sqlite", create=True)
+    run = store.open_run("fleet", bert_bundle.folder, bert_bundle.digest)
+    made = Rounds(store, run, bert_bundle, settings(bert_bundle, round=Round(1, 1, 9.0), rounds=2))
+    made.enrol(7)
+    return made
+
+
+def of(rounds: Rounds) -> dict:
+    return status.of(rounds.store, rounds.store.run("fleet"))
+
+
+def test_a_run_that_has_just_begun_is_told(rounds: Rounds) -> None:
+    found = of(rounds)
+    assert (found["state"], found["entry"], found["rounds"], found["devices"], found["last_round"]) == ("running", 0, 0, 1, None)
+    assert "run 'fleet' is running: 0 rounds, 1 devices, 0 probes" in status.told(found)
+
+
+def test_counts_add_up_over_rounds(rounds: Rounds) -> None:
+    for number in (1, 2):
+        rounds.accept(report(0, number, dropped=1))
+        rounds.close_if_due()
+    rounds.store.add_evaluation(rounds.run.id, 1, "validation", METRICS)
+    rounds.store.add_evaluation(rounds.run.id, 0, "test", METRICS)
+    rounds.note("diverged", "device 0 holds other parameters")
+    found = of(rounds)
+    assert (found["state"], found["entry"], found["rounds"], found["probes"], found["dropped"]) == ("finished", 2, 2, 12, 2)
+    assert found["head"] == rounds.head.hex()
+    assert found["best_entry"] == 1
+    assert found["last_round"]["round"] == 2
+    assert [event["kind"] for event in found["events"]] == ["diverged"]
+    told = status.told(found)
+    for part in (
+        "is finished: 2 rounds",
+        "best by validation: entry 1",
+        "round 2: 1 reports",
+        "balanced accuracy 0.7000",
+        "diverged: device 0",
+    ):
+        assert part in told
+
+
+def test_all_of_it_is_json(rounds: Rounds) -> None:
+    rounds.store.add_evaluation(rounds.run.id, 0, "validation", METRICS)
+    found = json.loads(json.dumps(of(rounds)))
+    assert found["validation"] == {"0": METRICS}
+    assert found["run"] == "fleet"
+
+
+def test_only_the_newest_events_are_kept_in_sight(rounds: Rounds) -> None:
+    for number in range(30):
+        rounds.note("bad report", f"number {number}")
+    assert [event["text"] for event in of(rounds)["events"]] == [f"number {number}" for number in range(10, 30)]

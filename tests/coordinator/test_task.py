@@ -1,0 +1,92 @@
+"""Task files: what they may hold, and what is said of the rest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator import task
+from coordinator.task import DEFAULT_MAX_TOKENS
+from zo.errors import ConfigError
+from zo.manifest import Task
+
+
+def write(folder: Path, content: Any, name: str = "task.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_no_file_is_language_modelling() -> None:
+    assert task.read(None) == Task("language-modelling", DEFAULT_MAX_TOKENS, "vocabulary")
+    assert task.read(None, 12).max_tokens == 12
+
+
+def test_a_bare_list_is_the_label_sentences(tmp_path: Path) -> None:
+    expected = Task("classification", DEFAULT_MAX_TOKENS, "prototypes", ("Größe?", "two"))
+    assert task.read(write(tmp_path, ["Größe?", "two"], "labels.json")) == expected
+
+
+@pytest.mark.parametrize("name", ["task.toml", "task.json"])
+def test_toml_and_json_say_the_same(name: str, tmp_path: Path) -> None:
+    plain = {"labels": ["one", "two"], "template": "is it: {text}", "max_tokens": 64, "head": "linear"}
+    toml = "\n".join(f"{key} = {json.dumps(value)}" for key, value in plain.items())
+    found = task.read(write(tmp_path, toml if name.endswith("toml") else plain, name))
+    assert found == Task("classification", 64, "linear", ("one", "two"), "is it: {text}")
+
+
+def test_a_count_of_labels_serves_where_no_sentences_are_known(tmp_path: Path) -> None:
+    found = task.read(write(tmp_path, {"label_count": 3}))
+    assert (found.labels, found.head) == (("label 0", "label 1", "label 2"), "linear")
+    assert task.read(write(tmp_path, {"label_count": 3, "head": "prototypes"})).head == "prototypes"
+    assert task.read(write(tmp_path, {"label_count": 2, "labels": ["a", "b"]})).labels == ("a", "b")
+
+
+def test_max_tokens_of_the_command_line_come_first(tmp_path: Path) -> None:
+    assert task.read(write(tmp_path, {"labels": ["a", "b"], "max_tokens": 9}), 33).max_tokens == 33
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (["one"], "at least two labels"),
+        ({"label_count": 1}, "at least two labels"),
+        ({"label_count": -5}, "label_count"),
+        ({"labels": ["a", "b"], "label_count": 3}, "label_count = 3, but there are 2 labels"),
+        ({"labels": ["a", "b"], "max_tokens": 1}, "max_tokens = 1 must be at least 2"),
+        ({"labels": ["a", "b"], "template": "no place"}, "does not contain {text}"),
+        ({"labels": ["a", "b"], "haed": "linear"}, "unknown key 'haed'; did you mean 'head'?"),
+        ({"labels": ["a", "b"], "head": "prototype"}, "did you mean 'prototypes'?"),
+        ({"labels": "a, b"}, "labels must be a list"),
+        ({"labels": ["a", 2]}, "labels[1] must be a text in quotes, not 2"),
+        (3, "must be a table"),
+        ("{", "is no valid task file"),
+        ("", "is no valid task file"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_the_file(content: Any, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(ConfigError) as caught:
+        task.read(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\x80labels = []"])
+def test_a_file_that_is_no_text_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "task.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match="is no valid task file"):
+        task.read(tmp_path / "task.toml")
+
+
+def test_a_missing_file_is_named_with_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.json cannot be read: No such file or directory; check the path after --task"):
+        task.read(tmp_path / "none.json")
+
+
+def test_a_mistake_on_the_command_line_is_not_blamed_on_a_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        task.read(None, 1)
+    assert "None" not in str(caught.value)

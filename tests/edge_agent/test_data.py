@@ -1,0 +1,122 @@
+"""The device's examples: a share held out for good, the rest drawn in batches."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+
+from edge_agent.data import Dataset
+from zo.batches import Batch, Encoded
+from zo.errors import DataError
+from zo.manifest import Task
+
+KEPT = {"held_out_share": 0.1, "held_out_most": 32, "balanced": True}
+
+
+def write(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    (folder / "private.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def labelled(count: int, rare: int = 3) -> list[dict[str, Any]]:
+    """Different texts; one in `rare` has label 1, the rest 0."""
+    return [{"text": text, "label": int(place % rare == 0)} for place, text in enumerate(tiny_models.sentences(count))]
+
+
+def dataset(folder: Path, task: Task = tiny_models.CLASSIFICATION, **changed: Any) -> Dataset:
+    return Dataset(folder, task, tiny_models.tokenizer(), **KEPT | changed)
+
+
+def rows(encoded: list[Encoded]) -> list[tuple[int, ...]]:
+    return [tuple(row.ids.tolist()) for row in encoded]
+
+
+def rows_of(batch: Batch) -> list[tuple[int, ...]]:
+    return [tuple(ids[mask == 1].tolist()) for ids, mask in zip(batch.fields["input_ids"], batch.fields["attention_mask"], strict=True)]
+
+
+def test_the_held_out_share_is_disjoint_and_loses_nothing(tmp_path: Path) -> None:
+    found = dataset(write(tmp_path, labelled(60)))
+    held, training = rows(found.held_out), rows(found.training)
+    assert (len(held), len(training)) == (6, 54)
+    assert len({*held, *training}) == len({*held}) + len({*training}) == len({*held, *training})
+    assert not {*held} & {*training}
+
+
+def test_the_held_out_share_is_the_same_at_every_start(tmp_path: Path) -> None:
+    write(tmp_path, labelled(60))
+    assert rows(dataset(tmp_path).held_out) == rows(dataset(tmp_path).held_out)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "most", "kept"), [(9, 0.1, 32, 0), (60, 0.5, 8, 8), (60, 0.0, 32, 0), (1, 0.9, 32, 0), (2, 0.99, 32, 1)]
+)
+def test_the_share_has_its_bounds(count: int, share: float, most: int, kept: int, tmp_path: Path) -> None:
+    found = dataset(write(tmp_path, labelled(count)), held_out_share=share, held_out_most=most)
+    assert (len(found.held_out), len(found.training)) == (kept, count - kept)
+
+
+def test_what_is_held_out_is_never_drawn(tmp_path: Path) -> None:
+    found = dataset(write(tmp_path, labelled(60)))
+    drawn = {row for _ in range(60) for row in rows_of(found.draw(8))}
+    assert len(drawn) > 20
+    assert drawn <= {*rows(found.training)}
+
+
+def test_held_out_batches_are_all_of_it_in_the_same_order(tmp_path: Path) -> None:
+    found = dataset(write(tmp_path, labelled(60)))
+    first, second = found.held_out_batches(4), found.held_out_batches(4)
+    assert [batch.examples for batch in first] == [4, 2]
+    assert [row for batch in first for row in rows_of(batch)] == [row for batch in second for row in rows_of(batch)] == rows(found.held_out)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 200])
+def test_a_batch_has_the_size_asked_for(size: int, tmp_path: Path) -> None:
+    found = dataset(write(tmp_path, labelled(20)))
+    assert [found.draw(size).examples for _ in range(6)] == [size] * 6
+    assert found.draw(size + 1).examples == size + 1
+    assert found.draw(size).examples == size
+
+
+def shares(found: Dataset) -> Counter:
+    return Counter(int(label) for _ in range(100) for label in found.draw(8).fields["labels"])
+
+
+def test_balanced_drawing_takes_a_rare_class_as_often_as_others(tmp_path: Path) -> None:
+    write(tmp_path, labelled(200, rare=20))
+    assert 0.4 < shares(dataset(tmp_path))[1] / 800 < 0.6
+    assert 0.01 < shares(dataset(tmp_path, balanced=False))[1] / 800 < 0.12
+
+
+def test_text_is_dropped_once_encoded(tmp_path: Path) -> None:
+    found = dataset(write(tmp_path, [*labelled(10), {"text": "lost", "label": 9}]))
+    assert found.reading.examples == []
+    assert found.reading.skipped == 1
+    assert found.summary.startswith("10 examples; skipped 1 lines: private.jsonl:11: unknown label 9")
+
+
+def test_long_text_is_split_for_language_modelling(tmp_path: Path) -> None:
+    text = " ".join(tiny_models.WORDS[:40])
+    found = dataset(write(tmp_path, [{"text": text}]), tiny_models.LANGUAGE, held_out_share=0.0)
+    assert sorted(len(row.ids) for row in found.training) == [8, 17, 17]
+    assert found.draw(2).fields["labels"].size > 0
+
+
+def test_a_folder_without_a_usable_example_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no usable example"):
+        dataset(write(tmp_path, [{"text": "ba", "label": 9}]))
+
+
+def test_texts_too_short_to_learn_from_are_no_usable_examples(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="usable"):
+        dataset(write(tmp_path, [{"text": "ba"}, {"text": "bee"}]), tiny_models.LANGUAGE)
+
+
+def test_two_devices_draw_differently(tmp_path: Path) -> None:
+    write(tmp_path, labelled(60))
+    one, other = (np.concatenate([d.draw(8).fields["labels"] for _ in range(20)]) for d in (dataset(tmp_path), dataset(tmp_path)))
+    assert not np.array_equal(one, other)

@@ -1,0 +1,140 @@
+"""From a plan to a report."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+
+from edge_agent.data import Dataset
+from edge_agent.work import held_out_loss, work
+from zo.batches import Batch
+from zo.bundle import Bundle
+from zo.calibration import kinds, one_level
+from zo.engine import Engine
+from zo.estimators import Grid
+from zo.messages import JoinReply, Report
+from zo.plan import Node, WorkPlan
+
+GRID = Grid(14, 2.0)
+
+
+class Losing(Engine):
+    """Gives the losses it is told to."""
+
+    losses: tuple[float, ...] = ()
+
+    def probe(self, node: Node, batch: Batch, go_on: Callable[[], None] = lambda: None) -> np.ndarray:
+        return np.array(self.losses) if self.losses else super().probe(node, batch, go_on)
+
+
+@pytest.fixture
+def engine(bert_bundle: Bundle) -> Losing:
+    return Losing(bert_bundle, bert_bundle.parameters())
+
+
+@pytest.fixture
+def dataset(bert_bundle: Bundle, tmp_path: Path) -> Dataset:
+    lines = [json.dumps({"text": each.text, "label": each.label}) for each in tiny_models.examples(tiny_models.CLASSIFICATION, 30)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    task = bert_bundle.manifest.task
+    return Dataset(tmp_path, task, bert_bundle.tokenizer(), held_out_share=0.2, held_out_most=32, balanced=True)
+
+
+@pytest.fixture
+def joined(bert_bundle: Bundle) -> JoinReply:
+    return JoinReply(3, 5, "run", GRID, bert_bundle.digest, ())
+
+
+def plan(engine: Engine, count: int = 4, measure: bool = False, digest: bool = False) -> WorkPlan:
+    sizes = {kind: engine.manifest.log2_eps(kind) for kind in kinds(engine.manifest)}
+    return WorkPlan(9, 0, one_level(engine.manifest, sizes, 100, count), 6, measure, digest)
+
+
+def go_on() -> None:
+    pass
+
+
+def test_a_report_answers_its_plan(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
+    before = engine.parameters.digest()
+    found = work(plan(engine, measure=True, digest=True), engine, dataset, joined, go_on)
+    assert (found.run, found.device, found.round, found.examples, found.dropped) == (3, 5, 9, 6, 0)
+    assert found.scalars.shape == (4,)
+    assert np.any(found.scalars)
+    assert found.digest == before == engine.parameters.digest()
+    loss = held_out_loss(engine, dataset, 6, go_on)
+    assert loss is not None
+    assert found.held_out == round(loss * 2**14)
+    assert found.spent.peak_memory_mib > 10
+
+
+def test_what_is_not_asked_for_is_not_reported(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
+    found = work(plan(engine), engine, dataset, joined, go_on)
+    assert (found.held_out, found.digest) == (None, None)
+
+
+def scalars(engine: Losing, dataset: Dataset, joined: JoinReply, *losses: float) -> Report:
+    engine.losses = losses
+    return work(plan(engine, len(losses) // 2), engine, dataset, joined, go_on)
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_that_are_not_finite_are_dropped_and_counted(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
+    nan, inf = float("nan"), float("inf")
+    found = scalars(engine, dataset, joined, 1.5, 1.0, nan, 1.0, 1.0, inf, 1.0, -inf, nan, nan, 1.0, 1.25)
+    assert found.scalars.tolist() == [2**12, 0, 0, 0, 0, -(2**11)]
+    assert found.dropped == 4
+
+
+def test_two_infinite_losses_of_a_pair_are_dropped_too(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
+    inf = float("inf")
+    found = scalars(engine, dataset, joined, inf, inf, 2.0, 1.0)
+    assert (found.scalars.tolist(), found.dropped) == ([0, 2**13], 1)
+
+
+def test_a_report_is_within_the_clip(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
+    found = scalars(engine, dataset, joined, 1e30, 0.0, 0.0, 1e30, 4.0, 0.0)
+    assert found.scalars.tolist() == [GRID.limit, -GRID.limit, GRID.limit]
+    assert found.dropped == 0
+
+
+def test_a_stop_between_probes_ends_the_work_with_the_parameters_restored(bundles: Callable[..., Bundle], tmp_path: Path) -> None:
+    bundle = bundles("llama-tied", "full")
+    engine = Engine(bundle, bundle.parameters())
+    before, calls = engine.parameters.digest(), 0
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny_models.sentences(10)))
+    data = Dataset(tmp_path, bundle.manifest.task, bundle.tokenizer(), held_out_share=0.0, held_out_most=0, balanced=True)
+
+    def stop_at_the_third() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        work(plan(engine), engine, data, JoinReply(1, 0, "run", GRID, bundle.digest, ()), stop_at_the_third)
+    assert engine.parameters.digest() == before
+
+
+def test_the_held_out_loss_is_the_mean_over_examples_whatever_the_batch(engine: Losing, dataset: Dataset) -> None:
+    losses = [held_out_loss(engine, dataset, size, go_on) for size in (1, 4, 6)]
+    assert np.allclose(losses, losses[0], rtol=1e-5)  # type: ignore[arg-type]
+
+
+class Blown(Losing):
+    """Its loss is not finite."""
+
+    def forward(self, batch: Batch) -> tuple[float, np.ndarray]:
+        return float("nan"), super().forward(batch)[1]
+
+
+def test_a_held_out_loss_that_is_not_finite_is_not_reported(bert_bundle: Bundle, dataset: Dataset, joined: JoinReply) -> None:
+    engine = Blown(bert_bundle, bert_bundle.parameters())
+    assert work(plan(engine, measure=True), engine, dataset, joined, go_on).held_out is None
+
+
+def test_without_held_out_examples_there_is_no_held_out_loss(engine: Losing, dataset: Dataset) -> None:
+    dataset.held_out = []
+    assert held_out_loss(engine, dataset, 4, go_on) is None

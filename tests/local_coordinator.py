@@ -1,0 +1,84 @@
+"""A coordinator inside the test process: a real gRPC server on a loopback port, its store and rounds in a thread of their own."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coordinator import service
+from coordinator.config import Probe, Round, RunConfig
+from coordinator.rounds import Rounds
+from coordinator.service import Service
+from coordinator.store import Store
+from zo.bundle import Bundle
+from zo.messages import Report
+
+PROBE = Probe(directions=3, examples=4)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def settings(bundle: Bundle, **changed: Any) -> RunConfig:
+    """A run of a tiny bundle: three directions, two reports a round."""
+    return RunConfig(**{"bundle": str(bundle.folder), "rounds": 4, "round": Round(2, 1, 30.0), "probe": PROBE} | changed)
+
+
+def report(device: int, round_number: int = 1, scalars: tuple[int, ...] = (300, -200, 100), **changed: Any) -> Report:
+    """A report of run 1 that a coordinator with `settings` accepts."""
+    return Report(**{"run": 1, "device": device, "round": round_number, "scalars": np.array(scalars), "examples": 4} | changed)
+
+
+class LocalCoordinator:
+    """Serves while entered. kind: the service, for faults; `service` and its rounds may be touched through `call` only."""
+
+    def __init__(self, bundle: Bundle, store: Path, kind: Callable[[Rounds], Service] = Service, port: int = 0, **changed: Any) -> None:
+        self.address, self._bundle, self._path, self._kind = f"127.0.0.1:{port or free_port()}", bundle, store, kind
+        self._config = settings(bundle, **changed)
+        self._ready, self._failure = threading.Event(), None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> "LocalCoordinator":
+        self._thread.start()
+        self._ready.wait(30)
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+
+    def call(self, function: Callable[[Service], Any]) -> Any:
+        """What `function` returns, called with the service in its own thread; a coroutine is awaited there."""
+
+        async def job() -> Any:
+            found = function(self.service)
+            return await found if asyncio.iscoroutine(found) else found
+
+        return asyncio.run_coroutine_threadsafe(job(), self._loop).result(30)
+
+    async def _serve(self) -> None:
+        try:
+            store = Store(self._path, create=True)
+            run = store.open_run(self._config.name, self._bundle.folder, self._bundle.digest)
+            self.service = self._kind(Rounds(store, run, self._bundle, self._config))
+            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+            server = await service.start(self.service, self.address, insecure_loopback=True)
+        except Exception as error:  # noqa: BLE001  handed to the test's own thread
+            self._failure = error
+            return
+        finally:
+            self._ready.set()
+        await self._stop.wait()
+        await server.stop(0)
+        store.close()

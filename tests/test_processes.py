@@ -1,0 +1,405 @@
+"""Both commands as real processes: a run that outlives its coordinator, stopping, and one line for every mistake."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from conftest import Bundles
+from local_coordinator import LocalCoordinator, free_port
+
+from coordinator.store import Store
+from zo.bundle import Bundle
+
+MODULES = {"edge-coordinator": "coordinator.cli", "edge-agent": "edge_agent.cli"}
+SOON = 10.0  # seconds; generous, for a busy machine
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(program: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", MODULES[program], *map(str, arguments)]
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 40.0) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def write_data(path: Path, count: int = 40, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = tiny_models.examples(tiny_models.CLASSIFICATION, count, seed)
+    path.write_text("".join(json.dumps({"text": e.text, "label": e.label}) + "\n" for e in found))
+    return path
+
+
+class Processes:
+    """A coordinator and agents over one folder; whatever still runs at the end is killed."""
+
+    def __init__(self, folder: Path, bundle: Bundle, **settings: object) -> None:
+        self.folder, self.bundle, self.port = folder, bundle, free_port()
+        self._flags = [f"--{name.replace('__', '.').replace('_', '-')}={value}" for name, value in settings.items()]
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, name: str, program: str, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(command(program, *arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL, **options)
+        self._started.append(process)
+        return process
+
+    def coordinator(self, **options: Any) -> subprocess.Popen[bytes]:
+        place = [f"--bundle={self.bundle.folder}", f"--store={self.folder / 'run.sqlite'}", f"--listen=127.0.0.1:{self.port}"]
+        process = self.start("coordinator", "edge-coordinator", "serve", "--insecure-loopback", *place, *self._flags, **options)
+        wait_until(lambda: process.poll() is not None or self._answers())
+        assert process.poll() is None, self.log("coordinator")
+        return process
+
+    def agent(self, name: str) -> subprocess.Popen[bytes]:
+        data, state = write_data(self.folder / name / "data/a.jsonl", seed=len(name)), self.folder / name / "state"
+        address = f"--coordinator=127.0.0.1:{self.port}"
+        return self.start(name, "edge-agent", "run", "--insecure-loopback", f"--data={data}", f"--state={state}", address)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def status(self, name: str) -> dict[str, Any]:
+        with contextlib.suppress(OSError):
+            return json.loads((self.folder / name / "state/status.json").read_text())
+        return {}
+
+    def summaries(self) -> list[dict[str, Any]]:
+        store = Store(self.folder / "run.sqlite")
+        found = store.summaries(1)
+        store.close()
+        return found
+
+    def end(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+
+@pytest.fixture
+def processes(bert_bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., Processes]]:
+    made: list[Processes] = []
+
+    def make(**settings: object) -> Processes:
+        made.append(Processes(tmp_path, bert_bundle, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()
+
+
+# --- faults in mid-run ---
+
+
+def test_a_run_outlives_a_killed_coordinator_and_a_killed_agent(processes: Callable[..., Processes]) -> None:
+    rounds = 150
+    fleet = processes(rounds=rounds, round__goal=3, round__minimum=2, round__deadline=1, digest_every=5, probe__directions=2)
+    coordinator = fleet.coordinator()
+    agents = {name: fleet.agent(name) for name in ("a", "bb", "ccc")}
+    wait_until(lambda: len(fleet.summaries()) >= 5)
+    coordinator.kill()
+    coordinator.wait()
+    kept = fleet.summaries()
+    assert len(kept) < rounds
+    fleet.coordinator()
+    wait_until(lambda: len(fleet.summaries()) > len(kept) + 2)
+    assert fleet.summaries()[: len(kept)] == kept
+    agents.pop("ccc").kill()
+    assert len(fleet.summaries()) < rounds
+    agents["dddd"] = fleet.agent("dddd")
+    for name, agent in agents.items():
+        assert agent.wait(60) == 0, fleet.log(name)
+    summaries = fleet.summaries()
+    assert [summary["round"] for summary in summaries] == list(range(1, rounds + 1))
+    assert {name: fleet.status(name)["digest"] for name in agents} == dict.fromkeys(agents, summaries[-1]["digest"])
+    assert summaries[-1]["digest"] != fleet.bundle.parameters().digest().hex()
+    assert fleet.status("dddd")["reports"] > 0
+    assert "Traceback" not in "".join(fleet.log(name) for name in ("coordinator", *agents))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_agent_and_coordinator_cleanly(number: int, processes: Callable[..., Processes]) -> None:
+    fleet = processes(rounds=100000, round__goal=1)
+    coordinator, agent = fleet.coordinator(), fleet.agent("a")
+    wait_until(lambda: len(fleet.summaries()) >= 2)
+    for process in (agent, coordinator):
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(SOON) == 0
+        assert time.monotonic() - began < SOON
+    assert fleet.status("a")["state"] == "stopped"
+    assert "Traceback" not in fleet.log("a") + fleet.log("coordinator")
+
+
+def test_a_signal_stops_an_agent_that_waits_for_others(processes: Callable[..., Processes]) -> None:
+    fleet = processes(round__goal=2, round__minimum=2)
+    fleet.coordinator()
+    agent = fleet.agent("a")
+    wait_until(lambda: b"joined" in (fleet.folder / "a.log").read_bytes())
+    time.sleep(1)
+    agent.terminate()
+    assert agent.wait(SOON) == 0
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_evaluating_process_and_still_ends_quietly(processes: Callable[..., Processes]) -> None:
+    folder = processes().folder
+    validation = write_data(folder / "validation.jsonl")
+    fleet = processes(rounds=100000, evaluation__validation=validation, evaluation__every=1)
+    coordinator = fleet.coordinator(start_new_session=True)
+    wait_until(lambda: "entry 0: loss" in fleet.log("coordinator"))
+    os.killpg(coordinator.pid, signal.SIGINT)
+    assert coordinator.wait(SOON) == 0
+    assert "Traceback" not in fleet.log("coordinator")
+
+
+# --- mistakes: exit code, and one line ---
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """run(program, *arguments): the command, in an empty folder."""
+
+    def call(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(program, *arguments), cwd=tmp_path, capture_output=True, text=True, timeout=20)
+
+    return call
+
+
+def check(done: subprocess.CompletedProcess[str], program: str, code: int, *parts: str, log: bool = False) -> None:
+    """One line that begins with the program's name. log: lines of the log may come before it."""
+    lines = done.stderr.splitlines()
+    assert lines, done
+    assert log or len(lines) == 1, done.stderr
+    assert lines[-1].startswith(f"{program}: "), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code, done.stderr
+    for part in parts:
+        assert part in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ("does not exist",)),
+        (b"", ("no lines",)),
+        (b"{\n", ("a.jsonl:1: not JSON",)),
+        (b"\xff\xfe\n", ("a.jsonl:1: not UTF-8",)),
+        (b'{"label": 0}\n', ('no "text"',)),
+        (b'{"text": "ba", "label": 99}\n', ("unknown label 99 (known: 0..2)",)),
+    ],
+    ids=["missing", "empty", "no JSON", "no UTF-8", "no text", "unknown label"],
+)
+def test_data_that_cannot_be_used(content: bytes | None, parts: tuple[str, ...], bert_bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/a.jsonl").write_bytes(content)
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite") as coordinator:
+        done = run("edge-agent", "run", "--insecure-loopback", "--data=data", f"--coordinator={coordinator.address}")
+    check(done, "edge-agent", 4, "data", *parts, log=True)
+
+
+def damaged(bundle: Bundle, folder: Path, change: str) -> Path:
+    path = Path(shutil.copytree(bundle.folder, folder / "bundle"))
+    if change == "digest":
+        (path / "base.safetensors").write_bytes(b"x")
+    if change == "missing":
+        (path / "tokenizer.json").unlink()
+    manifest = json.loads((path / "manifest.json").read_text())
+    if change == "version":
+        manifest["schema_version"] = 99
+    if change == "key":
+        manifest["precison"] = manifest.pop("precision")
+    (path / "manifest.json").write_text(json.dumps(manifest) if change != "JSON" else "{")
+    return path
+
+
+DAMAGE = [
+    ("digest", "does not have the digest"),
+    ("missing", "tokenizer.json is missing"),
+    ("version", "schema version 99"),
+    ("key", "unknown key 'precison'; did you mean 'precision'?"),
+    ("JSON", "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("change", "part"), DAMAGE)
+def test_a_damaged_bundle_is_not_served(change: str, part: str, bert_bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    path = damaged(bert_bundle, tmp_path, change)
+    check(run("edge-coordinator", "serve", "--insecure-loopback", f"--bundle={path}"), "edge-coordinator", 5, str(path), part)
+
+
+def test_a_damaged_bundle_is_not_worked_with(bert_bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    path = damaged(bert_bundle, tmp_path, "digest")
+    write_data(tmp_path / "a.jsonl")
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite") as coordinator:
+        place = (f"--bundle={path}", f"--coordinator={coordinator.address}")
+        done = run("edge-agent", "run", "--insecure-loopback", "--data=a.jsonl", *place)
+    check(done, "edge-agent", 5, "base.safetensors does not have the digest", log=True)
+
+
+def test_a_broken_tokenizer_file_makes_no_bundle(folders: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(folders("bert"), tmp_path / "model"))
+    (model / "tokenizer.json").write_text("{")
+    (tmp_path / "labels.json").write_text(json.dumps(tiny_models.LABELS))
+    done = run("edge-coordinator", "bundle", "build", model, "out", "--task=labels.json", "--max-tokens=32")
+    check(done, "edge-coordinator", 5, "tokenizer.json")
+    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "labels.json"}
+
+
+CONFIGURATIONS = [
+    ('nmae = "a"', "unknown key 'nmae'; did you mean 'name'?"),
+    ("[round]\ngaol = 3", "unknown key 'round.gaol'; did you mean 'goal'?"),
+    ('rounds = "many"', "rounds must be a whole number, not 'many'"),
+    ("rounds = ", "is not valid TOML"),
+    ("[round]\nminimum = 5", "minimum = 5 must be between 1 and goal = 1"),
+]
+
+
+@pytest.mark.parametrize(("content", "part"), CONFIGURATIONS)
+def test_a_wrong_configuration_file(content: str, part: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(content)
+    check(run("edge-coordinator", "serve", "--config=run.toml", "--bundle=b"), "edge-coordinator", 3, "run.toml", part)
+
+
+MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
+    ("edge-agent run --config none.toml", 3, ("none.toml cannot be read",), "missing configuration"),
+    ("edge-agent run --data d --threads many", 3, ("--threads: threads must be a whole number",), "wrong flag"),
+    ("edge-agent run", 3, ("key 'data' is missing",), "missing setting"),
+    ("edge-agent run --data d --coordinator 10.0.0.1:7600 --insecure-loopback", 3, ("10.0.0.1:7600", "no loopback"), "plaintext abroad"),
+    ("edge-agent run --data d", 3, ("--insecure-loopback",), "plaintext not asked for"),
+    ("edge-agent status", 8, ("holds no status of an agent",), "no agent here"),
+    ("edge-coordinator serve --bundle BUNDLE --listen 0.0.0.0:PORT --insecure-loopback", 3, ("no loopback",), "listening abroad"),
+    ("edge-coordinator serve --bundle BUNDLE --listen 127.0.0.1:PORT", 3, ("--insecure-loopback",), "plaintext not asked for"),
+    ("edge-coordinator serve --bundle none --insecure-loopback", 5, ("none is not a bundle",), "no bundle"),
+    ("edge-coordinator serve --bundle BUNDLE --store no/run.sqlite --insecure-loopback", 8, ("no/run.sqlite",), "store nowhere"),
+    ("edge-coordinator serve --bundle BUNDLE --store notes.txt --insecure-loopback", 8, ("notes.txt",), "store is none"),
+    ("edge-coordinator serve --bundle BUNDLE --log2-levels 50 --insecure-loopback", 3, ("50",), "impossible grid"),
+    ("edge-coordinator serve --bundle BUNDLE --probe.log2-eps-body -60 --insecure-loopback", 3, ("-60",), "probe below the lattice"),
+    ("edge-coordinator serve --bundle BUNDLE --probe.log2-eps-body 60 --insecure-loopback", 3, ("60",), "probe beyond the lattice"),
+    (
+        "edge-coordinator serve --bundle BUNDLE --evaluation.validation none.jsonl --insecure-loopback",
+        4,
+        ("none.jsonl does not exist",),
+        "no validation file",
+    ),
+    ("edge-coordinator status --store none.sqlite", 8, ("none.sqlite does not exist",), "no store"),
+    ("edge-coordinator runs --store notes.txt", 8, ("notes.txt",), "store is none"),
+    ("edge-coordinator status --store STORE other", 8, ("holds no run 'other'; it holds: run",), "no run"),
+    ("edge-coordinator export --store STORE other out", 8, ("holds no run 'other'",), "export of no run"),
+    ("edge-coordinator export --store STORE run taken", 5, ("taken exists already",), "export over a folder"),
+    ("edge-coordinator export --store STORE run out --entry 9", 3, ("entries 0 to 0, not 9",), "export of no entry"),
+    ("edge-coordinator export --store STORE run notes.txt/out", 8, ("notes.txt/out",), "export below a file"),
+    ("edge-coordinator bundle build none out", 5, ("none",), "no model"),
+    ("edge-coordinator bundle build MODEL taken", 5, ("taken exists already",), "bundle over a folder"),
+    ("edge-coordinator bundle build MODEL notes.txt/out", 8, ("notes.txt",), "bundle below a file"),
+    ("edge-coordinator bundle build MODEL out --task none.json", 3, ("none.json cannot be read",), "no task file"),
+    ("edge-coordinator bundle build MODEL out --task notes.txt", 3, ("notes.txt is no valid task file",), "task file is none"),
+    ("edge-coordinator bundle build MODEL out --task number.json", 3, ("number.json", "table"), "task file is a number"),
+    ("edge-coordinator bundle build MODEL out --task one.json", 3, ("one.json", "at least two labels"), "one label"),
+    ("edge-coordinator bundle build MODEL out --rank 0", 3, ("--rank 0",), "no rank"),
+    ("edge-coordinator bundle inspect none", 5, ("none is not a bundle",), "nothing to inspect"),
+    ("edge-coordinator bundle inspect notes.txt", 5, ("notes.txt is a file",), "a file to inspect"),
+    ("edge-coordinator bundle pack BUNDLE notes.txt", 5, ("notes.txt exists already",), "archive over a file"),
+    ("edge-coordinator bundle pack BUNDLE no/a.tar", 8, ("no/a.tar",), "archive nowhere"),
+    ("edge-coordinator bundle unpack notes.txt out", 5, ("notes.txt cannot be unpacked",), "no archive"),
+    ("edge-coordinator bundle unpack notes.txt taken", 5, ("taken exists already",), "unpacking over a folder"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "parts"), [row[:3] for row in MISTAKES], ids=[f"{row[3]}-{row[1]}" for row in MISTAKES])
+def test_a_mistake_is_one_line_and_its_exit_code(
+    line: str, code: int, parts: tuple[str, ...], bert_bundle: Bundle, folders: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("milk and bread " * 50)
+    (tmp_path / "number.json").write_text("3")
+    (tmp_path / "one.json").write_text('["one"]')
+    (tmp_path / "taken").mkdir()
+    store = Store(tmp_path / "kept.sqlite", create=True)
+    store.open_run("run", bert_bundle.folder, bert_bundle.digest)
+    store.close()
+    places = {"BUNDLE": bert_bundle.folder, "MODEL": folders("bert"), "STORE": "kept.sqlite", "PORT": free_port()}
+    for name, place in places.items():
+        line = line.replace(name, str(place))
+    program, *arguments = line.split()
+    check(run(program, *arguments), program, code, *parts)
+
+
+def test_a_store_without_runs_has_no_status(run: Run, tmp_path: Path) -> None:
+    Store(tmp_path / "edge-zo.sqlite", create=True).close()
+    check(run("edge-coordinator", "status"), "edge-coordinator", 3, "holds no runs yet")
+    assert "no runs yet" in run("edge-coordinator", "runs").stdout
+
+
+def test_a_run_begun_with_another_bundle_is_not_gone_on_with(bert_bundle: Bundle, bundles: Bundles, run: Run, tmp_path: Path) -> None:
+    Store(tmp_path / "edge-zo.sqlite", create=True).open_run("run", bert_bundle.folder, bert_bundle.digest)
+    other = bundles("bert-classifier").folder
+    done = run("edge-coordinator", "serve", "--insecure-loopback", f"--bundle={other}", f"--listen=127.0.0.1:{free_port()}")
+    check(done, "edge-coordinator", 8, "begun with another bundle")
+
+
+def test_a_port_in_use(bert_bundle: Bundle, run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run("edge-coordinator", "serve", "--insecure-loopback", f"--bundle={bert_bundle.folder}", f"--listen={listen}")
+    check(done, "edge-coordinator", 6, listen, "in use", log=True)
+
+
+def test_a_coordinator_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    write_data(tmp_path / "a.jsonl")
+    done = run("edge-agent", "run", "--insecure-loopback", "--data=a.jsonl", "--patience=1", f"--coordinator={address}")
+    check(done, "edge-agent", 6, address, "did not answer", log=True)
+
+
+def test_a_state_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    check(run("edge-agent", "run", "--insecure-loopback", "--data=d", "--state=file/state"), "edge-agent", 8, "file/state", "--state")
+
+
+def test_a_state_folder_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o500)
+    if os.access(tmp_path / "state", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    check(run("edge-agent", "run", "--insecure-loopback", "--data=d", "--state=state"), "edge-agent", 8, "state", "--state")
+
+
+@pytest.mark.parametrize("line", ["edge-agent", "edge-agent walk", "edge-coordinator serve --bundel b", "edge-coordinator export"])
+def test_wrong_usage(line: str, run: Run) -> None:
+    program, *arguments = line.split()
+    done = run(program, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(program)
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    store = Store(tmp_path / "edge-zo.sqlite", create=True)
+    store.close()
+    reader, writer = os.pipe()
+    os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    runs = command("edge-coordinator", "runs")
+    done = subprocess.run(runs, cwd=tmp_path, env=buffered, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=20)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
