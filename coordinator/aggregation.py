@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from coordinator.config import RunConfig
 from zo.calibration import kinds, probe_sizes
+from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, round_stochastically
+from zo.lattice import LIMIT
 from zo.ledger import fold
 from zo.manifest import Manifest
 from zo.messages import Report
@@ -35,7 +37,13 @@ def rates(config: RunConfig, manifest: Manifest) -> Rates:
     by_kind = {kind: usual if stated[kind] is None else float(stated[kind] or 0.0) for kind in present}
     log2_eps = {kind: manifest.log2_eps(kind) if sizes[kind] is None else int(sizes[kind] or 0) for kind in present}
     signals = [c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present]
-    return Rates(math.sqrt(sum(signal**2 for signal in signals)), by_kind, log2_eps)
+    signal = math.sqrt(sum(signal**2 for signal in signals))
+    if not signal > 0:
+        raise BundleError(f"bundle {manifest.name!r} states no signal of its probes; run 'edge-coordinator bundle calibrate'")
+    for kind, log2 in log2_eps.items():
+        if not all(0 <= size.log2_e < math.log2(LIMIT) for size in probe_sizes(manifest, {kind: log2})):
+            raise ConfigError(f"probe.log2_eps_{kind} = {log2} is less than a unit of the lattice, or more than it holds")
+    return Rates(signal, by_kind, log2_eps)
 
 
 def decay(config: RunConfig, round_number: int) -> float:

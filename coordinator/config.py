@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from zo.config import setting
+from zo.estimators import Grid
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Evaluation:
     most: int = setting("validation examples used, drawn once; 0 uses all", 256)
     threads: int = setting("threads of the evaluating process", 1)
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.threads < 1 or self.most < 0:
+            raise ValueError("every and threads must be at least 1, most at least 0")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -85,3 +90,4 @@ class RunConfig:
         for name in ("rounds", "held_out_every", "digest_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        Grid(self.log2_levels, self.clip)

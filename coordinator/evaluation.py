@@ -19,7 +19,7 @@ from zo import examples
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
 from zo.engine import Engine
-from zo.errors import UserError
+from zo.errors import DataError, UserError
 
 BATCH = 16
 
@@ -52,6 +52,8 @@ def batches(bundle: Bundle, path: Path, most: int = 0) -> list[Batch]:
     if most and len(found) > most:
         found = [found[place] for place in np.random.default_rng(0).permutation(len(found))[:most]]
     rows = sorted((row for example in found for row in encode(example, task, tokenizer)), key=lambda row: len(row.ids))
+    if not rows:
+        raise DataError(f"{path} holds no usable example: its texts have fewer than two tokens")
     return [collate(rows[start : start + BATCH], task) for start in range(0, len(rows), BATCH)]
 
 

@@ -47,6 +47,8 @@ class Rounds:
         self.devices = store.device_count(run.id)
         self.round = 1 + max((summary["round"] for summary in store.summaries(run.id)), default=0)
         self._open()
+        if self.finished and run.state != "finished":
+            store.finish(run.id)
 
     @property
     def finished(self) -> bool:
@@ -89,7 +91,7 @@ class Rounds:
             raise ReportRefused(f"a scalar is beyond the clip of {self.grid.limit}")
         if not 1 <= report.examples <= self.config.probe.examples:
             raise ReportRefused(f"{report.examples} examples are not between 1 and {self.config.probe.examples}")
-        if report.round != self.round:
+        if self.finished or report.round != self.round:
             return Verdict.LATE
         if report.digest is not None and report.digest != self.parameters.digest():
             self.note("diverged", f"device {report.device} holds other parameters at entry {self.entry}; it was told to rebuild them")
@@ -149,6 +151,7 @@ class Rounds:
         self.store.add_event(self.run.id, kind, text)
 
     def _open(self) -> None:
+        self.reports: dict[int, Report] = {}
         self.reports = {report.device: report for report in self.store.reports(self.run.id, self.round)}
         self._opened = self._clock()
 

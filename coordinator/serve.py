@@ -56,7 +56,8 @@ class Evaluator:
         arguments = ["--store", self.config.store, "--run", self.config.name, "--most", str(wanted.most), "--threads", str(wanted.threads)]
         arguments += ["--validation", wanted.validation, "--test", wanted.test]
         pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(sys.executable, "-m", "coordinator.evaluation", *arguments, stdin=pipe, stdout=pipe)
+        command = (sys.executable, "-m", "coordinator.evaluation", *arguments)
+        return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, start_new_session=True)  # away from Ctrl-C
 
 
 class Serving:

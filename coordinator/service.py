@@ -14,6 +14,7 @@ from coordinator.rounds import ReportRefused, Rounds
 from zo import manifest as manifest_file
 from zo import wire
 from zo.errors import ConfigError, ConnectionFailed, StorageError
+from zo.ledger import Entry
 from zo.messages import (
     PROTOCOL,
     FileChunk,
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 LONG_POLL = 20.0  # seconds; below what NAT boxes forget
 CHUNK = 1 << 22  # bytes of a bundle file a call
 MOST_ENTRIES = 256  # a reply
+MOST_STEPS = 1 << 20  # a reply, beyond its first entry: at most 10 bytes each, so that it stays below wire.MAX_MESSAGE
 RETRY_MS = 1000
 
 OPTIONS = [
@@ -82,7 +84,7 @@ class Service:
         """Entries that the device lacks, and a plan; waits up to LONG_POLL for either."""
         self._check(request.run, request.device)
         reply = self._work(request)
-        if reply is None:
+        if reply is None and not self.stopping:
             async with self.changed:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.changed.wait(), LONG_POLL)
@@ -110,20 +112,30 @@ class Service:
     def _work(self, request: WorkRequest) -> WorkReply | None:
         rounds = self.rounds
         if request.entry > rounds.entry:
-            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"the ledger ends at entry {rounds.entry}, the device is at {request.entry}")
-        entries = tuple(rounds.store.entries(rounds.run.id, request.entry, MOST_ENTRIES))
+            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the ledger ends at entry {rounds.entry}, the device is at {request.entry}")
+        entries = _fitting(rounds.store.entries(rounds.run.id, request.entry, MOST_ENTRIES))
         complete = request.entry + len(entries) == rounds.entry
         plan = rounds.plan(request.device) if complete else None
         finished = complete and rounds.finished
         if finished:
             self.finals_told.add(request.device)
-        return WorkReply(entries, plan, 0, "", finished) if entries or plan or finished or self.stopping else None
+        return WorkReply(entries, plan, 0, "", finished) if entries or plan or finished else None
 
-    def _check(self, run: int, device: int = 0) -> None:
+    def _check(self, run: int, device: int | None = None) -> None:
         if run != self.rounds.run.id:
             raise Refusal(grpc.StatusCode.NOT_FOUND, f"run {run} is not served here; join again")
-        if device and device >= self.rounds.devices:
+        if device is not None and device >= self.rounds.devices:
             raise Refusal(grpc.StatusCode.NOT_FOUND, f"device {device} has not joined this run; join again")
+
+
+def _fitting(entries: list[Entry]) -> tuple[Entry, ...]:
+    """As many of the first entries as one message holds; at least one."""
+    steps = 0
+    for place, entry in enumerate(entries):
+        steps += sum(term.steps.size + len(term.groups) + 3 for term in entry.terms)
+        if place and steps > MOST_STEPS:
+            return tuple(entries[:place])
+    return tuple(entries)
 
 
 def _piece(path: Path, offset: int) -> FileChunk:

@@ -55,13 +55,14 @@ class Store:
             raise StorageError(f"{path} does not exist; give the store of a coordinator with --store")
         with self._errors():
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if version != SCHEMA_VERSION and not (version == 0 and empty and create):
+                raise StorageError(f"{path} is not a store that this version knows (version {version}); give another with --store")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0 and create:
+            if version == 0:
                 self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
-            elif version != SCHEMA_VERSION:
-                raise StorageError(f"{path} is not a store that this version knows (version {version}); give another with --store")
 
     def close(self) -> None:
         """Close the file."""
@@ -135,7 +136,10 @@ class Store:
     def entries(self, run: int, after: int = 0, most: int = -1) -> list[Entry]:
         """Entries with a number above `after`, in order, at most `most`."""
         rows = self._rows("SELECT body FROM entries WHERE run = ? AND number > ? ORDER BY number LIMIT ?", (run, after, most))
-        return [wire.decoder(Entry)(body) for (body,) in rows]
+        try:
+            return [wire.decoder(Entry)(body) for (body,) in rows]
+        except wire.WireError as error:
+            raise StorageError(f"{self.path}: an entry cannot be read ({error}); restore the file from a backup") from None
 
     def head(self, run: int) -> tuple[int, bytes]:
         """Number and chain hash of the last entry; (0, GENESIS) if there is none."""

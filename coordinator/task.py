@@ -32,17 +32,21 @@ def read(path: Path | None, max_tokens: int | None = None) -> Task:
     plain: Any = {} if path is None else _plain(path)
     if isinstance(plain, list):
         plain = {"labels": plain}
+    if isinstance(plain, dict) and max_tokens is not None:
+        plain = plain | {"max_tokens": max_tokens}
     try:
-        given: TaskFile = from_plain(TaskFile, plain | ({} if max_tokens is None else {"max_tokens": max_tokens}))
+        given: TaskFile = from_plain(TaskFile, plain)
     except StructureError as error:
         raise ConfigError(f"{path}: {error}") from None
+    if given.label_count < 0:
+        raise ConfigError(f"{path}: label_count = {given.label_count} must not be negative")
     labels = given.labels or tuple(f"label {number}" for number in range(given.label_count))
     if labels and len(labels) < 2:
         raise ConfigError(f"{path}: a classification task needs at least two labels")
     if given.labels and given.label_count not in (0, len(given.labels)):
         raise ConfigError(f"{path}: label_count = {given.label_count}, but there are {len(given.labels)} labels")
     if not 2 <= given.max_tokens <= 1 << 20:
-        raise ConfigError(f"{path}: max_tokens = {given.max_tokens} must be at least 2")
+        raise ConfigError(f"{path or '--max-tokens'}: max_tokens = {given.max_tokens} must be at least 2")
     if "{text}" not in given.template:
         raise ConfigError(f"{path}: template {given.template!r} does not contain {{text}}")
     if not labels:

@@ -26,3 +26,5 @@ class AgentConfig:
             raise ValueError("threads and max_rows must be at least 1")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share = {self.held_out_share} must be from 0 to below 1")
+        if self.held_out_most < 0:
+            raise ValueError(f"held_out_most = {self.held_out_most} must not be negative")

@@ -48,6 +48,7 @@ class Daemon:
         try:
             while not self._rounds():
                 log.info("joining again")
+                self._pause(random.uniform(FIRST_PAUSE / 2, FIRST_PAUSE))
             self.status.update(state="finished", reason="the run is over")
             log.info("the run is over: entry %d, digest %s", self.entry, self.engine.parameters.digest().hex())
         except Stopped:
@@ -61,26 +62,29 @@ class Daemon:
 
     def _rounds(self) -> bool:
         """Join and work; True when the run is over, False when it has to be joined again."""
+        try:
+            return self._work_along()
+        except Rejoin as reason:
+            log.warning("%s", reason)
+            return False
+
+    def _work_along(self) -> bool:
         self.joined: JoinReply = self._patiently(lambda: self.link.ask(JoinRequest(PROTOCOL, self._device_id)))
         log.info("joined run %r as device %d", self.joined.run_name, self.joined.device)
         bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state, self.config.bundle))
         self._prepare(bundle)
-        try:
-            while True:
-                reply: WorkReply = self._patiently(self._request_work)
-                if not self._apply(reply):
+        while True:
+            reply: WorkReply = self._patiently(self._request_work)
+            if not self._apply(reply):
+                return False
+            if reply.finished:
+                return True
+            if reply.plan and reply.plan.entry == self.entry:
+                if not self._report(self._do(reply.plan)):
                     return False
-                if reply.finished:
-                    return True
-                if reply.plan and reply.plan.entry == self.entry:
-                    if not self._report(self._do(reply.plan)):
-                        return False
-                elif not reply.entries:
-                    self.status.update(state="waiting", reason=reply.reason)
-                    self._pause(reply.retry_after_ms / 1000)
-        except Rejoin as reason:
-            log.warning("%s", reason)
-            return False
+            elif not reply.entries:
+                self.status.update(state="waiting", reason=reply.reason)
+                self._pause(reply.retry_after_ms / 1000)
 
     def _prepare(self, bundle: Bundle) -> None:
         """Parameters at entry 0, an engine over them, and the encoded examples."""
@@ -182,7 +186,10 @@ def _device_id(state: Path) -> int:
         state.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.write_text(f"{secrets.randbits(64):016x}\n")
-        return int(path.read_text(), 16)
+        name = int(path.read_text(), 16)
+        if not 0 <= name < 2**64:
+            raise ValueError
+        return name
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}; give a folder that can be written with --state") from None
     except ValueError:

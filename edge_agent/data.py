@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 
 from zo import examples
 from zo.batches import Batch, Encoded, collate, encode
+from zo.errors import DataError
 from zo.examples import Reading
 from zo.manifest import Task
 
@@ -24,6 +25,8 @@ class Dataset:
         self.task = task
         self.reading: Reading = examples.read(path, task)
         rows = [row for example in self.reading.examples for row in encode(example, task, tokenizer)]
+        if not rows:
+            raise DataError(f"{path} holds no usable example: its texts have fewer than two tokens; give longer ones")
         self.summary = self.reading.summary()
         self.reading.examples.clear()
         kept = min(int(len(rows) * held_out_share), held_out_most)

@@ -45,7 +45,8 @@ def read(folder: Path) -> dict[str, Any]:
     """The facts last written, with "alive" added. StorageError where no agent ever ran."""
     try:
         facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        facts["pid"] = int(facts["pid"])
+    except (OSError, ValueError, TypeError, KeyError):
         raise StorageError(f"{folder} holds no status of an agent; give the folder of a running agent with --state") from None
     facts["alive"] = False
     with contextlib.suppress(psutil.Error):

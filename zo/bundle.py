@@ -103,7 +103,7 @@ def unpack(archive: Path, folder: Path) -> Bundle:
                 check_name(member.name)
                 tar.extract(member, folder, filter="data")
     except (OSError, tarfile.TarError) as error:
-        raise BundleError(f"{archive} cannot be unpacked ({error}); download it again") from None
+        raise BundleError(f"{archive} cannot be unpacked ({str(error).splitlines()[0]}); download it again") from None
     return open_bundle(folder)
 
 

@@ -47,12 +47,10 @@ def load(kind: type[T], flags: argparse.Namespace, prefix: str, environment: Map
         variable = f"{prefix}_{name.upper().replace('.', '_')}"
         flag = getattr(flags, f"setting {name}", None)
         if flag is not None or variable in environment:
-            _put(plain, name, _parse(hint, flag if flag is not None else environment[variable]))
-            where = f"--{name}" if flag is not None else variable
-    try:
-        return from_plain(kind, plain)
-    except StructureError as error:
-        raise ConfigError(f"{where}: {error}") from None
+            value = _parse(hint, flag if flag is not None else environment[variable])
+            _checked(hint, value, name, f"--{name.replace('_', '-')}" if flag is not None else variable)
+            _put(plain, name, value, where)
+    return _checked(kind, plain, "", where)
 
 
 def settings(kind: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -82,10 +80,19 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-def _put(plain: dict[str, Any], name: str, value: Any) -> None:
+def _checked(kind: Any, plain: Any, name: str, source: str) -> Any:
+    try:
+        return from_plain(kind, plain, name)
+    except StructureError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _put(plain: dict[str, Any], name: str, value: Any, where: str) -> None:
     *tables, key = name.split(".")
     for table in tables:
         plain = plain.setdefault(table, {})
+        if not isinstance(plain, dict):
+            raise ConfigError(f"{where}: {table} must be a table, not {plain!r}")
     plain[key] = value
 
 

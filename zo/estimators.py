@@ -24,7 +24,7 @@ class Grid:
     clip: float
 
     def __post_init__(self) -> None:
-        if not (0 <= self.log2_levels <= 40 and math.isfinite(self.clip) and 1 <= self.limit < 2**31):
+        if not (0 <= self.log2_levels <= 40 and 0 < self.clip < 2**31 and 1 <= self.limit < 2**31):
             raise ValueError(f"a grid of 2**-{self.log2_levels} nats clipped at {self.clip} does not fit 32-bit integers")
 
     @property
@@ -46,7 +46,8 @@ class Grid:
 def half_differences(losses: np.ndarray) -> np.ndarray:
     """(L+ - L-) / 2 for losses [2q] ordered +, -, +, - ...: float64 [q], in nats."""
     pairs = np.asarray(losses, np.float64).reshape(-1, 2)
-    return (pairs[:, 0] - pairs[:, 1]) / 2
+    with np.errstate(invalid="ignore"):  # two infinite losses give NaN, which the caller drops
+        return (pairs[:, 0] - pairs[:, 1]) / 2
 
 
 def mezo_steps(half: np.ndarray, weights: np.ndarray, rate: float, log2_eps: int, log2_unit: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     perturb.add_argument("--elements", type=int, default=50_000_000, help="[50000000]")
     perturb.add_argument("--repeats", type=int, default=9, help="[9]")
     perturb.set_defaults(command=_perturb)
-    for command in (perturb,):
+    probe = commands.add_parser("linear-probe", help="what logistic regression on the frozen encoder reaches, for comparison")
+    probe.add_argument("bundle", type=Path, help="as built by scripts/demo (OUT/bundle)")
+    probe.add_argument("--data", type=Path, required=True, help="folder with train, validation and test .jsonl")
+    probe.set_defaults(command=_linear_probe)
+    for command in (perturb, probe):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
@@ -41,6 +46,15 @@ def _perturb(given: argparse.Namespace) -> None:
     of_numpy, of_add = _alternating([numpy_add, add], given.repeats)
     found = {"elements": given.elements, "numpy_ms": of_numpy, "add_ms": of_add, "bandwidth_fraction_numpy": round(of_numpy / of_add, 3)}
     print(f"w += c: {of_numpy:.1f} ms; add of one term: {of_add:.1f} ms; {of_numpy / of_add:.2f} of numpy's bandwidth")
+    if given.json:
+        print(json.dumps(found))
+
+
+def _linear_probe(given: argparse.Namespace) -> None:
+    from coordinator.bench import linear_probe
+
+    found = linear_probe.measure(given.bundle, given.data)
+    print(linear_probe.told(found))
     if given.json:
         print(json.dumps(found))
 

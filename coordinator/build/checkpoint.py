@@ -40,9 +40,9 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._full
 
-    def get(self, name: str) -> np.ndarray | None:
+    def optional(self, name: str) -> np.ndarray | None:
         """The tensor, or None where the model has none of that name."""
-        return self[name] if name in self else None
+        return self[name] if name in self else None  # noqa: SIM401  a Checkpoint has no other get
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._full:

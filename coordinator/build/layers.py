@@ -107,7 +107,7 @@ class Layers:
         """
         g, trainable = self.graph, self.training.trainable if self._open else None
         weight = self.checkpoint[f"{name}.weight"].T
-        bias = self.checkpoint.get(f"{name}.bias")
+        bias = self.checkpoint.optional(f"{name}.bias")
         held = None if bias_matters and trainable in ("norms", "full") else bias
         if trainable == "full":
             y = g.op("MatMul", x, self.trained(f"{name}.weight", weight))
@@ -144,7 +144,7 @@ class Layers:
     def norm(self, x: str, name: str, epsilon: float) -> str:
         """LayerNorm with the gains and biases of `name`, or RMSNorm where it has no biases."""
         g, gain = self.graph, self.checkpoint[f"{name}.weight"]
-        bias = self.checkpoint.get(f"{name}.bias")
+        bias = self.checkpoint.optional(f"{name}.bias")
         trains = self._open is not None and self.training.trainable in ("norms", "full")
         if bias is not None and not trains:
             weights = (g.weight(f"{name}.weight", gain), g.weight(f"{name}.bias", bias))

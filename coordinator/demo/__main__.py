@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(given: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
     if given.agents < 1 or given.rounds < 1:
         raise ConfigError("--agents and --rounds must be at least 1")
     folder = given.out or Path(tempfile.mkdtemp(prefix="edge-zo-demo-"))

@@ -20,6 +20,8 @@ def divide(lines: list[dict[str, Any]], devices: int, seed: int) -> list[list[di
     if "label" not in lines[0]:
         bounds = np.linspace(0, len(lines), devices + 1).astype(int)
         return [lines[a:b] for a, b in itertools.pairwise(bounds)]
+    if not all("label" in line for line in lines):
+        raise DataError("some training examples have a label and some have none; give every line of train.jsonl one")
     generator = np.random.default_rng(seed)
     shares: list[list[dict[str, Any]]] = [[] for _ in range(devices)]
     for label in sorted({str(line["label"]) for line in lines}):
