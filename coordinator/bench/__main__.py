@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zo import cli
+from zo import cli, kernel
 from zo.parameters import Group, Parameters, Tensor
 from zo.terms import Term
 
@@ -20,20 +20,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top, commands = cli.parser("scripts/bench", __doc__ or "")
     perturb = commands.add_parser("perturb", help="one pass of parameters.add over numpy's w += c on the same count of floats")
     perturb.add_argument("--elements", type=int, default=50_000_000, help="[50000000]")
+    perturb.add_argument("--chunk", type=int, default=kernel.CHUNK, help=f"values a pass [{kernel.CHUNK}]")
     perturb.add_argument("--repeats", type=int, default=9, help="[9]")
     perturb.set_defaults(command=_perturb)
     probe = commands.add_parser("linear-probe", help="what logistic regression on the frozen encoder reaches, for comparison")
     probe.add_argument("bundle", type=Path, help="as built by scripts/demo (OUT/bundle)")
     probe.add_argument("--data", type=Path, required=True, help="folder with train, validation and test .jsonl")
     probe.set_defaults(command=_linear_probe)
-    for command in (perturb, probe):
+    memory = commands.add_parser("memory", help="peak resident memory of the engine by max_rows")
+    memory.add_argument("bundle", type=Path, help="as built by scripts/demo (OUT/bundle)")
+    memory.add_argument("--max-rows", type=int, nargs="+", default=[128, 256, 384, 768, 1536], help="[128 256 384 768 1536]")
+    memory.set_defaults(command=_memory)
+    for command in (perturb, probe, memory):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
 
 def _perturb(given: argparse.Namespace) -> None:
     group = Group(0, "body", -20, (Tensor("w", (given.elements,)),))
-    parameters = Parameters(0, [group], {"w": np.zeros(given.elements, np.float32)})
+    parameters = Parameters(0, [group], {"w": np.zeros(given.elements, np.float32)}, chunk=given.chunk)
     plain = np.zeros(given.elements, np.float32)
     seeds = iter(range(2 * given.repeats))
 
@@ -48,6 +53,17 @@ def _perturb(given: argparse.Namespace) -> None:
     print(f"w += c: {of_numpy:.1f} ms; add of one term: {of_add:.1f} ms; {of_numpy / of_add:.2f} of numpy's bandwidth")
     if given.json:
         print(json.dumps(found))
+
+
+def _memory(given: argparse.Namespace) -> None:
+    from coordinator.bench import memory
+
+    found = memory.measure(given.bundle, given.max_rows)
+    print("max_rows  MiB loaded  MiB peak  seconds")
+    for row in found:
+        print(f"{row['max_rows']:8} {row['loaded_mib']:11} {row['peak_mib']:9} {row['seconds']:8.1f}")
+    if given.json:
+        print(json.dumps({"rows": found}))
 
 
 def _linear_probe(given: argparse.Namespace) -> None:
