@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from coordinator.config import RunConfig
 from zo.calibration import kinds, probe_sizes
 from zo.errors import BundleError, ConfigError
-from zo.estimators import Grid, round_stochastically
+from zo.estimators import Grid, mezo_steps, round_stochastically
 from zo.lattice import LIMIT
 from zo.ledger import fold
 from zo.manifest import Manifest
@@ -15,7 +15,7 @@ from zo.messages import Report
 from zo.plan import Node
 from zo.terms import Term
 
-DEFAULT_RATE = {"classification": 0.15, "language-modelling": 0.3}  # docs/results.md
+DEFAULT_RATE = {"classification": 0.1, "language-modelling": 0.3}  # docs/results.md
 MOST_DIRECTIONS = 256  # the update grows with the count of directions up to here; beyond, more only steady it
 
 
@@ -61,13 +61,15 @@ def aggregate(
     directions = sum(node.count for node in nodes)
     growth = min(directions, MOST_DIRECTIONS)
     examples = sum(report.examples for report in reports)
-    kind_of = {group.id: group.kind for group in manifest.groups}
+    groups = {group.id: group for group in manifest.groups}
     terms = []
     for report, node in zip(reports, nodes, strict=True):
         weight = growth * report.examples / examples / node.count
         for size in probe_sizes(manifest, given.log2_eps):
-            rate = scale * given.by_kind[kind_of[size.groups[0]]]
-            steps = -rate * weight * grid.values(report.scalars) / given.signal * 2.0**size.log2_e
-            rounded = round_stochastically(steps, manifest.run_key, report.round, report.device << 8 | size.groups[0] & 255)
+            group = groups[size.groups[0]]
+            log2_eps = size.log2_e + group.log2_unit
+            rate = scale * given.by_kind[group.kind] / given.signal * 4.0**log2_eps
+            steps = mezo_steps(grid.values(report.scalars), weight, rate, log2_eps, group.log2_unit)
+            rounded = round_stochastically(steps, manifest.run_key, group.id, node.first_seed)
             terms.append(Term(size.groups, node.first_seed, rounded))
     return fold(terms)

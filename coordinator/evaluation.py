@@ -22,6 +22,7 @@ from zo.engine import Engine
 from zo.errors import DataError, UserError
 
 BATCH = 16
+CAUSAL_BATCH = 2  # every token has logits over the vocabulary
 
 
 def evaluate(engine: Engine, batches: Sequence[Batch]) -> dict[str, Any]:
@@ -46,15 +47,19 @@ def evaluate(engine: Engine, batches: Sequence[Batch]) -> dict[str, Any]:
 
 
 def batches(bundle: Bundle, path: Path, most: int = 0) -> list[Batch]:
-    """Batches of a JSONL file, of similar lengths. most: use a fixed sample of this many examples; 0 uses all."""
+    """Batches of a JSONL file, of similar lengths. most: use a fixed sample of this many examples (and rows); 0 uses all."""
     task, tokenizer = bundle.manifest.task, bundle.tokenizer()
     found = examples.read(path, task).examples
     if most and len(found) > most:
         found = [found[place] for place in np.random.default_rng(0).permutation(len(found))[:most]]
-    rows = sorted((row for example in found for row in encode(example, task, tokenizer)), key=lambda row: len(row.ids))
+    encoded = [row for example in found for row in encode(example, task, tokenizer)]
+    if most and len(encoded) > most:  # long texts become many rows
+        encoded = [encoded[place] for place in np.random.default_rng(0).permutation(len(encoded))[:most]]
+    rows = sorted(encoded, key=lambda row: len(row.ids))
     if not rows:
         raise DataError(f"{path} holds no usable example: its texts have fewer than two tokens")
-    return [collate(rows[start : start + BATCH], task) for start in range(0, len(rows), BATCH)]
+    together = BATCH if task.labels else CAUSAL_BATCH
+    return [collate(rows[start : start + together], task) for start in range(0, len(rows), together)]
 
 
 def main() -> int:
@@ -69,12 +74,16 @@ def main() -> int:
         store = Store(Path(given.store))
         replay = Replay(store, store.run(given.run))
         engine = Engine(replay.bundle, replay.parameters, threads=given.threads)
+        # A way back is never taken: beginning again is quicker than undoing a run.
         read: dict[str, list[Batch]] = {}
         for line in sys.stdin:
             request = json.loads(line)
             split = request["split"]
             if split not in read:
                 read[split] = batches(replay.bundle, Path(getattr(given, split)), given.most if split == "validation" else 0)
+            if request["entry"] < replay.entry:
+                replay = Replay(store, replay.run)
+                engine = Engine(replay.bundle, replay.parameters, threads=given.threads)
             replay.move_to(request["entry"])
             print(json.dumps(evaluate(engine, read[split])), flush=True)
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from coordinator import aggregation
 from coordinator.config import RunConfig
 from coordinator.store import RunRow, Store
+from zo import wire
 from zo.bundle import Bundle
 from zo.calibration import one_level
 from zo.estimators import Grid
@@ -22,6 +24,7 @@ from zo.terms import Term, negated
 log = logging.getLogger(__name__)
 
 SEEDS_PER_ROUND = 2**32
+MOST_DEVICES = 2**20  # times 4096 directions: the seeds of a round
 
 
 class ReportRefused(ValueError):
@@ -47,8 +50,8 @@ class Rounds:
         self.devices = store.device_count(run.id)
         self.round = 1 + max((summary["round"] for summary in store.summaries(run.id)), default=0)
         self._open()
-        if self.finished and run.state != "finished":
-            store.finish(run.id)
+        if self.finished != (run.state == "finished"):  # a crash came between, or the run was prolonged
+            store.set_state(run.id, "finished" if self.finished else "running")
 
     @property
     def finished(self) -> bool:
@@ -58,6 +61,8 @@ class Rounds:
     def enrol(self, device_id: int) -> int:
         """The device's number in the run."""
         number = self.store.enrol(self.run.id, device_id)
+        if number >= MOST_DEVICES:
+            raise ReportRefused(f"a run has at most {MOST_DEVICES} devices")
         self.devices = max(self.devices, number + 1)
         return number
 
@@ -65,15 +70,20 @@ class Rounds:
         """What a device (at the last entry) is to do; None if it has reported in this round or the run is over."""
         if self.finished or device in self.reports:
             return None
-        due = self.round % self.config.held_out_every
         return WorkPlan(
             round=self.round,
             entry=self.entry,
             root=self.node(self.round, device),
             examples=self.config.probe.examples,
-            measure_held_out=due == 0 or self.round == 1,
+            measure_held_out=self.round % self.config.held_out_every == 0 or self.round == 1,
             want_digest=self.round % self.config.digest_every == 0,
+            grid=self.grid,
+            id=self.plan_id(device),
         )
+
+    def plan_id(self, device: int) -> int:
+        """32 bits that stand for all that gives the scalars of a device in the open round their meaning."""
+        return zlib.crc32(wire.encode(self.grid) + wire.encode(self.node(self.round, device)))
 
     def node(self, round_number: int, device: int) -> Node:
         """The directions of a device in a round: seeds of its own, next to those of its neighbours."""
@@ -85,14 +95,14 @@ class Rounds:
         """Take a report in, durably; ReportRefused where it cannot be an answer to this run's plans."""
         if not 0 <= report.device < self.devices:
             raise ReportRefused(f"device {report.device} has not joined this run")
+        if self.finished or report.round != self.round or report.plan != self.plan_id(report.device):
+            return Verdict.LATE
         if report.scalars.shape != (self.config.probe.directions,):
             raise ReportRefused(f"a report holds {self.config.probe.directions} scalars, not {report.scalars.size}")
         if np.abs(report.scalars).max(initial=0) > self.grid.limit:
             raise ReportRefused(f"a scalar is beyond the clip of {self.grid.limit}")
         if not 1 <= report.examples <= self.config.probe.examples:
             raise ReportRefused(f"{report.examples} examples are not between 1 and {self.config.probe.examples}")
-        if self.finished or report.round != self.round:
-            return Verdict.LATE
         if report.digest is not None and report.digest != self.parameters.digest():
             self.note("diverged", f"device {report.device} holds other parameters at entry {self.entry}; it was told to rebuild them")
             return Verdict.DIVERGED
@@ -128,7 +138,7 @@ class Rounds:
         self.entry, self.head, self.round = entry.number, head, self.round + 1
         self._open()
         if self.finished:
-            self.store.finish(self.run.id)
+            self.store.set_state(self.run.id, "finished")
 
     def why_waiting(self) -> str:
         """In words, what the open round still lacks."""
@@ -152,7 +162,12 @@ class Rounds:
 
     def _open(self) -> None:
         self.reports: dict[int, Report] = {}
-        self.reports = {report.device: report for report in self.store.reports(self.run.id, self.round)}
+        kept = self.store.reports(self.run.id, self.round)
+        self.reports = {report.device: report for report in kept if report.plan == self.plan_id(report.device)}
+        stale = {report.device for report in kept} - self.reports.keys()
+        if stale:
+            self.note("settings changed", f"round {self.round}: {len(stale)} reports answer other settings; asked again")
+            self.store.drop_reports(self.run.id, stale)
         self._opened = self._clock()
 
     def _waited(self) -> float:

@@ -1,7 +1,6 @@
 """`edge-coordinator serve`: one run, from its first round to the evaluation of what came of it."""
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import logging
@@ -23,6 +22,7 @@ from zo.errors import DataError
 log = logging.getLogger(__name__)
 
 TICK = 0.2  # seconds between looks at the deadline
+TRIES = 3  # of an evaluation whose process ends
 GRACE = 1.0  # seconds for calls in flight when the server stops
 
 
@@ -35,15 +35,21 @@ class Evaluator:
 
     async def ask(self, entry: int, split: str) -> dict[str, Any]:
         """Metrics of the model at an entry on a split. DataError where the split's file cannot be used."""
-        if self._process is None or self._process.returncode is not None:
-            self._process = await self._start()
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"entry": entry, "split": split}).encode() + b"\n")
-        answer = json.loads(await self._process.stdout.readline() or b'{"error": "the evaluating process ended"}')
-        if "error" in answer:
-            raise DataError(f"evaluation: {answer['error']}")
-        return answer
+        for _ in range(TRIES):
+            if self._process is None or self._process.returncode is not None:
+                self._process = await self._start()
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.write(json.dumps({"entry": entry, "split": split}).encode() + b"\n")
+            line = await self._process.stdout.readline()
+            if not line:  # it was killed, by want of memory perhaps
+                await self.stop()
+                continue
+            answer: dict[str, Any] = json.loads(line)
+            if "error" in answer:
+                raise DataError(answer["error"])
+            return answer
+        raise DataError(f"entry {entry}: the evaluating process ended {TRIES} times; is there memory for it?")
 
     async def stop(self) -> None:
         """End the process."""
@@ -94,8 +100,7 @@ class Serving:
             await server.stop(GRACE)
             for task in tasks:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.evaluator.stop()
             self.store.close()
 
@@ -110,7 +115,16 @@ class Serving:
                 log.info("waiting: %s", self.rounds.why_waiting())
 
     async def _evaluate(self) -> None:
-        """Evaluate the entry of every n-th round and the last; then, once, the test file."""
+        """Evaluate as long as that can be done; training goes on without it."""
+        try:
+            await self._evaluate_all()
+        except DataError as error:
+            self.rounds.note("evaluation", f"{error}; training goes on without it")
+        await self.evaluator.stop()
+        await asyncio.Event().wait()
+
+    async def _evaluate_all(self) -> None:
+        """The entry of every n-th round and the last; then, once, the test file."""
         wanted, run = self.config.evaluation, self.rounds.run.id
         while wanted.validation:
             due = self._due()
@@ -126,12 +140,10 @@ class Serving:
             await asyncio.sleep(TICK)
         best = best_entry(self.store, run)
         log.info("the run is over; the best entry is %d", best)
-        for entry in (0, best) if wanted.test and not self.store.evaluations(run, "test") else ():
+        for entry in sorted({0, best} - self.store.evaluations(run, "test").keys()) if wanted.test else ():
             metrics = await self.evaluator.ask(entry, "test")
             self.store.add_evaluation(run, entry, "test", metrics)
             log.info("test file, entry %d: %s", entry, describe(metrics))
-        await self.evaluator.stop()
-        await asyncio.Event().wait()
 
     def _due(self) -> int | None:
         """The newest entry that should be evaluated and is not."""

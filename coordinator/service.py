@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import grpc
 from coordinator.rounds import ReportRefused, Rounds
 from zo import manifest as manifest_file
 from zo import wire
+from zo.address import is_loopback
 from zo.errors import ConfigError, ConnectionFailed, StorageError
 from zo.ledger import Entry
 from zo.messages import (
@@ -57,7 +57,6 @@ class Service:
     def __init__(self, rounds: Rounds) -> None:
         self.rounds = rounds
         self.changed = asyncio.Condition()
-        self.finals_told: set[int] = set()
         self.files = (manifest_file.FILE, *rounds.bundle.manifest.files)
         self.stopping = False
 
@@ -69,9 +68,12 @@ class Service:
                 f"this coordinator speaks protocol {PROTOCOL}, the agent {request.protocol}; install the same release on both",
             )
         rounds = self.rounds
-        device = rounds.enrol(request.device_id)
+        try:
+            device = rounds.enrol(request.device_id)
+        except ReportRefused as error:
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         log.info("device %d joined", device)
-        return JoinReply(rounds.run.id, device, rounds.run.name, rounds.grid, rounds.bundle.digest, self.files)
+        return JoinReply(rounds.run.id, device, rounds.run.name, rounds.bundle.digest, self.files)
 
     async def fetch_file(self, request: FileRequest) -> FileChunk:
         """A piece of a bundle file."""
@@ -117,8 +119,6 @@ class Service:
         complete = request.entry + len(entries) == rounds.entry
         plan = rounds.plan(request.device) if complete else None
         finished = complete and rounds.finished
-        if finished:
-            self.finals_told.add(request.device)
         return WorkReply(entries, plan, 0, "", finished) if entries or plan or finished else None
 
     def _check(self, run: int, device: int | None = None) -> None:
@@ -177,8 +177,7 @@ async def start(service: Service, listen: str, insecure_loopback: bool) -> grpc.
     """Serve on `listen` ("address:port"). ConfigError where that would be plaintext beyond loopback."""
     if not insecure_loopback:
         raise ConfigError("only plaintext on a loopback address is supported yet; say so with --insecure-loopback")
-    host = listen.rpartition(":")[0].strip("[]")
-    if host != "localhost" and not _is_loopback(host):
+    if not is_loopback(listen):
         raise ConfigError(f"listen = {listen!r} is no loopback address; plaintext is served on 127.0.0.1 or [::1] only")
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=None)
     server.add_generic_rpc_handlers((handlers(service),))
@@ -190,10 +189,3 @@ async def start(service: Service, listen: str, insecure_loopback: bool) -> grpc.
         raise ConnectionFailed(f"cannot listen on {listen}: the port is in use or not allowed; choose another with --listen")
     await server.start()
     return server
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,9 @@ class Store:
                 "INSERT OR IGNORE INTO runs (name, bundle, bundle_digest, created, state) VALUES (?, ?, ?, ?, 'running')",
                 (name, str(bundle.resolve()), bundle_digest, time.time()),
             )
+        if self.run(name).bundle_digest == bundle_digest:  # the folder may have moved
+            with self._transaction():
+                self._db.execute("UPDATE runs SET bundle = ? WHERE name = ?", (str(bundle.resolve()), name))
         run = self.run(name)
         if run.bundle_digest != bundle_digest:
             raise StorageError(
@@ -96,10 +99,10 @@ class Store:
         rows = self._rows("SELECT id, name, bundle, bundle_digest, created, state FROM runs ORDER BY id")
         return [RunRow(id_, name, Path(bundle), digest, created, state) for id_, name, bundle, digest, created, state in rows]
 
-    def finish(self, run: int) -> None:
-        """Mark a run as finished."""
+    def set_state(self, run: int, state: str) -> None:
+        """Mark a run as "running" or "finished"."""
         with self._transaction():
-            self._db.execute("UPDATE runs SET state = 'finished' WHERE id = ?", (run,))
+            self._db.execute("UPDATE runs SET state = ? WHERE id = ?", (state, run))
 
     def enrol(self, run: int, device_id: int) -> int:
         """The number of a device in a run: 0, 1, ...; the same device always has the same."""
@@ -120,6 +123,11 @@ class Store:
         with self._transaction():
             row = (report.run, report.round, report.device, wire.encode(report))
             return self._db.execute("INSERT OR IGNORE INTO reports VALUES (?, ?, ?, ?)", row).rowcount == 1
+
+    def drop_reports(self, run: int, devices: Iterable[int]) -> None:
+        """Forget what these devices reported in the open round."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM reports WHERE run = ? AND device = ?", [(run, device) for device in devices])
 
     def reports(self, run: int, round_number: int) -> list[Report]:
         """Reports kept for a round, by device."""

@@ -1,4 +1,4 @@
-"""Task files: what a model is to be trained for (docs/bundles.md)."""
+"""Task files: what a model is to be trained for (docs/operator.md)."""
 
 import json
 import tomllib

@@ -90,11 +90,12 @@ class Daemon:
         """Parameters at entry 0, an engine over them, and the encoded examples."""
         config, task = self.config, bundle.manifest.task
         parameters = bundle.parameters(config.threads)
+        self.__dict__.pop("engine", None)  # before another is made: memory is short
         self.entry, self.engine = 0, Engine(bundle, parameters, threads=config.threads, max_rows=config.max_rows)
         kept = {"held_out_share": config.held_out_share, "held_out_most": config.held_out_most}
         self.dataset = Dataset(Path(config.data), task, bundle.tokenizer(), **kept, balanced=config.balanced)  # type: ignore[arg-type]
         log.info("%s: %s, %d held out", config.data, self.dataset.summary, len(self.dataset.held_out))
-        correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS)
+        correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self._check_stop)
         if correlation < POOR_CORRELATION:
             log.warning(
                 "probes are mostly noise on this processor (correlation %.2f); the operator should build the bundle with precision fp32",
@@ -133,7 +134,7 @@ class Daemon:
         self.status.update(state="working", reason=f"round {plan.round}")
         report = work(plan, self.engine, self.dataset, self.joined, self._check_stop)
         if report.held_out is not None:
-            self.status.update(held_out_loss=float(self.joined.grid.values(report.held_out)))  # type: ignore[arg-type]
+            self.status.update(held_out_loss=float(plan.grid.values(report.held_out)))  # type: ignore[arg-type]
         if report.dropped:
             log.warning(
                 "round %d: %d of %d directions gave no finite loss and were dropped", plan.round, report.dropped, report.scalars.size
@@ -185,7 +186,9 @@ def _device_id(state: Path) -> int:
     try:
         state.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text(f"{secrets.randbits(64):016x}\n")
+            made = path.with_suffix(".new")  # renamed when it is whole: a power cut leaves no half of it
+            made.write_text(f"{secrets.randbits(64):016x}\n")
+            made.replace(path)
         name = int(path.read_text(), 16)
         if not 0 <= name < 2**64:
             raise ValueError

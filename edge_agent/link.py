@@ -1,18 +1,25 @@
 """The line to the coordinator: calls that can be interrupted, and two kinds of failure."""
 
 import contextlib
-import ipaddress
 import threading
 from typing import Any
 
 import grpc
 
 from zo import wire
+from zo.address import is_loopback
 from zo.errors import ConfigError, RunRefused
 
 DEADLINE = 45.0  # seconds; above the coordinator's long poll
 PATIENCE = 0.1  # seconds between looks at the stop event while a call is under way
-AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+AGAIN = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+}
 OPTIONS = [
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE),
     ("grpc.http2.bdp_probe", 0),
@@ -38,10 +45,9 @@ class Link:
     """A channel to one coordinator. `stop`: when it is set, calls under way end with Stopped."""
 
     def __init__(self, address: str, stop: threading.Event, insecure_loopback: bool) -> None:
-        host = address.rpartition(":")[0].strip("[]")
         if not insecure_loopback:
             raise ConfigError("only plaintext to a loopback address is supported yet; say so with --insecure-loopback")
-        if not (host == "localhost" or _is_loopback(host)):
+        if not is_loopback(address):
             raise ConfigError(f"coordinator = {address!r} is no loopback address; plaintext is spoken to 127.0.0.1 or [::1] only")
         self.address, self._stop = address, stop
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
@@ -73,10 +79,3 @@ class Link:
         if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
             return Rejoin(details)
         return RunRefused(f"the coordinator at {self.address} refused: {details} ({code.name.lower().replace('_', ' ')})")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -24,12 +24,13 @@ def work(plan: WorkPlan, engine: Engine, dataset: Dataset, joined: JoinReply, go
         run=joined.run,
         device=joined.device,
         round=plan.round,
-        scalars=joined.grid.integers(np.where(usable, half, 0.0)),
+        scalars=plan.grid.integers(np.where(usable, half, 0.0)),
         examples=batch.examples,
         dropped=int((~usable).sum()),
-        held_out=None if held_out is None else _on_grid(held_out, joined.grid),
+        held_out=None if held_out is None else _on_grid(held_out, plan.grid),
         spent=Spent(peak_memory_mib(), _milliseconds(time.monotonic() - began), _milliseconds(time.process_time() - cpu)),
         digest=engine.parameters.digest() if plan.want_digest else None,
+        plan=plan.id,
     )
 
 
@@ -38,7 +39,7 @@ def held_out_loss(engine: Engine, dataset: Dataset, size: int, go_on: Callable[[
     total, count = 0.0, 0
     for batch in dataset.held_out_batches(size):
         go_on()
-        total += engine.forward(batch)[0] * batch.examples
+        total += engine.loss(batch) * batch.examples
         count += batch.examples
     return total / count if count and np.isfinite(total) else None
 

@@ -33,8 +33,14 @@ def settings(bundle: Bundle, **changed: Any) -> RunConfig:
 
 
 def report(device: int, round_number: int = 1, scalars: tuple[int, ...] = (300, -200, 100), **changed: Any) -> Report:
-    """A report of run 1 that a coordinator with `settings` accepts."""
+    """A report of run 1 as a coordinator with `settings` asks for, but for the id of the plan; `answer` has it."""
     return Report(**{"run": 1, "device": device, "round": round_number, "scalars": np.array(scalars), "examples": 4} | changed)
+
+
+def answer(rounds: Rounds, device: int, round_number: int | None = None, **changed: Any) -> Report:
+    """A report that `rounds`, with `settings`, accepts: for the open round where none is named."""
+    number = rounds.round if round_number is None else round_number
+    return report(device, number, **{"plan": rounds.plan_id(device)} | changed)
 
 
 class LocalCoordinator:
@@ -66,6 +72,10 @@ class LocalCoordinator:
             return await found if asyncio.iscoroutine(found) else found
 
         return asyncio.run_coroutine_threadsafe(job(), self._loop).result(30)
+
+    def answer(self, device: int, round_number: int | None = None, **changed: Any) -> Report:
+        """A report that the service accepts, as `answer` makes it."""
+        return self.call(lambda s: answer(s.rounds, device, round_number, **changed))
 
     async def _serve(self) -> None:
         try:

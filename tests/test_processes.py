@@ -173,6 +173,31 @@ def test_ctrl_c_in_a_terminal_reaches_the_evaluating_process_and_still_ends_quie
     assert "Traceback" not in fleet.log("coordinator")
 
 
+def test_training_goes_on_where_evaluation_fails(processes: Callable[..., Processes]) -> None:
+    folder = processes().folder
+    (folder / "validation.jsonl").write_text("{}\n")
+    fleet = processes(rounds=10, evaluation__validation=folder / "validation.jsonl", evaluation__every=1)
+    coordinator = fleet.coordinator()
+
+    def events() -> list[tuple[str, str]]:
+        store = Store(folder / "run.sqlite")
+        found = [(kind, text) for _, kind, text in store.events(1)]
+        store.close()
+        return found
+
+    wait_until(lambda: bool(events()))
+    agent = fleet.agent("a")
+    assert agent.wait(60) == 0, fleet.log("a")
+    assert len(fleet.summaries()) == 10
+    assert [kind for kind, _ in events()] == ["evaluation"]
+    assert "validation.jsonl holds no usable example" in events()[0][1]
+    assert events()[0][1].endswith("; training goes on without it")
+    assert coordinator.poll() is None
+    coordinator.terminate()
+    assert coordinator.wait(SOON) == 0
+    assert "Traceback" not in fleet.log("coordinator")
+
+
 # --- mistakes: exit code, and one line ---
 
 

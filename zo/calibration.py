@@ -1,6 +1,6 @@
 """Probe sizes by measurement: signal, noise and bias of probes at each eps (DESIGN section 6, probe noise)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,16 +63,20 @@ def one_level(manifest: Manifest, log2_eps: dict[str, int], first_seed: int, cou
 
 def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], directions: int) -> list[Measurement]:
     """Every candidate eps for one kind of group. exact: the same model in float32. directions: a batch."""
-    small = SMALL_LOG2_EPS[kind]
+    small = max(SMALL_LOG2_EPS[kind], *(group.log2_unit for group in exact.manifest.groups if group.kind == kind))
     true = np.concatenate([_derivatives(exact, kind, small, batches, number, directions)[0] for number in range(len(batches))])
     measured = []
     for log2_eps in CANDIDATES:
+        if any(size.log2_e < 0 for size in probe_sizes(engine.manifest, {kind: log2_eps})):
+            continue  # less than a unit of the lattice
         pairs = [_derivatives(engine, kind, log2_eps, batches, number, directions) for number in range(len(batches))]
         found, second = np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
         measured.append(_compare(kind, log2_eps, found, true, float(second.mean())))
         best = max(m.correlation for m in measured)
         if best > TRUSTED and measured[-1].correlation < HOPELESS * best:
             break
+    if not measured:
+        raise BundleError(f"values of the {kind} are so large that no probe size up to 1 is a unit of their lattice; normalise the model")
     return measured
 
 
@@ -101,7 +105,7 @@ def _within(found: Sequence[Measurement], share: float) -> list[Measurement]:
     return [m for m in found if m.correlation > 0 and m.correlation**2 >= share * best**2]
 
 
-def correlation_here(engine: Engine, kind: str, batch: Batch, directions: int) -> float:
+def correlation_here(engine: Engine, kind: str, batch: Batch, directions: int, go_on: Callable[[], None] = lambda: None) -> float:
     """Correlation of this processor's probes with noise-free ones, estimated without a float32 model.
 
     A smooth loss gives nearly the same derivatives after a nudge of an eighth of a probe; the staircase of a quantised
@@ -110,10 +114,12 @@ def correlation_here(engine: Engine, kind: str, batch: Batch, directions: int) -
     log2_eps = engine.manifest.log2_eps(kind)
     node = one_level(engine.manifest, {kind: log2_eps}, NUDGE_SEED + 1, directions)
     nudge = tuple(Term(size.groups, NUDGE_SEED, np.array([1 << max(0, size.log2_e - 3)])) for size in node.probe_sizes)
-    before = half_differences(engine.probe(node, batch))
+    before = half_differences(engine.probe(node, batch, go_on))
     engine.parameters.add(nudge)
-    after = half_differences(engine.probe(node, batch))
-    engine.parameters.add(negated(nudge))
+    try:
+        after = half_differences(engine.probe(node, batch, go_on))
+    finally:
+        engine.parameters.add(negated(nudge))
     if not (np.all(np.isfinite(before)) and np.all(np.isfinite(after)) and np.any(before)):
         return 0.0
     signal = max(0.0, float(np.mean(before * after)))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from zo import __version__, log
-from zo.errors import StorageError, UserError
+from zo.errors import ConfigError, StorageError, UserError
 
 INTERNAL_ERROR = 70
 
@@ -32,6 +32,9 @@ def run(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     except UserError as error:
         print(f"{top.prog}: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"{top.prog}: package {error.name!r} is not installed; install it with: pip install 'edge-zo[coordinator]'", file=sys.stderr)
+        return ConfigError.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from zo.errors import ConfigError
-from zo.structure import StructureError, from_plain
+from zo.structure import StructureError, from_plain, nearest
 
 T = TypeVar("T")
 
@@ -42,9 +42,12 @@ def load(kind: type[T], flags: argparse.Namespace, prefix: str, environment: Map
     environment = os.environ if environment is None else environment
     plain = _read_file(flags.config) if flags.config else {}
     where = str(flags.config) if flags.config else "configuration"
-    hints = dict(_hints(kind))
-    for name, hint in hints.items():
-        variable = f"{prefix}_{name.upper().replace('.', '_')}"
+    variables = {name: f"{prefix}_{name.upper().replace('.', '_')}" for name, _ in _hints(kind)}
+    for variable in environment:
+        if variable.startswith(f"{prefix}_") and variable not in variables.values():
+            raise ConfigError(f"unknown environment variable {variable}{nearest(variable, variables.values())}")
+    for name, hint in _hints(kind):
+        variable = variables[name]
         flag = getattr(flags, f"setting {name}", None)
         if flag is not None or variable in environment:
             value = _parse(hint, flag if flag is not None else environment[variable])
@@ -97,7 +100,7 @@ def _put(plain: dict[str, Any], name: str, value: Any, where: str) -> None:
 
 
 def _parse(hint: Any, text: str) -> Any:
-    """A flag or variable as plain data: texts stay as they are, everything else is read as TOML would."""
+    """A flag or variable as plain data: texts stay as they are, everything else is read as JSON where it is that."""
     if hint is str or hint == str | None:
         return text
     try:

@@ -68,6 +68,12 @@ class Engine:
         loss = sum(float(each["loss"].numpy()[0]) * part.losses for each, part in zip(values, parts, strict=True)) / batch.losses
         return loss, np.concatenate([each["logits"].numpy()[0] for each in values])
 
+    def loss(self, batch: Batch) -> float:
+        """Unperturbed loss (nats, mean over rows), without keeping any logits."""
+        parts = batch.split(max(1, self.max_rows // batch.tokens))
+        losses = [self._run(self._batch_values(part), 0, len(self._sessions), self._live)["loss"].numpy()[0] for part in parts]
+        return sum(float(loss) * part.losses for loss, part in zip(losses, parts, strict=True)) / batch.losses
+
     def head_input(self, batch: Batch) -> np.ndarray:
         """What the stage before the head gives for the unperturbed model: [rows, width]."""
         values = self._run(self._batch_values(batch), 0, len(self._sessions) - 1, self._live)

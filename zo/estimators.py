@@ -50,19 +50,20 @@ def half_differences(losses: np.ndarray) -> np.ndarray:
         return (pairs[:, 0] - pairs[:, 1]) / 2
 
 
-def mezo_steps(half: np.ndarray, weights: np.ndarray, rate: float, log2_eps: int, log2_unit: int) -> np.ndarray:
+def mezo_steps(half: np.ndarray, weights: np.ndarray | float, rate: float, log2_eps: int, log2_unit: int) -> np.ndarray:
     """Real-valued steps, in units, of theta -= rate * sum_j weights[j] * (half[j] / eps) * z_j (float64 [directions])."""
     return -rate * weights * np.ldexp(half, -log2_eps - log2_unit)
 
 
-def round_stochastically(steps: np.ndarray, run_key: int, round_number: int, stream: int) -> np.ndarray:
-    """Integers whose expectation is `steps`: int64. The same run, round and stream always give the same integers.
+def round_stochastically(steps: np.ndarray, run_key: int, group: int, first_seed: int) -> np.ndarray:
+    """Integers whose expectation is `steps`: int64. The same run, group and first seed always give the same integers.
 
+    No two rounds of a run share a first seed.
     Raises ValueError where a step is not finite or beyond STEP_LIMIT.
     """
     if not np.all(np.abs(steps) <= STEP_LIMIT):
         raise ValueError(f"a step is not a number within {STEP_LIMIT} units; the rate is too high")
-    key = np.array([run_key << 32 | stream, round_number], np.uint64)
+    key = np.array([run_key << 32 | group, first_seed], np.uint64)
     uniform = Generator(Philox(key=key, counter=ROUNDING_COUNTER)).random(steps.shape)
     whole = np.floor(steps)
     return (whole + (uniform < steps - whole)).astype(np.int64)

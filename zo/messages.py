@@ -5,7 +5,6 @@ from enum import IntEnum
 
 import numpy as np
 
-from zo.estimators import Grid
 from zo.ledger import Entry
 from zo.plan import WorkPlan
 
@@ -22,12 +21,11 @@ class JoinRequest:
 
 @dataclass(frozen=True)
 class JoinReply:
-    """The run, the device's number in it, the grid of its reports and the bundle it works with."""
+    """The run, the device's number in it, and the bundle it works with."""
 
     run: int
     device: int
     run_name: str
-    grid: Grid
     bundle_digest: bytes
     bundle_files: tuple[str, ...]
 
@@ -80,7 +78,7 @@ class Spent:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The scalars of one round: integers on the run's grid, one a direction (int64)."""
+    """The scalars of one round: integers on the plan's grid, one a direction (int64). plan: id of the work plan."""
 
     run: int
     device: int
@@ -91,6 +89,7 @@ class Report:
     held_out: int | None = None
     spent: Spent = field(default_factory=Spent)
     digest: bytes | None = None
+    plan: int = 0
 
 
 class Verdict(IntEnum):

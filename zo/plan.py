@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zo.estimators import Grid
 from zo.terms import Term
 
 
@@ -41,7 +42,8 @@ class WorkPlan:
     """What one device does in one round.
 
     entry: the ledger position its parameters must have. examples: batch size. measure_held_out: also report the loss
-    on the device's own fixed held-out examples. want_digest: also report the digest of the parameters.
+    on the device's own fixed held-out examples. want_digest: also report the digest of the parameters. grid: of the report.
+    id: repeated in the report, so that the answer to a plan of other settings is not taken for one to this.
     """
 
     round: int
@@ -50,3 +52,5 @@ class WorkPlan:
     examples: int
     measure_held_out: bool
     want_digest: bool
+    grid: Grid
+    id: int

@@ -25,7 +25,7 @@ def from_plain(kind: Any, plain: Any, where: str = "") -> Any:
         return {key: from_plain(arguments[1], item, _join(where, key)) for key, item in plain.items()}
     if origin is Literal:
         if plain not in arguments:
-            raise StructureError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {plain!r}{_nearest(plain, arguments)}")
+            raise StructureError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {plain!r}{nearest(plain, arguments)}")
         return plain
     if origin in (Union, types.UnionType):
         return None if plain is None else from_plain(next(a for a in arguments if a is not type(None)), plain, where)
@@ -39,7 +39,7 @@ def _dataclass(kind: Any, plain: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for key in plain:
         if key not in fields:
-            raise StructureError(f"unknown key {_join(where, key)!r}{_nearest(key, fields)}")
+            raise StructureError(f"unknown key {_join(where, key)!r}{nearest(key, fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in plain:
@@ -65,6 +65,7 @@ def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-def _nearest(word: Any, known: Any) -> str:
+def nearest(word: Any, known: Any) -> str:
+    """ "; did you mean ...?" where something known is near, else nothing."""
     found = difflib.get_close_matches(str(word), [str(k) for k in known], 1, 0.5)
     return f"; did you mean {found[0]!r}?" if found else ""

@@ -56,12 +56,12 @@ class Bert:
         return self.layers.graph.op("Tanh", self.layers.linear(head.first_token(self.layers, x), "pooler.dense"))
 
     def head(self, x: str) -> None:
-        """Label prototypes, or a linear layer (the checkpoint's own where it fits, else zeros)."""
+        """Label prototypes, or a linear layer (the checkpoint's own where it fits, else small and random)."""
         classes = len(self.task.labels)
         if self.task.head == "prototypes":
             logits = head.prototype_logits(self.layers, x, classes, self.width)
         else:
-            weight, bias = np.zeros((self.width, classes), np.float32), np.zeros(classes, np.float32)
+            weight, bias = head.initial_weight(self.layers, self.width, classes), np.zeros(classes, np.float32)
             if "classifier.weight" in self.weights and self.weights["classifier.weight"].shape == weight.T.shape:
                 weight, bias = self.weights["classifier.weight"].T, self.weights["classifier.bias"]
             logits = head.linear_logits(self.layers, x, weight, bias)

@@ -16,7 +16,7 @@ from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
 from zo.calibration import Measurement
 from zo.engine import Engine
-from zo.errors import BundleError
+from zo.errors import BundleError, DataError
 from zo.examples import Example
 from zo.lattice import snap
 from zo.manifest import Manifest, Task
@@ -93,6 +93,8 @@ def calibration_batches(bundle: Bundle, examples: Sequence[Example]) -> list[Bat
     turns = [rows[turn] for turn in range(max(map(len, by_class.values()))) for rows in by_class.values() if turn < len(rows)]
     wanted, short = BATCH * BATCHES, dataclasses.replace(task, max_tokens=min(task.max_tokens, CALIBRATION_TOKENS))
     rows = [row for place in turns[:wanted] for row in encode(examples[place], short, tokenizer)][:wanted]
+    if not rows:
+        raise DataError("none of the calibration examples has two tokens; give longer texts with --data, or none")
     count = max(1, len(rows) // BATCH)
     return [collate(rows[number::count][:BATCH], short) for number in range(count)]
 

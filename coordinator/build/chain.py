@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 
 from coordinator.architectures import ARCHITECTURES
 from coordinator.build.checkpoint import Checkpoint
@@ -31,6 +32,7 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
         raise BundleError(f"adapters of rank {training.rank} cannot be; give 1 or more")
     layers = Layers(checkpoint, training)
     try:
+        _check_tokenizer(checkpoint, int(checkpoint.config["vocab_size"]))
         model = ARCHITECTURES[kind](checkpoint.config, layers, task)
     except (TypeError, ValueError) as error:
         raise BundleError(f"{checkpoint.folder / 'config.json'} holds a value of the wrong type ({error})") from None
@@ -51,6 +53,17 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
     with layers.group("head"):
         model.head(x)
     return layers
+
+
+def _check_tokenizer(checkpoint: Checkpoint, known: int) -> None:
+    """BundleError where the tokenizer gives ids that the model has no embedding for."""
+    file = checkpoint.folder / bundle_files.TOKENIZER
+    try:
+        largest = max(Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True).values(), default=0)
+    except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception
+        raise BundleError(f"{file} is not a tokenizer ({error}); put the model's own there") from None
+    if largest >= known:
+        raise BundleError(f"{file} gives ids up to {largest}, the model knows {known}; put the model's own tokenizer there")
 
 
 def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:

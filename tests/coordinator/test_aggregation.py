@@ -65,13 +65,26 @@ def test_the_order_of_reports_does_not_matter(manifest: Manifest) -> None:
     assert all(each == found[0] for each in found)
 
 
-def test_the_same_reports_are_always_rounded_alike_and_other_rounds_otherwise(manifest: Manifest) -> None:
-    def found(number: int) -> tuple:
-        reports = [report(0, number, scalars=tuple(range(1, 65)))]
-        return aggregate(reports, nodes(manifest, [64]), GIVEN, 1e-3, manifest, GRID)
+def test_the_same_reports_are_always_rounded_alike_and_those_of_other_seeds_otherwise(manifest: Manifest) -> None:
+    def found(first_seed: int, device: int = 0, number: int = 1) -> tuple[list[int], list[int]]:
+        node = one_level(manifest, GIVEN.log2_eps, first_seed, 64)
+        terms = aggregate([report(device, number, scalars=tuple(range(1, 65)))], [node], GIVEN, 0.05, manifest, GRID)
+        body, head = (steps_of(terms, group) for group in (0, 1))
+        return tuple([steps.get(first_seed + place, 0) for place in range(64)] for steps in (body, head))  # type: ignore[return-value]
 
-    assert found(1) == found(1)
-    assert found(1) != found(2)
+    body, head = found(1000)
+    assert found(1000) == (body, head)
+    assert found(1000, device=5, number=9) == (body, head)  # the seed already tells round and device
+    assert found(2000)[0] != body
+    assert found(2000)[1] != head
+
+
+def test_groups_are_rounded_apart(manifest: Manifest) -> None:
+    alike = dataclasses.replace(GIVEN, by_kind={"body": 0.25, "head": 4.0})  # the same real step in units of either group
+    terms = aggregate([report(0, scalars=(1,) * 64)], nodes(manifest, [64]), alike, 0.25, manifest, GRID)
+    body, head = ([steps_of(terms, group).get(seed, 0) for seed in range(64)] for group in (0, 1))
+    assert set(body) == set(head) == {-1, 0}
+    assert body != head
 
 
 def test_a_report_weighs_as_much_as_its_examples(manifest: Manifest) -> None:

@@ -68,6 +68,22 @@ def test_a_sample_is_always_the_same_and_all_by_default(bert_bundle: Bundle, val
     assert sum(batch.examples for batch in batches(bert_bundle, validation, 99)) == 30
 
 
+def test_a_sample_of_long_texts_is_bounded_in_rows_too(llama_bundle: Bundle, tmp_path: Path) -> None:
+    longest = llama_bundle.manifest.task.max_tokens
+    path = write(tmp_path / "text.jsonl", [{"text": " ".join(["ba bee bi"] * 60 * n)} for n in (1, 2, 3)])
+    everything = batches(llama_bundle, path)
+    assert sum(batch.examples for batch in everything) > 3 * 180 // longest
+    few = [batches(llama_bundle, path, 7) for _ in range(2)]
+    assert [sum(batch.examples for batch in each) for each in few] == [7, 7]
+    assert all(np.array_equal(a.fields["input_ids"], b.fields["input_ids"]) for a, b in zip(*few, strict=True))
+    assert sum(batch.examples for batch in batches(llama_bundle, path, 2)) == 2
+
+
+def test_a_batch_of_a_language_model_is_small(llama_bundle: Bundle, tmp_path: Path) -> None:
+    path = write(tmp_path / "text.jsonl", [{"text": text} for text in tiny_models.sentences(7)])
+    assert [batch.examples for batch in batches(llama_bundle, path)] == [2, 2, 2, 1]
+
+
 def test_texts_too_short_to_predict_anything_are_no_usable_data(llama_bundle: Bundle, tmp_path: Path) -> None:
     path = write(tmp_path / "text.jsonl", [{"text": "ba"}, {"text": "bee"}])
     with pytest.raises(DataError, match=r"text\.jsonl"):

@@ -1,22 +1,32 @@
 """A round closes when it should, takes in what it should, and survives its coordinator."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from local_coordinator import report, settings
+from local_coordinator import PROBE, answer, report, settings
 
 from coordinator.config import Rate, Round
-from coordinator.rounds import ReportRefused, Rounds
+from coordinator.rounds import MOST_DEVICES, SEEDS_PER_ROUND, ReportRefused, Rounds
 from coordinator.store import Store
 from zo.bundle import Bundle
 from zo.errors import StorageError
+from zo.estimators import Grid
 from zo.ledger import Entry
 from zo.messages import Verdict
 
 Make = Callable[..., Rounds]
+
+CHANGED_SETTINGS: list[dict[str, Any]] = [
+    {"probe": dataclasses.replace(PROBE, directions=4)},
+    {"probe": dataclasses.replace(PROBE, log2_eps_body=-9)},
+    {"log2_levels": 15},
+    {"clip": 1.0},
+]
+IDS = ["directions", "probe size", "levels", "clip"]
 
 
 class Clock:
@@ -38,10 +48,10 @@ class FailingStore(Store):
             raise StorageError("disk full")
         super().commit(run, entry, head, summary)
 
-    def finish(self, run: int) -> None:
-        if self.failing == "finish":
+    def set_state(self, run: int, state: str) -> None:
+        if self.failing == "set_state":
             raise StorageError("disk full")
-        super().finish(run)
+        super().set_state(run, state)
 
 
 @pytest.fixture
@@ -89,17 +99,45 @@ def test_a_plan_asks_for_held_out_loss_and_digest_when_they_are_due(make: Make) 
         plan = rounds.plan(0)
         assert plan is not None
         due.append((plan.measure_held_out, plan.want_digest))
-        assert rounds.accept(report(0, number)) is Verdict.ACCEPTED
+        assert rounds.accept(answer(rounds, 0, number)) is Verdict.ACCEPTED
         assert rounds.close_if_due()
     assert due == [(True, False), (True, False), (False, True), (True, False), (False, False), (True, True)]
 
 
+def test_a_plan_carries_grid_and_id(make: Make) -> None:
+    rounds = make(round=Round(1, 1, 5.0), log2_levels=12, clip=1.5)
+    plan = rounds.plan(1)
+    assert plan is not None
+    assert (plan.grid, plan.id) == (Grid(12, 1.5), rounds.plan_id(1))
+
+
+def test_ids_of_plans_differ_by_device_and_round_and_settings_and_are_always_the_same(make: Make) -> None:
+    rounds = make(round=Round(1, 1, 5.0))
+    first = [rounds.plan_id(device) for device in range(3)]
+    assert first == [make(devices=0, round=Round(1, 1, 5.0)).plan_id(device) for device in range(3)]
+    others = [make(devices=0, round=Round(1, 1, 5.0), **changed).plan_id(0) for changed in CHANGED_SETTINGS]
+    rounds.accept(answer(rounds, 0))
+    rounds.close_if_due()
+    second = [rounds.plan_id(device) for device in range(3)]
+    assert len({*first, *others, *second}) == 3 + len(CHANGED_SETTINGS) + 3
+    assert all(0 <= each < 2**32 for each in (*first, *others, *second))
+
+
+def test_a_run_has_room_for_a_certain_number_of_devices(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = make()
+    monkeypatch.setattr(rounds.store, "enrol", lambda *_: MOST_DEVICES)
+    with pytest.raises(ReportRefused, match=f"at most {MOST_DEVICES} devices"):
+        rounds.enrol(5)
+    assert rounds.devices == 3
+    assert MOST_DEVICES * 4096 <= SEEDS_PER_ROUND
+
+
 def test_who_has_reported_has_nothing_to_do_until_the_next_round(make: Make) -> None:
     rounds = make()
-    rounds.accept(report(0))
+    rounds.accept(answer(rounds, 0))
     assert rounds.plan(0) is None
     assert rounds.plan(1) is not None
-    rounds.accept(report(1))
+    rounds.accept(answer(rounds, 1))
     rounds.close_if_due()
     plan = rounds.plan(0)
     assert plan is not None
@@ -112,9 +150,9 @@ def test_who_has_reported_has_nothing_to_do_until_the_next_round(make: Make) -> 
 def test_a_round_closes_at_its_goal(make: Make) -> None:
     rounds = make()
     assert not rounds.close_if_due()
-    rounds.accept(report(0))
+    rounds.accept(answer(rounds, 0))
     assert not rounds.close_if_due()
-    rounds.accept(report(1))
+    rounds.accept(answer(rounds, 1))
     before = rounds.parameters.digest()
     assert rounds.close_if_due()
     assert (rounds.entry, rounds.round, rounds.reports) == (1, 2, {})
@@ -124,8 +162,8 @@ def test_a_round_closes_at_its_goal(make: Make) -> None:
 
 def test_a_round_closes_at_its_deadline_with_its_minimum(make: Make, clock: Clock) -> None:
     rounds = make(round=Round(3, 2, 30.0))
-    rounds.accept(report(0))
-    rounds.accept(report(1))
+    rounds.accept(answer(rounds, 0))
+    rounds.accept(answer(rounds, 1))
     clock.now += 29.9
     assert not rounds.close_if_due()
     clock.now += 0.1
@@ -135,27 +173,27 @@ def test_a_round_closes_at_its_deadline_with_its_minimum(make: Make, clock: Cloc
 
 def test_a_round_never_closes_below_its_minimum(make: Make, clock: Clock) -> None:
     rounds = make(round=Round(3, 2, 30.0))
-    rounds.accept(report(0))
+    rounds.accept(answer(rounds, 0))
     clock.now += 1e9
     assert not rounds.close_if_due()
-    rounds.accept(report(2))
+    rounds.accept(answer(rounds, 2))
     assert rounds.close_if_due()
 
 
 def test_the_deadline_begins_again_with_every_round(make: Make, clock: Clock) -> None:
     rounds = make(round=Round(2, 1, 30.0))
     clock.now += 29
-    rounds.accept(report(0))
-    rounds.accept(report(1))
+    rounds.accept(answer(rounds, 0))
+    rounds.accept(answer(rounds, 1))
     assert rounds.close_if_due()
-    rounds.accept(report(0, 2))
+    rounds.accept(answer(rounds, 0, 2))
     clock.now += 29
     assert not rounds.close_if_due()
 
 
 def test_an_open_round_says_why_it_waits(make: Make, clock: Clock) -> None:
     rounds = make(round=Round(3, 2, 30.0))
-    rounds.accept(report(0))
+    rounds.accept(answer(rounds, 0))
     clock.now += 10
     assert rounds.why_waiting() == "round 1 has 1 of 3 reports; 2 are enough in 20 s"
     assert not rounds.overdue
@@ -168,7 +206,7 @@ def test_the_last_round_ends_the_run(make: Make) -> None:
     rounds = make(rounds=2, round=Round(1, 1, 30.0))
     for number in (1, 2):
         assert not rounds.finished
-        rounds.accept(report(0, number))
+        rounds.accept(answer(rounds, 0, number))
         rounds.close_if_due()
     assert rounds.finished
     assert rounds.why_waiting() == "the run is over"
@@ -182,26 +220,38 @@ def test_the_last_round_ends_the_run(make: Make) -> None:
 
 def test_a_second_report_of_a_round_is_a_duplicate_and_changes_nothing(make: Make) -> None:
     rounds = make()
-    first = report(0)
+    first = answer(rounds, 0)
     assert rounds.accept(first) is Verdict.ACCEPTED
-    assert rounds.accept(report(0, scalars=(1, 1, 1))) is Verdict.DUPLICATE
+    assert rounds.accept(answer(rounds, 0, scalars=(1, 1, 1))) is Verdict.DUPLICATE
     assert rounds.reports[0] is first
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 2**63])
 def test_a_report_of_another_round_is_late(number: int, make: Make) -> None:
     rounds = make(round=Round(1, 1, 30.0))
-    rounds.accept(report(0))
+    rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
-    assert rounds.accept(report(1, number)) is Verdict.LATE
+    assert rounds.accept(answer(rounds, 1, number)) is Verdict.LATE
     assert rounds.reports == {}
+
+
+@pytest.mark.parametrize("wrong", [{}, {"scalars": (1, 2)}, {"scalars": (2**31 - 1,) * 3}, {"examples": 99}, {"digest": bytes(32)}])
+def test_a_report_that_answers_another_plan_is_late_whatever_it_holds(wrong: dict[str, Any], make: Make) -> None:
+    rounds = make()
+    for plan in (0, rounds.plan_id(1), rounds.plan_id(0) ^ 1):
+        assert rounds.accept(answer(rounds, 0, plan=plan, **wrong)) is Verdict.LATE
+    assert (rounds.reports, rounds.store.reports(rounds.run.id, 1), kinds(rounds)) == ({}, [], [])
+
+
+def test_a_report_of_another_round_is_late_whatever_it_holds(make: Make) -> None:
+    assert (rounds := make()).accept(answer(rounds, 0, 2, scalars=(1,), examples=0)) is Verdict.LATE
 
 
 def test_a_report_after_the_end_is_late(make: Make) -> None:
     rounds = make(rounds=1, round=Round(1, 1, 30.0))
-    rounds.accept(report(0))
+    rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
-    assert rounds.accept(report(1, 2)) is Verdict.LATE
+    assert rounds.accept(answer(rounds, 1, 2)) is Verdict.LATE
 
 
 @pytest.mark.parametrize(
@@ -220,21 +270,22 @@ def test_what_is_no_answer_to_a_plan_is_refused(wrong: dict[str, Any], said: str
     rounds = make()
     before = state(rounds)
     with pytest.raises(ReportRefused, match=said):
-        rounds.accept(report(**{"device": 0} | wrong))
+        rounds.accept(answer(rounds, **{"device": 0} | wrong))
     assert state(rounds) == before
     assert rounds.store.reports(rounds.run.id, 1) == []
 
 
 def test_scalars_at_the_clip_are_taken(make: Make) -> None:
-    assert make().accept(report(0, scalars=(2**15, -(2**15), 0))) is Verdict.ACCEPTED
+    rounds = make()
+    assert rounds.accept(answer(rounds, 0, scalars=(2**15, -(2**15), 0))) is Verdict.ACCEPTED
 
 
 def test_other_parameters_are_found_by_their_digest(make: Make) -> None:
     rounds = make()
-    assert rounds.accept(report(0, digest=bytes(32))) is Verdict.DIVERGED
+    assert rounds.accept(answer(rounds, 0, digest=bytes(32))) is Verdict.DIVERGED
     assert rounds.reports == {}
     assert kinds(rounds) == ["diverged"]
-    assert rounds.accept(report(0, digest=rounds.parameters.digest())) is Verdict.ACCEPTED
+    assert rounds.accept(answer(rounds, 0, digest=rounds.parameters.digest())) is Verdict.ACCEPTED
 
 
 # --- going on after a stop ---
@@ -243,20 +294,76 @@ def test_other_parameters_are_found_by_their_digest(make: Make) -> None:
 def test_a_new_coordinator_goes_on_in_mid_round_with_the_reports_accepted(make: Make) -> None:
     rounds = make()
     for device in (0, 1):
-        rounds.accept(report(device))
+        rounds.accept(answer(rounds, device))
     rounds.close_if_due()
-    rounds.accept(report(2, 2))
+    rounds.accept(answer(rounds, 2, 2))
     again = make(devices=0)
     assert state(again) == state(rounds)
     assert again.devices == 3
-    assert again.accept(report(2, 2)) is Verdict.DUPLICATE
-    again.accept(report(0, 2))
+    assert again.accept(answer(again, 2, 2)) is Verdict.DUPLICATE
+    again.accept(answer(again, 0, 2))
     assert again.close_if_due()
+
+
+@pytest.mark.parametrize("changed", CHANGED_SETTINGS, ids=IDS)
+def test_reports_that_answer_other_settings_are_asked_for_again(changed: dict[str, Any], make: Make) -> None:
+    rounds = make(round=Round(3, 3, 30.0))
+    old = [answer(rounds, device) for device in (0, 1)]
+    for each in old:
+        assert rounds.accept(each) is Verdict.ACCEPTED
+    again = make(devices=0, round=Round(3, 3, 30.0), **changed)
+    assert (again.round, again.reports, again.store.reports(again.run.id, 1)) == (1, {}, [])
+    assert [(kind, text) for _, kind, text in again.store.events(again.run.id)] == [
+        ("settings changed", "round 1: 2 reports answer other settings; asked again")
+    ]
+    assert [again.accept(each) for each in old] == [Verdict.LATE, Verdict.LATE]
+    scalars = (300, -200, 100, 50)[: again.config.probe.directions]
+    for device in range(3):
+        plan = again.plan(device)
+        assert plan is not None
+        assert plan.id != rounds.plan_id(device)
+        assert again.accept(answer(again, device, scalars=scalars)) is Verdict.ACCEPTED
+    assert again.close_if_due()
+    assert again.store.entries(again.run.id)[0].contributors == 3
+    assert again.store.summaries(again.run.id)[0]["probes"] == 3 * 2 * len(scalars)
+
+
+def test_of_the_reports_kept_only_those_of_other_settings_are_dropped(make: Make) -> None:
+    rounds = make(round=Round(3, 3, 30.0))
+    rounds.accept(answer(rounds, 0))
+    rounds.store.add_report(answer(rounds, 1, plan=rounds.plan_id(1) ^ 1))
+    for _ in range(2):
+        again = make(devices=0, round=Round(3, 3, 30.0))
+        assert list(again.reports) == [0]
+        assert [report.device for report in again.store.reports(again.run.id, 1)] == [0]
+        assert kinds(again) == ["settings changed"]
+    assert again.accept(answer(again, 0)) is Verdict.DUPLICATE
+    assert again.accept(answer(again, 1)) is Verdict.ACCEPTED
+
+
+def test_settings_that_do_not_touch_the_scalars_keep_the_reports(make: Make) -> None:
+    rounds = make()
+    rounds.accept(answer(rounds, 0))
+    again = make(devices=0, rounds=9, rate=Rate(0.5, 0.5), round=Round(3, 1, 5.0))
+    assert state(again) == state(rounds)
+    assert kinds(again) == []
+
+
+def test_a_finished_run_that_is_prolonged_runs_again(make: Make) -> None:
+    rounds = make(rounds=1, round=Round(1, 1, 30.0))
+    rounds.accept(answer(rounds, 0))
+    rounds.close_if_due()
+    assert make(devices=0, rounds=1, round=Round(1, 1, 30.0)).store.run("run").state == "finished"
+    again = make(devices=0, rounds=2, round=Round(1, 1, 30.0))
+    assert (again.finished, again.store.run("run").state) == (False, "running")
+    assert again.accept(answer(again, 0, 2)) is Verdict.ACCEPTED
+    assert again.close_if_due()
+    assert (again.finished, again.store.run("run").state) == (True, "finished")
 
 
 def test_a_stop_changes_no_bit_of_what_comes_after(make: Make) -> None:
     rounds = make()
-    rounds.accept(report(0))
+    rounds.accept(answer(rounds, 0))
     again = make(devices=0)
     for each in (rounds, again):
         each.reports[1] = report(1)
@@ -267,7 +374,7 @@ def test_a_stop_changes_no_bit_of_what_comes_after(make: Make) -> None:
 
 def test_a_ledger_that_was_changed_is_refused_at_the_start(make: Make) -> None:
     rounds = make(round=Round(1, 1, 30.0))
-    rounds.accept(report(0))
+    rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
     rounds.store.commit(rounds.run.id, Entry(2, 2, 1, ()), bytes(32), {"round": 2})
     with pytest.raises(StorageError, match="does not fit its hash chain"):
@@ -277,7 +384,7 @@ def test_a_ledger_that_was_changed_is_refused_at_the_start(make: Make) -> None:
 def test_a_commit_that_fails_leaves_round_reports_and_parameters_as_they_were(make: Make) -> None:
     rounds = make()
     for device in (0, 1):
-        rounds.accept(report(device))
+        rounds.accept(answer(rounds, device))
     before = state(rounds)
     rounds.store.failing = "commit"
     with pytest.raises(StorageError, match="disk full"):
@@ -290,8 +397,8 @@ def test_a_commit_that_fails_leaves_round_reports_and_parameters_as_they_were(ma
 
 def test_a_run_whose_end_could_not_be_noted_is_finished_at_the_next_start(make: Make) -> None:
     rounds = make(rounds=1, round=Round(1, 1, 30.0))
-    rounds.accept(report(0))
-    rounds.store.failing = "finish"
+    rounds.accept(answer(rounds, 0))
+    rounds.store.failing = "set_state"
     with pytest.raises(StorageError):
         rounds.close_if_due()
     again = make(devices=0, rounds=1)
@@ -303,7 +410,7 @@ def test_a_run_whose_end_could_not_be_noted_is_finished_at_the_next_start(make: 
 def test_a_round_beyond_the_lattice_changes_nothing_but_goes_on(rate: float, make: Make) -> None:
     rounds = make(rate=Rate(rate, rate), round=Round(1, 1, 30.0))
     before = rounds.parameters.digest()
-    rounds.accept(report(0))
+    rounds.accept(answer(rounds, 0))
     assert rounds.close_if_due()
     assert rounds.parameters.digest() == before
     assert (rounds.entry, rounds.round) == (1, 2)
@@ -314,8 +421,8 @@ def test_a_round_beyond_the_lattice_changes_nothing_but_goes_on(rate: float, mak
 
 def test_the_summary_tells_what_the_reports_held(make: Make) -> None:
     rounds = make()
-    rounds.accept(report(0, dropped=1, held_out=2**14))
-    rounds.accept(report(1, held_out=3 * 2**14))
+    rounds.accept(answer(rounds, 0, dropped=1, held_out=2**14))
+    rounds.accept(answer(rounds, 1, held_out=3 * 2**14))
     rounds.close_if_due()
     summary = rounds.store.summaries(rounds.run.id)[0]
     assert (summary["reports"], summary["probes"], summary["dropped"], summary["held_out"]) == (2, 12, 1, 2.0)

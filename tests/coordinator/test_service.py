@@ -47,18 +47,17 @@ def raw(coordinator: LocalCoordinator, method: str, data: bytes) -> grpc.RpcErro
     return caught.value
 
 
-def commit_by_reports(link: Link, number: int = 1) -> None:
-    for device in (0, 1):
-        assert link.ask(report(device, number)).verdict is Verdict.ACCEPTED
+def commit_by_reports(coordinator: LocalCoordinator, link: Link, number: int = 1) -> None:
+    for each in [coordinator.answer(device, number) for device in (0, 1)]:
+        assert link.ask(each).verdict is Verdict.ACCEPTED
 
 
 # --- joining and files ---
 
 
-def test_a_device_joins_and_is_told_the_run(coordinator: LocalCoordinator, link: Link, bert_bundle: Bundle) -> None:
+def test_a_device_joins_and_is_told_the_run(link: Link, bert_bundle: Bundle) -> None:
     joined = link.ask(JoinRequest(PROTOCOL, 77))
     assert (joined.run, joined.device, joined.run_name, joined.bundle_digest) == (1, 0, "run", bert_bundle.digest)
-    assert joined.grid == coordinator.call(lambda s: s.rounds.grid)
     assert joined.bundle_files[0] == manifest_file.FILE
     assert set(joined.bundle_files[1:]) == set(bert_bundle.manifest.files)
     assert link.ask(JoinRequest(PROTOCOL, 78)).device == 1
@@ -92,38 +91,40 @@ def test_a_report_round_trip_ends_in_an_entry_for_everyone(coordinator: LocalCoo
         link.ask(JoinRequest(PROTOCOL, name))
     asked = link.ask(WorkRequest(1, 0, 0))
     assert asked.plan.round == 1
+    assert asked.plan.grid == coordinator.call(lambda s: s.rounds.grid)
+    assert asked.plan.id == coordinator.call(lambda s: s.rounds.plan_id(0))
     assert (asked.entries, asked.finished) == ((), False)
-    commit_by_reports(link)
-    assert link.ask(report(0)).verdict is Verdict.LATE
+    commit_by_reports(coordinator, link)
+    assert link.ask(coordinator.answer(0, 1)).verdict is Verdict.LATE
     reply = link.ask(WorkRequest(1, 2, 0))
     assert [entry.number for entry in reply.entries] == [1]
     assert (reply.plan.round, reply.plan.entry) == (2, 1)
-    assert link.ask(report(0, 2)).verdict is Verdict.ACCEPTED
-    assert link.ask(report(0, 2)).verdict is Verdict.DUPLICATE
-    assert link.ask(report(1, 2, digest=bytes(32))).verdict is Verdict.DIVERGED
+    assert link.ask(coordinator.answer(0, 2)).verdict is Verdict.ACCEPTED
+    assert link.ask(coordinator.answer(0, 2)).verdict is Verdict.DUPLICATE
+    assert link.ask(coordinator.answer(1, 2, digest=bytes(32))).verdict is Verdict.DIVERGED
 
 
-def test_a_long_poll_wakes_at_the_commit(link: Link) -> None:
+def test_a_long_poll_wakes_at_the_commit(coordinator: LocalCoordinator, link: Link) -> None:
     for name in (77, 78):
         link.ask(JoinRequest(PROTOCOL, name))
-    link.ask(report(0))
+    link.ask(coordinator.answer(0))
     with ThreadPoolExecutor(1) as pool:
         began = time.monotonic()
         waiting = pool.submit(link.ask, WorkRequest(1, 0, 0))
         time.sleep(0.3)
         assert not waiting.done()
-        link.ask(report(1))
+        link.ask(coordinator.answer(1))
         reply = waiting.result(10)
     assert [entry.number for entry in reply.entries] == [1]
     assert reply.plan.round == 2
     assert time.monotonic() - began < service.LONG_POLL / 2
 
 
-def test_the_end_is_told_with_the_last_entries(link: Link) -> None:
+def test_the_end_is_told_with_the_last_entries(coordinator: LocalCoordinator, link: Link) -> None:
     for name in (77, 78):
         link.ask(JoinRequest(PROTOCOL, name))
     for number in range(1, 5):
-        commit_by_reports(link, number)
+        commit_by_reports(coordinator, link, number)
     reply = link.ask(WorkRequest(1, 0, 2))
     assert ([entry.number for entry in reply.entries], reply.plan, reply.finished) == ([3, 4], None, True)
     assert link.ask(WorkRequest(1, 1, 4)) == WorkReply(finished=True)
@@ -185,7 +186,7 @@ def test_there_is_no_file_beyond_those_of_the_bundle(link: Link) -> None:
 def test_a_report_that_answers_no_plan_is_refused_and_noted(coordinator: LocalCoordinator, link: Link) -> None:
     link.ask(JoinRequest(PROTOCOL, 77))
     with pytest.raises(RunRefused, match=r"a report holds 3 scalars, not 1 \(invalid argument\)"):
-        link.ask(report(0, scalars=(1,)))
+        link.ask(coordinator.answer(0, scalars=(1,)))
     events = coordinator.call(lambda s: s.rounds.store.events(1))
     assert [(kind, text) for _, kind, text in events] == [("bad report", "device 0: a report holds 3 scalars, not 1")]
 
@@ -223,7 +224,7 @@ def test_a_store_that_cannot_be_written_makes_the_device_try_later(bert_bundle: 
         link = Link(coordinator.address, threading.Event(), insecure_loopback=True)
         link.ask(JoinRequest(PROTOCOL, 77))
         with pytest.raises(Unreachable, match="cannot write its store"):
-            link.ask(report(0))
+            link.ask(coordinator.answer(0))
         assert coordinator.call(lambda s: s.rounds.reports) == {}
         link.close()
 
@@ -267,7 +268,7 @@ def test_a_deadline_wakes_who_waits(bert_bundle: Bundle, tmp_path: Path) -> None
     with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", round=Round(2, 1, 0.2)) as coordinator, ThreadPoolExecutor(1) as pool:
         link = Link(coordinator.address, threading.Event(), insecure_loopback=True)
         link.ask(JoinRequest(PROTOCOL, 77))
-        link.ask(report(0))
+        link.ask(coordinator.answer(0))
         waiting = pool.submit(link.ask, WorkRequest(1, 0, 0))
         time.sleep(0.3)
         coordinator.call(lambda s: s.close_if_due())

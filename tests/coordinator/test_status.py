@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from local_coordinator import report, settings
+from local_coordinator import answer, settings
 
 from coordinator import status
 from coordinator.config import Round
@@ -36,7 +36,7 @@ def test_a_run_that_has_just_begun_is_told(rounds: Rounds) -> None:
 
 def test_counts_add_up_over_rounds(rounds: Rounds) -> None:
     for number in (1, 2):
-        rounds.accept(report(0, number, dropped=1))
+        rounds.accept(answer(rounds, 0, number, dropped=1))
         rounds.close_if_due()
     rounds.store.add_evaluation(rounds.run.id, 1, "validation", METRICS)
     rounds.store.add_evaluation(rounds.run.id, 0, "test", METRICS)

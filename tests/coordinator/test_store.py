@@ -67,18 +67,33 @@ class StoreContract:
             store.open_run("run", Path("/bundles/two"), bytes(32))
         assert store.run("run").bundle_digest == DIGEST
 
-    def test_a_bundle_may_move(self, store: Store) -> None:
-        assert store.open_run("run", BUNDLE, DIGEST).id == store.open_run("run", Path("/elsewhere"), DIGEST).id
+    def test_a_bundle_may_move_and_is_then_known_at_its_new_place(self, opened: Callable[[], Store]) -> None:
+        store = opened()
+        made, other = store.open_run("run", BUNDLE, DIGEST), store.open_run("other", BUNDLE, DIGEST)
+        moved = store.open_run("run", Path("/elsewhere"), DIGEST)
+        assert (moved.id, moved.bundle) == (made.id, Path("/elsewhere"))
+        assert opened().runs() == [moved, other]
+
+    def test_a_refused_bundle_changes_no_path(self, store: Store) -> None:
+        begun(store)
+        with pytest.raises(StorageError):
+            store.open_run("run", Path("/elsewhere"), bytes(32))
+        assert store.run("run").bundle == BUNDLE
 
     def test_an_unknown_run_is_told_with_those_there_are(self, store: Store) -> None:
         begun(store)
         with pytest.raises(StorageError, match=r"holds no run 'rum'; it holds: run"):
             store.run("rum")
 
-    def test_a_finished_run_stays_finished(self, opened: Callable[[], Store]) -> None:
+    def test_a_finished_run_stays_finished_until_it_is_said_to_run_again(self, opened: Callable[[], Store]) -> None:
         store = opened()
-        store.finish(begun(store))
+        run, other = begun(store), store.open_run("other", BUNDLE, DIGEST).id
+        store.set_state(run, "finished")
         assert opened().run("run").state == "finished"
+        assert opened().open_run("run", BUNDLE, DIGEST).state == "finished"
+        store.set_state(other, "finished")
+        store.set_state(run, "running")
+        assert [each.state for each in opened().runs()] == ["running", "finished"]
 
     def test_devices_are_numbered_from_zero_and_keep_their_number(self, opened: Callable[[], Store]) -> None:
         store = opened()
@@ -96,6 +111,16 @@ class StoreContract:
         assert not store.add_report(report(1, scalars=(7, 7, 7)))
         assert store.add_report(report(0))
         assert bodies(opened().reports(run, 1)) == bodies([report(0), first])
+
+    def test_reports_that_are_dropped_may_come_again(self, opened: Callable[[], Store]) -> None:
+        store = opened()
+        run, other = begun(store), store.open_run("other", BUNDLE, DIGEST).id
+        for each in (report(0), report(1), report(0, run=other)):
+            store.add_report(each)
+        store.drop_reports(run, [0])
+        assert bodies(opened().reports(run, 1)) == bodies([report(1)])
+        assert bodies(opened().reports(other, 1)) == bodies([report(0, run=other)])
+        assert store.add_report(report(0))
 
     def test_a_commit_appends_the_entry_and_drops_the_reports_it_holds(self, opened: Callable[[], Store]) -> None:
         store = opened()

@@ -78,6 +78,7 @@ def test_a_device_keeps_its_name(make: Make, tmp_path: Path) -> None:
     first, second, other = make("127.0.0.1:1"), make("127.0.0.1:1"), make("127.0.0.1:1", "b")
     assert first._device_id == second._device_id != other._device_id
     assert 0 <= first._device_id < 2**64
+    assert {path.name for path in (tmp_path / "a/state").iterdir() if "device_id" in path.name} == {"device_id"}
 
 
 @pytest.mark.parametrize("content", ["", "no name", "-1", "1" * 17])

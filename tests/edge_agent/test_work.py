@@ -18,7 +18,7 @@ from zo.estimators import Grid
 from zo.messages import JoinReply, Report
 from zo.plan import Node, WorkPlan
 
-GRID = Grid(14, 2.0)
+GRID, PLAN = Grid(14, 2.0), 2**32 - 7
 
 
 class Losing(Engine):
@@ -45,12 +45,12 @@ def dataset(bert_bundle: Bundle, tmp_path: Path) -> Dataset:
 
 @pytest.fixture
 def joined(bert_bundle: Bundle) -> JoinReply:
-    return JoinReply(3, 5, "run", GRID, bert_bundle.digest, ())
+    return JoinReply(3, 5, "run", bert_bundle.digest, ())
 
 
 def plan(engine: Engine, count: int = 4, measure: bool = False, digest: bool = False) -> WorkPlan:
     sizes = {kind: engine.manifest.log2_eps(kind) for kind in kinds(engine.manifest)}
-    return WorkPlan(9, 0, one_level(engine.manifest, sizes, 100, count), 6, measure, digest)
+    return WorkPlan(9, 0, one_level(engine.manifest, sizes, 100, count), 6, measure, digest, GRID, PLAN)
 
 
 def go_on() -> None:
@@ -61,6 +61,7 @@ def test_a_report_answers_its_plan(engine: Losing, dataset: Dataset, joined: Joi
     before = engine.parameters.digest()
     found = work(plan(engine, measure=True, digest=True), engine, dataset, joined, go_on)
     assert (found.run, found.device, found.round, found.examples, found.dropped) == (3, 5, 9, 6, 0)
+    assert found.plan == PLAN
     assert found.scalars.shape == (4,)
     assert np.any(found.scalars)
     assert found.digest == before == engine.parameters.digest()
@@ -114,7 +115,7 @@ def test_a_stop_between_probes_ends_the_work_with_the_parameters_restored(bundle
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        work(plan(engine), engine, data, JoinReply(1, 0, "run", GRID, bundle.digest, ()), stop_at_the_third)
+        work(plan(engine), engine, data, JoinReply(1, 0, "run", bundle.digest, ()), stop_at_the_third)
     assert engine.parameters.digest() == before
 
 
@@ -126,8 +127,8 @@ def test_the_held_out_loss_is_the_mean_over_examples_whatever_the_batch(engine: 
 class Blown(Losing):
     """Its loss is not finite."""
 
-    def forward(self, batch: Batch) -> tuple[float, np.ndarray]:
-        return float("nan"), super().forward(batch)[1]
+    def loss(self, batch: Batch) -> float:
+        return float("nan")
 
 
 def test_a_held_out_loss_that_is_not_finite_is_not_reported(bert_bundle: Bundle, dataset: Dataset, joined: JoinReply) -> None:

@@ -9,9 +9,11 @@ import tiny_models
 
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
-from zo.calibration import CANDIDATES, Measurement, choose, kinds, measure, one_level, probe_sizes
+from zo.calibration import CANDIDATES, Measurement, choose, correlation_here, kinds, measure, one_level, probe_sizes
 from zo.engine import Engine
 from zo.errors import UserError
+from zo.lattice import snap
+from zo.parameters import Parameters
 from zo.plan import Node
 
 
@@ -174,6 +176,47 @@ def test_int8_wants_larger_probes_than_float32(bundles: Callable[..., Bundle]) -
     exact, coarse = bundles("bert"), bundles("bert", precision="int8")
     assert coarse.manifest.log2_eps("body") >= exact.manifest.log2_eps("body")
     assert next(c for c in coarse.manifest.calibration if c.kind == "body").correlation > 0.8
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["exact is finer", "exact alike"])
+def test_candidates_smaller_than_a_unit_are_passed_over(both: bool, bert_bundle: Bundle) -> None:
+    engine, manifest = Quadratic(bert_bundle), bert_bundle.manifest
+    groups = tuple(dataclasses.replace(group, log2_unit=-5) if group.kind == "head" else group for group in manifest.groups)
+    tensors = bert_bundle.initial_tensors()
+    snapped = {tensor.name: snap(tensors[tensor.name], group.log2_unit) for group in groups for tensor in group.tensors}
+    engine.manifest = dataclasses.replace(manifest, groups=groups)
+    engine.parameters = Parameters(manifest.run_key, groups, snapped)
+    found = measure(engine, engine if both else Quadratic(bert_bundle), "head", batches(bert_bundle), 8)
+    assert [m.log2_eps for m in found] == [size for size in CANDIDATES if size >= -5]
+    assert 0 < len(found) < len(CANDIDATES)
+    assert all(m.signal == pytest.approx(3 * 2.0**m.log2_eps) for m in found)
+    assert all(m.correlation == pytest.approx(1) for m in found)
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_a_check_of_the_probes_can_be_stopped_and_leaves_the_parameters_as_they_were(call: int, llama_bundle: Bundle) -> None:
+    engine, calls = Engine(llama_bundle, llama_bundle.parameters(), max_rows=1), 0
+    (batch,), before = batches(llama_bundle, 1), engine.parameters.digest()
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+
+    assert correlation_here(engine, "body", batch, 2, count) == correlation_here(engine, "body", batch, 2)
+    assert engine.parameters.digest() == before
+    assert calls >= 8
+    stop_at = calls * call // 8
+    calls = 0
+
+    def stop() -> None:
+        count()
+        if calls == stop_at:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        correlation_here(engine, "body", batch, 2, stop)
+    assert calls == stop_at
+    assert engine.parameters.digest() == before
 
 
 def test_measuring_changes_no_bit(llama_bundle: Bundle) -> None:

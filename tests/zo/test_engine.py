@@ -85,6 +85,17 @@ def test_perturbing_some_groups_is_what_the_plain_definition_says(model: str, tr
     np.testing.assert_allclose(Engine(bundle, parameters).probe(node, batch), expected, atol=EXACT, rtol=0)
 
 
+@pytest.mark.parametrize("max_rows", [1, 40, 384])
+@pytest.mark.parametrize(("model", "trainable"), CASES)
+def test_the_loss_alone_is_the_loss_that_comes_with_the_logits(
+    model: str, trainable: str, max_rows: int, bundles: Callable[..., Bundle]
+) -> None:
+    bundle = bundles(model, trainable)
+    engine = Engine(bundle, moved(bundle), max_rows=max_rows)
+    for batch in (batch_of(bundle, 5), batch_of(bundle, 1)):
+        assert engine.loss(batch) == engine.forward(batch)[0]
+
+
 # --- the ways of walking agree ---
 
 

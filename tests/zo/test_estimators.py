@@ -113,9 +113,9 @@ def test_weights_scale_each_direction_on_its_own() -> None:
 
 @pytest.mark.parametrize("run_key", [12345, 2**32 - 1])
 @pytest.mark.parametrize("value", [0.0, 0.01, 0.5, 0.999, -0.25, -7.75, 100_000.125])
-def test_rounding_is_unbiased_over_streams_within_five_sigma(value: float, run_key: int) -> None:
+def test_rounding_is_unbiased_over_first_seeds_within_five_sigma(value: float, run_key: int) -> None:
     streams, count = 400, 50
-    rounded = np.array([round_stochastically(np.full(count, value), run_key, 3, stream) for stream in range(streams)])
+    rounded = np.array([round_stochastically(np.full(count, value), run_key, 3, seed) for seed in range(streams)])
     fraction = value - math.floor(value)
     assert set(rounded.ravel().tolist()) <= {math.floor(value), math.ceil(value)}
     for total, of in ((rounded.sum(), streams * count), (rounded[:, 0].sum(), streams)):
@@ -123,14 +123,12 @@ def test_rounding_is_unbiased_over_streams_within_five_sigma(value: float, run_k
 
 
 @PROPERTY
-@given(st.lists(st.floats(-(2.0**40), 2.0**40), max_size=20), U32, st.integers(0, 2**64 - 1), U32)
-def test_rounding_is_never_off_by_more_than_one_and_repeats_itself(
-    steps: list[float], run_key: int, round_number: int, stream: int
-) -> None:
-    rounded = round_stochastically(np.array(steps), run_key, round_number, stream)
+@given(st.lists(st.floats(-(2.0**40), 2.0**40), max_size=20), U32, U32, st.integers(0, 2**64 - 1))
+def test_rounding_is_never_off_by_more_than_one_and_repeats_itself(steps: list[float], run_key: int, group: int, first_seed: int) -> None:
+    rounded = round_stochastically(np.array(steps), run_key, group, first_seed)
     assert rounded.dtype == np.int64
     assert (np.abs(rounded - np.array(steps)) <= 1).all()
-    assert np.array_equal(rounded, round_stochastically(np.array(steps), run_key, round_number, stream))
+    assert np.array_equal(rounded, round_stochastically(np.array(steps), run_key, group, first_seed))
 
 
 @pytest.mark.parametrize("largest", [1, 2**20, 2**40, 2**52])
@@ -143,13 +141,14 @@ def test_whole_steps_stay_as_they_are(largest: int) -> None:
     "keys",
     [
         [(1, 2, 3), (0, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2)],
-        [(2**32 - 1, 5, 0), (2**32 - 1, 5, 1), (2**32 - 1, 5, 2), (2**31, 5, 0), (2**31, 5, 1)],
-        [(2**31, 2**53, 0), (2**31, 2**53 + 1, 0)],
-        [(0, 2**63, 0), (0, 2**63 + 1, 0), (0, 2**63, 1)],
+        [(2**32 - 1, 0, 5), (2**32 - 1, 1, 5), (2**32 - 1, 2, 5), (2**31, 0, 5), (2**31, 1, 5)],
+        [(2**31, 0, 2**53), (2**31, 0, 2**53 + 1)],
+        [(0, 0, 2**63), (0, 0, 2**63 + 1), (0, 1, 2**63)],
+        [(7, 2**32 - 1, 5), (7, 2**32 - 2, 5), (7, 0, 5), (8, 0, 5)],
     ],
-    ids=["small", "large run key", "large round", "huge round"],
+    ids=["small", "large run key", "large first seed", "huge first seed", "large group"],
 )
-def test_run_key_round_and_stream_each_give_other_draws(keys: list[tuple[int, int, int]]) -> None:
+def test_run_key_group_and_first_seed_each_give_other_draws(keys: list[tuple[int, int, int]]) -> None:
     assert len({round_stochastically(np.full(200, 0.5), *key).tobytes() for key in keys}) == len(keys)
 
 

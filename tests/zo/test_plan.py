@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import LAYOUT, PROPERTY, RUN_KEY, direction, made, start, units
 
+from zo.estimators import Grid
 from zo.plan import Node, ProbeSize, WorkPlan
 from zo.terms import Term, negated
 
@@ -55,9 +56,11 @@ def test_a_seed_beyond_64_bits_is_refused() -> None:
 
 
 def test_equal_plans_are_equal_and_other_ones_are_not() -> None:
-    def plan(count: int) -> WorkPlan:
+    def plan(count: int, log2_levels: int = 14, number: int = 3) -> WorkPlan:
         child = Node(1, 90, count, (ProbeSize((9,), 4),))
-        return WorkPlan(7, 12, Node(0, 40, 3, NODE.probe_sizes, (child,)), 8, True, False)
+        return WorkPlan(7, 12, Node(0, 40, 3, NODE.probe_sizes, (child,)), 8, True, False, Grid(log2_levels, 2.0), number)
 
     assert plan(5) == plan(5) != plan(6)
+    assert plan(5) != plan(5, 15)
+    assert plan(5) != plan(5, number=4)
     assert hash(plan(5)) == hash(plan(5))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zo import wire
-from zo._pb.edge_zo.v1 import fleet_pb2, report_pb2
+from zo._pb.edge_zo.v1 import fleet_pb2, plan_pb2, report_pb2
 from zo.estimators import Grid
 from zo.ledger import Entry
 from zo.messages import (
@@ -49,17 +49,19 @@ grids = st.builds(Grid, st.integers(0, 20), st.floats(1, 2**10))
 sizes = tuples(st.builds(ProbeSize, groups, u32), 2)
 leaves = st.builds(Node, u32, u64, u32, sizes)
 nodes = st.recursive(leaves, lambda inner: st.builds(Node, u32, u64, u32, sizes, tuples(inner, 2)), max_leaves=4)
-plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans())
+plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans(), grids, u32)
 digests = st.binary(min_size=32, max_size=32)
 
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     JoinRequest: st.builds(JoinRequest, u32, u64),
-    JoinReply: st.builds(JoinReply, u32, u32, text, grids, digests, tuples(text)),
+    JoinReply: st.builds(JoinReply, u32, u32, text, digests, tuples(text)),
     FileRequest: st.builds(FileRequest, u32, u32, u64),
     FileChunk: st.builds(FileChunk, st.binary(max_size=50), u64),
     WorkRequest: st.builds(WorkRequest, u32, u32, u64),
     WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans()),
-    Report: st.builds(Report, u32, u32, u64, arrays(s32), u32, u32, st.none() | s64, st.builds(Spent, u32, u32, u32), st.none() | digests),
+    Report: st.builds(
+        Report, u32, u32, u64, arrays(s32), u32, u32, st.none() | s64, st.builds(Spent, u32, u32, u32), st.none() | digests, u32
+    ),
     ReportReply: st.builds(ReportReply, st.sampled_from(Verdict)),
     Entry: entries,
 }
@@ -111,9 +113,12 @@ def test_a_message_with_one_changed_bit_is_a_message_or_a_wire_error(kind: type,
     ("log2_levels", "clip"), [(0, 0.5), (41, 1.0), (14, float("nan")), (14, float("inf")), (40, 1e308), (2**32 - 1, 1.0)]
 )
 def test_an_impossible_grid_is_refused(log2_levels: int, clip: float) -> None:
-    reply = fleet_pb2.JoinReply(grid=fleet_pb2.Grid(log2_levels=log2_levels, clip=clip))
+    def reply(grid: plan_pb2.Grid) -> bytes:
+        return fleet_pb2.WorkReply(plan=plan_pb2.WorkPlan(root=plan_pb2.Node(), grid=grid)).SerializeToString()
+
+    assert wire.decoder(WorkReply)(reply(plan_pb2.Grid(log2_levels=14, clip=2.0))).plan.grid == Grid(14, 2.0)
     with pytest.raises(wire.WireError):
-        wire.decoder(JoinReply)(reply.SerializeToString())
+        wire.decoder(WorkReply)(reply(plan_pb2.Grid(log2_levels=log2_levels, clip=clip)))
 
 
 def test_an_unknown_verdict_is_refused() -> None:

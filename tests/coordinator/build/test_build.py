@@ -15,13 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 from coordinator.architectures import ARCHITECTURES
 from coordinator.architectures.bert import Bert
-from coordinator.build import chain
+from coordinator.build import chain, head
 from coordinator.build.build import build, calibration_batches, prove_live
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
 from zo.bundle import BASE, Bundle, open_bundle
 from zo.engine import Engine
-from zo.errors import BundleError
+from zo.errors import BundleError, DataError
 from zo.examples import Example
 from zo.manifest import TRAINABLE_SETS, Task
 
@@ -155,7 +155,38 @@ def test_a_linear_head_starts_as_the_checkpoints_classifier_where_it_fits(
     weight = tiny_models.MODELS["bert-classifier"][1]["classifier.weight"].T
     np.testing.assert_allclose(bundles("bert-classifier").initial_tensors()["head.weight"], weight, atol=1e-5)
     four = dataclasses.replace(tiny_models.LINEAR, labels=("a", "b", "c", "d"))
-    assert not draft(folders("bert-classifier"), tmp_path, four).initial_tensors()["head.weight"].any()
+    weights = [
+        draft(folders("bert-classifier"), tmp_path / str(key), four, Training(rank=4, run_key=key)).initial_tensors() for key in (0, 0, 1)
+    ]
+    for each in weights:
+        assert each["head.weight"].shape == (32, 4)
+        np.testing.assert_allclose(np.abs(each["head.weight"]), head.INITIAL_WEIGHT, rtol=1e-3)
+        assert abs(each["head.weight"].mean()) < head.INITIAL_WEIGHT / 2
+        assert not each["head.bias"].any()
+    assert np.array_equal(weights[0]["head.weight"], weights[1]["head.weight"])
+    assert not np.array_equal(weights[0]["head.weight"], weights[2]["head.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_linear_head_is_built_on_a_bare_bert(precision: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    training = Training("lora-fa", precision, rank=4)  # type: ignore[arg-type]
+    build(folders("bert"), tmp_path / "out", tiny_models.LINEAR, training, tiny_models.examples(tiny_models.LINEAR))
+    calibration = open_bundle(tmp_path / "out").manifest.calibration
+    assert {each.kind for each in calibration} == {"body", "head"}
+    assert all(each.signal > 0 for each in calibration)
+
+
+def test_gains_and_biases_of_early_checkpoints_are_read(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    def early(name: str) -> str:
+        return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    for model in ("bert", "bert-classifier"):
+        config, weights, task = tiny_models.MODELS[model]
+        renamed = {early(name): values for name, values in weights.items()}
+        assert sum(name.endswith(("gamma", "beta")) for name in renamed) == 14
+        folder = tiny_models.save(tmp_path / model / "model", config, renamed)
+        old, new = (draft(source, tmp_path / model / name, task) for name, source in (("a", folder), ("b", folders(model))))
+        assert chain.digests(old.folder) == chain.digests(new.folder)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -260,7 +291,62 @@ def test_calibration_batches_hold_every_class(bert_bundle: Bundle) -> None:
     assert {label for batch in batches for label in batch.fields["labels"].tolist()} == {0, 1, 2}
 
 
+def test_language_examples_that_are_all_too_short_to_calibrate_with_are_refused(llama_bundle: Bundle) -> None:
+    with pytest.raises(DataError, match=r"none of the calibration examples has two tokens; give longer texts with --data, or none"):
+        calibration_batches(llama_bundle, [Example("ba"), Example("bee")])
+    assert [batch.examples for batch in calibration_batches(llama_bundle, [Example("ba"), Example("bee ba")])] == [1]
+
+
+def test_a_build_with_such_examples_leaves_nothing(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        build(folders("llama"), tmp_path / "out", task_of("llama"), SMALL, [Example("ba")])
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- what cannot be built ---
+
+
+def refused_before_writing(model: Path, task: Task, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The refusal of a build that did not get as far as writing."""
+
+    def write(*_: object) -> None:
+        pytest.fail("something was written")
+
+    monkeypatch.setattr(chain, "write", write)
+    said = refusal(lambda: build(model, folder / "out", task, SMALL, ()))
+    assert {path.name for path in folder.iterdir()} == {"model"}
+    return said
+
+
+@pytest.mark.parametrize("model", ["bert", "llama"])
+@pytest.mark.parametrize("special", [False, True])
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(
+    model: str, special: bool, changed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, tokenizer = changed(model), tiny_models.tokenizer()
+    (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(["[MORE]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    said = refused_before_writing(folder, task_of(model), tmp_path, monkeypatch)
+    assert said == f"{folder / 'tokenizer.json'} gives ids up to 60, the model knows 60; put the model's own tokenizer there"
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[1]", json.dumps({"version": "1.0", "model": {"type": "?"}})])
+def test_a_file_that_is_no_tokenizer_is_refused(
+    content: str, changed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = changed("bert")
+    (folder / "tokenizer.json").write_text(content)
+    said = refused_before_writing(folder, task_of("bert"), tmp_path, monkeypatch)
+    assert said.startswith(f"{folder / 'tokenizer.json'} is not a tokenizer (")
+    assert said.endswith("); put the model's own there")
+
+
+def test_a_vocabulary_smaller_than_the_model_knows_is_no_problem(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    config, weights, task = tiny_models.MODELS["bert"]
+    name = "embeddings.word_embeddings.weight"
+    padded = weights | {name: np.concatenate([weights[name], np.ones((4, 32), np.float32)])}
+    folder = tiny_models.save(tmp_path / "model", config | {"vocab_size": 64}, padded)
+    assert draft(folder, tmp_path / "out", task).tokenizer().get_vocab_size() == 60
 
 
 def test_full_with_int8_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -375,8 +461,9 @@ def test_names_of_saved_tensors_may_be_spread_over_several_files(folders: Callab
     assert chain.digests(halves.folder) == chain.digests(whole.folder)
 
 
-def test_config_values_of_the_wrong_type_are_refused(changed: Callable[..., Path], tmp_path: Path) -> None:
-    refusal(lambda: build(changed("bert", num_hidden_layers="three"), tmp_path / "out", task_of("bert"), Training(), ()))
+@pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size"])
+def test_config_values_of_the_wrong_type_are_refused(key: str, changed: Callable[..., Path], tmp_path: Path) -> None:
+    refusal(lambda: build(changed("bert", **{key: "three"}), tmp_path / "out", task_of("bert"), Training(), ()))
 
 
 def test_the_manifest_says_what_was_asked_for(bundles: Callable[..., Bundle]) -> None:

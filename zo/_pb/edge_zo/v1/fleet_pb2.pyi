@@ -18,29 +18,19 @@ class JoinRequest(_message.Message):
     device_id: int
     def __init__(self, protocol: _Optional[int] = ..., device_id: _Optional[int] = ...) -> None: ...
 
-class Grid(_message.Message):
-    __slots__ = ("log2_levels", "clip")
-    LOG2_LEVELS_FIELD_NUMBER: _ClassVar[int]
-    CLIP_FIELD_NUMBER: _ClassVar[int]
-    log2_levels: int
-    clip: float
-    def __init__(self, log2_levels: _Optional[int] = ..., clip: _Optional[float] = ...) -> None: ...
-
 class JoinReply(_message.Message):
-    __slots__ = ("run", "device", "run_name", "grid", "bundle_digest", "bundle_files")
+    __slots__ = ("run", "device", "run_name", "bundle_digest", "bundle_files")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     RUN_NAME_FIELD_NUMBER: _ClassVar[int]
-    GRID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FILES_FIELD_NUMBER: _ClassVar[int]
     run: int
     device: int
     run_name: str
-    grid: Grid
     bundle_digest: bytes
     bundle_files: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., run_name: _Optional[str] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., bundle_digest: _Optional[bytes] = ..., bundle_files: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., run_name: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., bundle_files: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FileRequest(_message.Message):
     __slots__ = ("run", "file", "offset")

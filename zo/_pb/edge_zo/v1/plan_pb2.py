@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x65\x64ge_zo/v1/plan.proto\x12\nedge_zo.v1\"+\n\tProbeSize\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x0e\n\x06log2_e\x18\x02 \x01(\r\"\x88\x01\n\x04Node\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x12\n\nfirst_seed\x18\x02 \x01(\x06\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12*\n\x0bprobe_sizes\x18\x04 \x03(\x0b\x32\x15.edge_zo.v1.ProbeSize\x12\"\n\x08\x63hildren\x18\x05 \x03(\x0b\x32\x10.edge_zo.v1.Node\"\x89\x01\n\x08WorkPlan\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05\x65ntry\x18\x02 \x01(\x04\x12\x1e\n\x04root\x18\x03 \x01(\x0b\x32\x10.edge_zo.v1.Node\x12\x10\n\x08\x65xamples\x18\x04 \x01(\r\x12\x18\n\x10measure_held_out\x18\x05 \x01(\x08\x12\x13\n\x0bwant_digest\x18\x06 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x65\x64ge_zo/v1/plan.proto\x12\nedge_zo.v1\"+\n\tProbeSize\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x0e\n\x06log2_e\x18\x02 \x01(\r\"\x88\x01\n\x04Node\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x12\n\nfirst_seed\x18\x02 \x01(\x06\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12*\n\x0bprobe_sizes\x18\x04 \x03(\x0b\x32\x15.edge_zo.v1.ProbeSize\x12\"\n\x08\x63hildren\x18\x05 \x03(\x0b\x32\x10.edge_zo.v1.Node\")\n\x04Grid\x12\x13\n\x0blog2_levels\x18\x01 \x01(\r\x12\x0c\n\x04\x63lip\x18\x02 \x01(\x01\"\xb5\x01\n\x08WorkPlan\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05\x65ntry\x18\x02 \x01(\x04\x12\x1e\n\x04root\x18\x03 \x01(\x0b\x32\x10.edge_zo.v1.Node\x12\x10\n\x08\x65xamples\x18\x04 \x01(\r\x12\x18\n\x10measure_held_out\x18\x05 \x01(\x08\x12\x13\n\x0bwant_digest\x18\x06 \x01(\x08\x12\x1e\n\x04grid\x18\x07 \x01(\x0b\x32\x10.edge_zo.v1.Grid\x12\n\n\x02id\x18\x08 \x01(\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROBESIZE']._serialized_end=80
   _globals['_NODE']._serialized_start=83
   _globals['_NODE']._serialized_end=219
-  _globals['_WORKPLAN']._serialized_start=222
-  _globals['_WORKPLAN']._serialized_end=359
+  _globals['_GRID']._serialized_start=221
+  _globals['_GRID']._serialized_end=262
+  _globals['_WORKPLAN']._serialized_start=265
+  _globals['_WORKPLAN']._serialized_end=446
 # @@protoc_insertion_point(module_scope)

@@ -28,18 +28,30 @@ class Node(_message.Message):
     children: _containers.RepeatedCompositeFieldContainer[Node]
     def __init__(self, stage: _Optional[int] = ..., first_seed: _Optional[int] = ..., count: _Optional[int] = ..., probe_sizes: _Optional[_Iterable[_Union[ProbeSize, _Mapping]]] = ..., children: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
 
+class Grid(_message.Message):
+    __slots__ = ("log2_levels", "clip")
+    LOG2_LEVELS_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    log2_levels: int
+    clip: float
+    def __init__(self, log2_levels: _Optional[int] = ..., clip: _Optional[float] = ...) -> None: ...
+
 class WorkPlan(_message.Message):
-    __slots__ = ("round", "entry", "root", "examples", "measure_held_out", "want_digest")
+    __slots__ = ("round", "entry", "root", "examples", "measure_held_out", "want_digest", "grid", "id")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     MEASURE_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     WANT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GRID_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
     round: int
     entry: int
     root: Node
     examples: int
     measure_held_out: bool
     want_digest: bool
-    def __init__(self, round: _Optional[int] = ..., entry: _Optional[int] = ..., root: _Optional[_Union[Node, _Mapping]] = ..., examples: _Optional[int] = ..., measure_held_out: _Optional[bool] = ..., want_digest: _Optional[bool] = ...) -> None: ...
+    grid: Grid
+    id: int
+    def __init__(self, round: _Optional[int] = ..., entry: _Optional[int] = ..., root: _Optional[_Union[Node, _Mapping]] = ..., examples: _Optional[int] = ..., measure_held_out: _Optional[bool] = ..., want_digest: _Optional[bool] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., id: _Optional[int] = ...) -> None: ...

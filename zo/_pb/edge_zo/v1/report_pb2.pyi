@@ -29,7 +29,7 @@ class Spent(_message.Message):
     def __init__(self, peak_memory_mib: _Optional[int] = ..., milliseconds: _Optional[int] = ..., cpu_milliseconds: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("run", "device", "round", "scalars", "examples", "dropped", "held_out", "spent", "digest")
+    __slots__ = ("run", "device", "round", "scalars", "examples", "dropped", "held_out", "spent", "digest", "plan")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class Report(_message.Message):
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     SPENT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     run: int
     device: int
     round: int
@@ -48,4 +49,5 @@ class Report(_message.Message):
     held_out: int
     spent: Spent
     digest: Digest
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ...) -> None: ...
+    plan: int
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., plan: _Optional[int] = ...) -> None: ...
