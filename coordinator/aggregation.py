@@ -15,7 +15,7 @@ from zo.messages import Report
 from zo.plan import Node
 from zo.terms import Term
 
-DEFAULT_RATE = {"classification": 0.1, "language-modelling": 0.3}  # docs/results.md
+DEFAULT_RATE = {"classification": 0.125, "language-modelling": 0.3}  # docs/results.md
 MOST_DIRECTIONS = 256  # the update grows with the count of directions up to here; beyond, more only steady it
 
 

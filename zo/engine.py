@@ -22,7 +22,7 @@ from zo.plan import Node
 from zo.terms import Term, negated
 
 Values = dict[str, Any]  # ort.OrtValue by name
-MAX_ROWS = 384  # keeps MiniLM int8 under 200 MB resident (docs/performance.md)
+MAX_ROWS = 384  # keeps MiniLM int8 well under 200 MB resident, and more gains no time (docs/performance.md)
 
 
 class Engine:
