@@ -10,12 +10,11 @@ from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, mezo_steps, round_stochastically
 from zo.lattice import LIMIT
 from zo.ledger import fold
-from zo.manifest import Manifest
+from zo.manifest import Manifest, Task
 from zo.messages import Report
 from zo.plan import Node
 from zo.terms import Term
 
-DEFAULT_RATE = {"classification": 0.125, "language-modelling": 0.3}  # docs/results.md
 MOST_DIRECTIONS = 256  # the update grows with the count of directions up to here; beyond, more only steady it
 
 
@@ -33,7 +32,7 @@ def rates(config: RunConfig, manifest: Manifest) -> Rates:
     stated = {"body": config.rate.body, "head": config.rate.head}
     sizes = {"body": config.probe.log2_eps_body, "head": config.probe.log2_eps_head}
     present = kinds(manifest)
-    usual = DEFAULT_RATE[manifest.task.kind]
+    usual = default_rate(manifest.task)
     by_kind = {kind: usual if stated[kind] is None else float(stated[kind] or 0.0) for kind in present}
     log2_eps = {kind: manifest.log2_eps(kind) if sizes[kind] is None else int(sizes[kind] or 0) for kind in present}
     signals = [c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present]
@@ -44,6 +43,11 @@ def rates(config: RunConfig, manifest: Manifest) -> Rates:
         if not all(0 <= size.log2_e < math.log2(LIMIT) for size in probe_sizes(manifest, {kind: log2})):
             raise ConfigError(f"probe.log2_eps_{kind} = {log2} is less than a unit of the lattice, or more than it holds")
     return Rates(signal, by_kind, log2_eps)
+
+
+def default_rate(task: Task) -> float:
+    """0.2 / sqrt(classes), or 0.3 for language modelling: what several data sets liked (docs/results.md)."""
+    return 0.2 / math.sqrt(len(task.labels)) if task.labels else 0.3
 
 
 def decay(config: RunConfig, round_number: int) -> float:

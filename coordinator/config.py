@@ -43,7 +43,7 @@ class Rate:
     """How far a round moves the parameters."""
 
     body: float | None = setting("every direction moves the body by this times its probe, for a loss difference as at calibration", None)
-    head: float | None = setting("the same for the head; left out, both are 0.125 (classification) or 0.3 (language modelling)", None)
+    head: float | None = setting("the same for the head; left out, both are 0.2 / sqrt(classes), or 0.3 for language modelling", None)
     final: float = setting("share of the rate left in the last round; it falls linearly", 0.1)
 
     def __post_init__(self) -> None:

@@ -119,7 +119,7 @@ def test_the_rate_falls_linearly_to_its_share(bert_bundle: Bundle) -> None:
 def test_rates_and_probe_sizes_are_the_bundles_where_nothing_is_stated(manifest: Manifest, bert_bundle: Bundle) -> None:
     found = rates(settings(bert_bundle), manifest)
     assert found.log2_eps == {"body": -4, "head": -4}
-    assert set(found.by_kind.values()) == {aggregation.DEFAULT_RATE["classification"]}
+    assert set(found.by_kind.values()) == {aggregation.default_rate(bert_bundle.manifest.task)}
     assert found.signal == pytest.approx(0.3 * 2**0.5)
 
 
@@ -187,3 +187,9 @@ def test_one_direction_moves_every_group_along_its_own_signs(manifest: Manifest)
         moved = parameters.tensor(name) - before[name]
         assert np.array_equal(np.abs(moved), np.full(SIZE, abs(moved[0])))
         assert np.array_equal(np.sign(moved), np.sign(moved[0]) * expected[0] * expected)
+
+
+def test_more_classes_have_a_smaller_default_rate() -> None:
+    two, eight = (Task("classification", 16, "linear", tuple(map(str, range(classes)))) for classes in (2, 8))
+    assert aggregation.default_rate(two) == pytest.approx(2 * aggregation.default_rate(eight))
+    assert aggregation.default_rate(Task("language-modelling", 16, "vocabulary")) == 0.3
