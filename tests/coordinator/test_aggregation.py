@@ -17,7 +17,7 @@ from zo.directions import signs
 from zo.errors import BundleError
 from zo.estimators import Grid, half_differences
 from zo.lattice import snap
-from zo.manifest import Calibration, Manifest, Stage
+from zo.manifest import Calibration, Manifest, Stage, Task
 from zo.parameters import Group, Parameters, Tensor
 from zo.plan import Node
 
