@@ -10,9 +10,8 @@ from pathlib import Path
 
 from zo import bundle as bundle_files
 from zo import examples
-from zo.calibration import Measurement
 from zo.errors import BundleError, ConfigError
-from zo.manifest import Manifest
+from zo.manifest import Calibration, Manifest
 
 
 def build(given: argparse.Namespace) -> None:
@@ -80,7 +79,7 @@ def unpack(given: argparse.Namespace) -> None:
     bundle_files.unpack(given.archive, given.folder)
 
 
-def table(measured: Sequence[Measurement]) -> str:
+def table(measured: Sequence[Calibration]) -> str:
     """Calibration for a person; the chosen eps of each kind is starred."""
     from zo.calibration import choose
 

@@ -75,9 +75,8 @@ class Store:
                 "INSERT OR IGNORE INTO runs (name, bundle, bundle_digest, created, state) VALUES (?, ?, ?, ?, 'running')",
                 (name, str(bundle.resolve()), bundle_digest, time.time()),
             )
-        if self.run(name).bundle_digest == bundle_digest:  # the folder may have moved
-            with self._transaction():
-                self._db.execute("UPDATE runs SET bundle = ? WHERE name = ?", (str(bundle.resolve()), name))
+            moved = "UPDATE runs SET bundle = ? WHERE name = ? AND bundle_digest = ?"  # the folder may have
+            self._db.execute(moved, (str(bundle.resolve()), name, bundle_digest))
         run = self.run(name)
         if run.bundle_digest != bundle_digest:
             raise StorageError(

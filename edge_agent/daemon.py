@@ -92,8 +92,14 @@ class Daemon:
         parameters = bundle.parameters(config.threads)
         self.__dict__.pop("engine", None)  # before another is made: memory is short
         self.entry, self.engine = 0, Engine(bundle, parameters, threads=config.threads, max_rows=config.max_rows)
-        kept = {"held_out_share": config.held_out_share, "held_out_most": config.held_out_most}
-        self.dataset = Dataset(Path(config.data), task, bundle.tokenizer(), **kept, balanced=config.balanced)  # type: ignore[arg-type]
+        self.dataset = Dataset(
+            Path(config.data),
+            task,
+            bundle.tokenizer(),
+            held_out_share=config.held_out_share,
+            held_out_most=config.held_out_most,
+            balanced=config.balanced,
+        )
         log.info("%s: %s, %d held out", config.data, self.dataset.summary, len(self.dataset.held_out))
         correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self._check_stop)
         if correlation < POOR_CORRELATION:

@@ -50,9 +50,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise StorageError(f"{folder} holds no status of an agent; give the folder of a running agent with --state") from None
     facts["alive"] = False
     with contextlib.suppress(psutil.Error):
-        facts["alive"] = "edge-agent" in " ".join(psutil.Process(facts["pid"]).cmdline()) or "edge_agent" in " ".join(
-            psutil.Process(facts["pid"]).cmdline()
-        )
+        command = " ".join(psutil.Process(facts["pid"]).cmdline())
+        facts["alive"] = "edge-agent" in command or "edge_agent" in command
     return facts
 
 

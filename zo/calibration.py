@@ -1,7 +1,6 @@
 """Probe sizes by measurement: signal, noise and bias of probes at each eps (DESIGN section 6, probe noise)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from zo.manifest import Calibration, Manifest
 from zo.plan import Node, ProbeSize
 from zo.terms import Term, negated
 
-SMALL_LOG2_EPS = {"body": -10, "head": -10}  # of the float32 derivative that others are compared with
+SMALL_LOG2_EPS = -10  # of the float32 derivative that others are compared with
 CANDIDATES = tuple(range(-10, 1, 2))
 NUDGE_SEED = 2**63  # no round's seeds come near it
 TRUSTED = 0.5  # a correlation below this may be luck
@@ -21,22 +20,6 @@ HOPELESS = 0.7  # of the best correlation: a larger eps than this one's would on
 NEAR_BEST = 0.98  # of the best squared correlation: among those the largest eps, which rounding disturbs least
 USABLE = 0.5  # of the best squared correlation: what a kind may give up so as not to drown the others
 DROWNING = 1.5  # times the weakest kind's signal
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Probes of one kind of group at one eps, against the float32 small-step derivative.
-
-    signal, noise: rms in nats of the half difference and of its residual. bias: relative. curvature: mean second difference (nats).
-    """
-
-    kind: str
-    log2_eps: int
-    signal: float
-    noise: float
-    bias: float
-    curvature: float
-    correlation: float
 
 
 def kinds(manifest: Manifest) -> tuple[str, ...]:
@@ -61,9 +44,9 @@ def one_level(manifest: Manifest, log2_eps: dict[str, int], first_seed: int, cou
     return Node(stage, first_seed, count, sizes)
 
 
-def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], directions: int) -> list[Measurement]:
+def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], directions: int) -> list[Calibration]:
     """Every candidate eps for one kind of group. exact: the same model in float32. directions: a batch."""
-    small = max(SMALL_LOG2_EPS[kind], *(group.log2_unit for group in exact.manifest.groups if group.kind == kind))
+    small = max(SMALL_LOG2_EPS, *(group.log2_unit for group in exact.manifest.groups if group.kind == kind))
     true = np.concatenate([_derivatives(exact, kind, small, batches, number, directions)[0] for number in range(len(batches))])
     measured = []
     for log2_eps in CANDIDATES:
@@ -80,7 +63,7 @@ def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], 
     return measured
 
 
-def choose(measured: Sequence[Measurement]) -> tuple[Calibration, ...]:
+def choose(measured: Sequence[Calibration]) -> tuple[Calibration, ...]:
     """The probe size of every kind of group, for probes of all kinds at once.
 
     Each kind's own best is the largest eps near its best squared correlation. A kind whose signal would drown the
@@ -93,11 +76,11 @@ def choose(measured: Sequence[Measurement]) -> tuple[Calibration, ...]:
     for kind, found in by_kind.items():
         usable = [m for m in _within(found, USABLE) if m.log2_eps <= own[kind].log2_eps]
         quiet = [m for m in usable if m.signal <= DROWNING * weakest] or [min(usable, key=lambda m: m.signal)]
-        chosen.append(Calibration(**vars(max(quiet, key=lambda m: m.log2_eps))))
+        chosen.append(max(quiet, key=lambda m: m.log2_eps))
     return tuple(chosen)
 
 
-def _within(found: Sequence[Measurement], share: float) -> list[Measurement]:
+def _within(found: Sequence[Calibration], share: float) -> list[Calibration]:
     """Those of one kind whose squared correlation is at least this share of the best."""
     best = max(m.correlation for m in found)
     if best <= 0:
@@ -136,12 +119,12 @@ def _derivatives(
     return np.ldexp(half_differences(losses), -log2_eps), losses.reshape(-1, 2).sum(axis=1) - 2 * still
 
 
-def _compare(kind: str, log2_eps: int, found: np.ndarray, true: np.ndarray, curvature: float) -> Measurement:
+def _compare(kind: str, log2_eps: int, found: np.ndarray, true: np.ndarray, curvature: float) -> Calibration:
     eps, power = 2.0**log2_eps, float(np.mean(true**2)) or 1e-30
     if not np.all(np.isfinite(found)):
-        return Measurement(kind, log2_eps, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return Calibration(kind, log2_eps, 0.0, 0.0, 0.0, 0.0, 0.0)
     slope = float(np.mean(found * true)) / power
     noise = float(np.sqrt(np.mean((found - slope * true) ** 2)))
     signal = float(np.sqrt(np.mean(found**2)))
     correlation = float(np.mean(found * true) / np.sqrt(power * np.mean(found**2))) if signal else 0.0
-    return Measurement(kind, log2_eps, signal * eps, noise * eps, slope - 1, curvature, correlation)
+    return Calibration(kind, log2_eps, signal * eps, noise * eps, slope - 1, curvature, correlation)

@@ -50,7 +50,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The probe size of one kind of group and what was measured for it (docs/calibration.md).
+    """What probes of one kind of group at one eps measure, against the float32 small-step derivative (docs/calibration.md).
 
     log2_eps: probes move values by 2**log2_eps. signal: rms of the half difference (nats) of probes of this kind
     alone. noise: rms of its error. bias: relative bias against the small-step derivative. curvature: mean second

@@ -14,12 +14,11 @@ from coordinator.build.layers import Training
 from zo import calibration
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
-from zo.calibration import Measurement
 from zo.engine import Engine
 from zo.errors import BundleError, DataError
 from zo.examples import Example
 from zo.lattice import snap
-from zo.manifest import Manifest, Task
+from zo.manifest import Calibration, Manifest, Task
 from zo.parameters import Parameters
 
 STAGES = 4
@@ -31,7 +30,7 @@ CALIBRATION_TOKENS = 32  # longer examples are cut: probe sizes hardly depend on
 
 def build(
     model: Path, out: Path, task: Task, training: Training, examples: Sequence[Example], stages: int | None = None
-) -> list[Measurement]:
+) -> list[Calibration]:
     """Make a bundle at `out` (which must not exist); returns what calibration measured.
 
     examples: for calibration and the proof that every tensor is live; without any, the label sentences or a
@@ -56,7 +55,7 @@ def build(
     return measured
 
 
-def calibrate(bundle: Bundle, reference: Bundle, batches: Sequence[Batch]) -> list[Measurement]:
+def calibrate(bundle: Bundle, reference: Bundle, batches: Sequence[Batch]) -> list[Calibration]:
     """Every candidate eps of every kind of group. reference: the same model in float32."""
     engine = Engine(bundle, bundle.parameters())
     exact = engine if reference is bundle else Engine(reference, reference.parameters())
@@ -74,7 +73,7 @@ def exact_twin(bundle: Bundle, model: Path, folder: Path) -> Bundle:
     return twin
 
 
-def seal(bundle: Bundle, measured: Sequence[Measurement]) -> Bundle:
+def seal(bundle: Bundle, measured: Sequence[Calibration]) -> Bundle:
     """Write the manifest with the chosen probe sizes and the digest of every file."""
     manifest = dataclasses.replace(bundle.manifest, calibration=calibration.choose(measured), files=chain.digests(bundle.folder))
     manifest.write(bundle.folder)

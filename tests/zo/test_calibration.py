@@ -9,17 +9,18 @@ import tiny_models
 
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
-from zo.calibration import CANDIDATES, Measurement, choose, correlation_here, kinds, measure, one_level, probe_sizes
+from zo.calibration import CANDIDATES, choose, correlation_here, kinds, measure, one_level, probe_sizes
 from zo.engine import Engine
 from zo.errors import UserError
 from zo.lattice import snap
+from zo.manifest import Calibration
 from zo.parameters import Parameters
 from zo.plan import Node
 
 
-def measured(*correlations: float) -> list[Measurement]:
+def measured(*correlations: float) -> list[Calibration]:
     """One a candidate, from the smallest on."""
-    return [Measurement("body", size, 1.0, 0.1, 0.0, 0.5, r) for size, r in zip(CANDIDATES, correlations, strict=False)]
+    return [Calibration("body", size, 1.0, 0.1, 0.0, 0.5, r) for size, r in zip(CANDIDATES, correlations, strict=False)]
 
 
 def batches(bundle: Bundle, count: int = 2) -> list[Batch]:
@@ -101,14 +102,14 @@ def test_the_largest_eps_within_two_percent_of_the_best_is_chosen(correlations: 
 
 
 def test_a_kind_whose_signal_would_drown_the_others_shrinks() -> None:
-    body = [Measurement("body", e, 2.0**e, 0, 0, 0, 1) for e in (-8, -6, -4, -2)]
-    head = [Measurement("head", e, 16 * 2.0**e, 0, 0, 0, 1) for e in (-8, -6, -4, -2)]
+    body = [Calibration("body", e, 2.0**e, 0, 0, 0, 1) for e in (-8, -6, -4, -2)]
+    head = [Calibration("head", e, 16 * 2.0**e, 0, 0, 0, 1) for e in (-8, -6, -4, -2)]
     assert [(c.kind, c.log2_eps) for c in choose([*body, *head])] == [("body", -2), ("head", -6)]
 
 
 def test_a_kind_does_not_shrink_into_its_own_noise() -> None:
-    body = [Measurement("body", e, 2.0**e, 0, 0, 0, c) for e, c in ((-6, 0.3), (-4, 0.8), (-2, 1))]
-    head = [Measurement("head", -8, 2.0**-8, 0, 0, 0, 1)]
+    body = [Calibration("body", e, 2.0**e, 0, 0, 0, c) for e, c in ((-6, 0.3), (-4, 0.8), (-2, 1))]
+    head = [Calibration("head", -8, 2.0**-8, 0, 0, 0, 1)]
     assert choose([*body, *head])[0].log2_eps == -4
 
 
