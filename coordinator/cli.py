@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from coordinator import history, ledger_commands, replay
 from coordinator.config import RunConfig
-from coordinator.model import Replay, best_entry
-from coordinator.store import Store
-from zo import cli, config
+from coordinator.sqlite_store import SqliteStore
+from zo import cli, config, log
 from zo.errors import ConfigError
 from zo.manifest import PRECISIONS, TRAINABLE_SETS
 
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export = _with_store(commands.add_parser("export", help="the trained model, as safetensors and ONNX"), _export)
     export.add_argument("run", help="name of the run")
     export.add_argument("out", type=Path, help="folder to make")
-    export.add_argument("--entry", type=int, help="ledger entry; the best by validation if left out")
+    export.add_argument("--at", type=int, metavar="ROUND", help="the model when this round closed; the best by validation if left out")
+    ledger_commands.add(commands, DEFAULT_STORE)
     return cli.run(top, arguments)
 
 
@@ -87,6 +88,7 @@ def _with_store(parser: argparse.ArgumentParser, command: object) -> argparse.Ar
 def _serve(given: argparse.Namespace) -> None:
     from coordinator.serve import Serving
 
+    log.check_clock()
     settings = config.load(RunConfig, given, "EDGE_COORDINATOR")
     asyncio.run(Serving(settings).run())
 
@@ -94,7 +96,7 @@ def _serve(given: argparse.Namespace) -> None:
 def _status(given: argparse.Namespace) -> None:
     from coordinator import status
 
-    store = Store(given.store)
+    store = SqliteStore(given.store)
     names = [run.name for run in store.runs()]
     if not names and not given.run:
         raise ConfigError(f"{given.store} holds no runs yet")
@@ -103,7 +105,7 @@ def _status(given: argparse.Namespace) -> None:
 
 
 def _runs(given: argparse.Namespace) -> None:
-    store = Store(given.store)
+    store = SqliteStore(given.store)
     rows = [{"name": run.name, "state": run.state, "entries": store.head(run.id)[0], "bundle": str(run.bundle)} for run in store.runs()]
     if given.json:
         print(json.dumps({"runs": rows}))
@@ -115,15 +117,13 @@ def _runs(given: argparse.Namespace) -> None:
 def _export(given: argparse.Namespace) -> None:
     from coordinator.export import export
 
-    store = Store(given.store)
+    store = SqliteStore(given.store)
     run = store.run(given.run)
-    last, entry = store.head(run.id)[0], best_entry(store, run.id) if given.entry is None else given.entry
-    if not 0 <= entry <= last:
-        raise ConfigError(f"run {run.name!r} has entries 0 to {last}, not {entry}")
-    replay = Replay(store, run)
-    replay.move_to(entry)
-    export(replay, given.out)
-    print(f"{given.out}: entry {entry} of run {run.name!r}, digest {replay.parameters.digest().hex()}")
+    entry = replay.best_entry(store, run.id) if given.at is None else history.entry_at(store, run, given.at)
+    bundle = replay.opened(run)
+    replica = replay.replica(store, run, bundle, entry)
+    export(bundle, replica, run.name, given.out)
+    print(f"{given.out}: entry {entry} of run {run.name!r}, digest {replica.parameters.digest().hex()}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from zo.config import setting
 from zo.estimators import Grid
+from zo.recipe import Probe, Rate
+from zo.seeds import MOST_POOL
+from zo.tiles import TILE
 
 
 @dataclass(frozen=True)
@@ -23,33 +26,14 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What one device does in one round."""
+class Seeds:
+    """Which directions the fleet tries."""
 
-    directions: int = setting("directions a device tries a round, each a pair of probes", 8)
-    examples: int = setting("examples in the batch of a probe", 8)
-    log2_eps_body: int | None = setting("probe size of the body is 2**this; the bundle's calibration decides if it is left out", None)
-    log2_eps_head: int | None = setting("the same for the head", None)
+    pool: int = setting("all rounds share this many seeds, so that catching up stays short; 0 gives every round its own", 0)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.directions <= 4096:
-            raise ValueError(f"directions = {self.directions} must be between 1 and 4096")
-        if not 1 <= self.examples <= 4096:
-            raise ValueError(f"examples = {self.examples} must be between 1 and 4096")
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How far a round moves the parameters."""
-
-    body: float | None = setting("every direction moves the body by this times its probe, for a loss difference as at calibration", None)
-    head: float | None = setting("the same for the head; left out, both are 0.2 / sqrt(classes), or 0.3 for language modelling", None)
-    final: float = setting("share of the rate left in the last round; it falls linearly", 0.1)
-
-    def __post_init__(self) -> None:
-        for value in (self.body, self.head, self.final):
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"a rate of {value} is not a positive number")
+        if not 0 <= self.pool <= MOST_POOL:
+            raise ValueError(f"pool = {self.pool} must be between 0 and {MOST_POOL}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +52,21 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class TileSettings:
+    """Committed entries as static files under a signed head."""
+
+    folder: str = setting("folder to write them to, for any web server to hand out; none are written if it is left out", "")
+    listen: str = setting("address and port to hand them out on as well, by a small server", "")
+    every: float = setting("seconds between heads", 5.0)
+
+    def __post_init__(self) -> None:
+        if self.listen and not self.folder:
+            raise ValueError(f"listen = {self.listen!r} needs a folder")
+        if self.every < 0:
+            raise ValueError(f"every = {self.every} must not be negative")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One training job of a fleet."""
 
@@ -79,15 +78,26 @@ class RunConfig:
     rounds: int = setting("rounds until the run is over", 100)
     held_out_every: int = setting("rounds between reports of the devices' held-out losses", 5)
     digest_every: int = setting("rounds between checks of the devices' digests", 10)
+    keep_entries: int = setting("last entries whose terms are kept; older ones are folded into a checkpoint; 0 keeps all", 0)
     log2_levels: int = setting("reports are integers of 2**-this nats", 14)
     clip: float = setting("reports are clipped at +- this many nats", 2.0)
     round: Round = setting("", Round())
     probe: Probe = setting("", Probe())
     rate: Rate = setting("", Rate())
+    seeds: Seeds = setting("", Seeds())
     evaluation: Evaluation = setting("", Evaluation())
+    tiles: TileSettings = setting("", TileSettings())
 
     def __post_init__(self) -> None:
         for name in ("rounds", "held_out_every", "digest_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.keep_entries < 0:
+            raise ValueError(f"keep_entries = {self.keep_entries} must not be negative")
+        if self.tiles.folder and 0 < self.keep_entries < 2 * TILE:
+            raise ValueError(f"keep_entries = {self.keep_entries} must be 0, or at least {2 * TILE}, where tiles are written")
+        if self.evaluation.validation and 0 < self.keep_entries < 2 * self.evaluation.every:
+            raise ValueError(f"keep_entries = {self.keep_entries} must be 0, or at least twice evaluation.every = {self.evaluation.every}")
+        if 0 < self.seeds.pool < self.probe.directions:
+            raise ValueError(f"seeds.pool = {self.seeds.pool} must be 0, or at least probe.directions = {self.probe.directions}")
         Grid(self.log2_levels, self.clip)

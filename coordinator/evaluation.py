@@ -7,59 +7,14 @@ and answers each with one line of metrics. A split's file is read when it is fir
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from coordinator.model import Replay
-from coordinator.store import Store
-from zo import examples
-from zo.batches import Batch, collate, encode
-from zo.bundle import Bundle
+from coordinator import replay
+from coordinator.sqlite_store import SqliteStore
+from zo.batches import Batch
 from zo.engine import Engine
-from zo.errors import DataError, UserError
-
-BATCH = 16
-CAUSAL_BATCH = 2  # every token has logits over the vocabulary
-
-
-def evaluate(engine: Engine, batches: Sequence[Batch]) -> dict[str, Any]:
-    """Mean and class-balanced loss (nats) and accuracy over all rows. For language modelling a row is a token, and the two agree."""
-    losses, hits, labels = [], [], []
-    for batch in batches:
-        logits = engine.forward(batch)[1].astype(np.float64)
-        wanted = batch.fields["labels"]
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        losses.append(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(wanted)), wanted])
-        hits.append(logits.argmax(axis=1) == wanted)
-        labels.append(wanted)
-    loss, hit, label = np.concatenate(losses), np.concatenate(hits), np.concatenate(labels)
-    by_class = [label == each for each in np.unique(label)] if engine.manifest.task.labels else [np.full(len(label), True)]
-    return {
-        "loss": float(loss.mean()),
-        "accuracy": float(hit.mean()),
-        "balanced_loss": float(np.mean([loss[rows].mean() for rows in by_class])),
-        "balanced_accuracy": float(np.mean([hit[rows].mean() for rows in by_class])),
-        "rows": len(loss),
-    }
-
-
-def batches(bundle: Bundle, path: Path, most: int = 0) -> list[Batch]:
-    """Batches of a JSONL file, of similar lengths. most: use a fixed sample of this many examples (and rows); 0 uses all."""
-    task, tokenizer = bundle.manifest.task, bundle.tokenizer()
-    found = examples.read(path, task).examples
-    if most and len(found) > most:
-        found = [found[place] for place in np.random.default_rng(0).permutation(len(found))[:most]]
-    encoded = [row for example in found for row in encode(example, task, tokenizer)]
-    if most and len(encoded) > most:  # long texts become many rows
-        encoded = [encoded[place] for place in np.random.default_rng(0).permutation(len(encoded))[:most]]
-    rows = sorted(encoded, key=lambda row: len(row.ids))
-    if not rows:
-        raise DataError(f"{path} holds no usable example: its texts have fewer than two tokens")
-    together = BATCH if task.labels else CAUSAL_BATCH
-    return [collate(rows[start : start + together], task) for start in range(0, len(rows), together)]
+from zo.errors import UserError
+from zo.evaluation import batches, evaluate
 
 
 def main() -> int:
@@ -71,20 +26,18 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     try:
-        store = Store(Path(given.store))
-        replay = Replay(store, store.run(given.run))
-        engine = Engine(replay.bundle, replay.parameters, threads=given.threads)
-        # A way back is never taken: beginning again is quicker than undoing a run.
+        store = SqliteStore(Path(given.store))
+        run = store.run(given.run)
+        bundle = replay.opened(run)
+        replica = replay.replica(store, run, bundle, 0)
+        engine = Engine(bundle, replica.parameters, threads=given.threads)
         read: dict[str, list[Batch]] = {}
         for line in sys.stdin:
             request = json.loads(line)
             split = request["split"]
             if split not in read:
-                read[split] = batches(replay.bundle, Path(getattr(given, split)), given.most if split == "validation" else 0)
-            if request["entry"] < replay.entry:
-                replay = Replay(store, replay.run)
-                engine = Engine(replay.bundle, replay.parameters, threads=given.threads)
-            replay.move_to(request["entry"])
+                read[split] = batches(bundle, Path(getattr(given, split)), given.most if split == "validation" else 0)
+            replay.move(replica, store, run, request["entry"])
             print(json.dumps(evaluate(engine, read[split])), flush=True)
     except UserError as error:
         print(json.dumps({"error": str(error)}), flush=True)

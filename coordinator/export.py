@@ -11,23 +11,23 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from onnx.utils import Extractor
 from safetensors.numpy import save_file
 
-from coordinator.model import Replay
 from zo.bundle import TOKENIZER, Bundle
 from zo.errors import BundleError
 from zo.parameters import Parameters
+from zo.replica import Replica
 
 TRAINED = "trained.safetensors"
 MODEL = "model.onnx"
 INLINE = 1 << 30  # bytes; larger models keep their weights beside the graph
 
 
-def export(replay: Replay, out: Path) -> None:
-    """Write `out`: trained.safetensors, model.onnx, tokenizer.json and task.json. `out` must not exist."""
+def export(bundle: Bundle, replica: Replica, run_name: str, out: Path) -> None:
+    """Write the model of a replica to `out`: trained.safetensors, model.onnx, tokenizer.json and task.json. `out` must not exist."""
     if out.exists():
         raise BundleError(f"{out} exists already; choose another folder, or remove it")
     out.mkdir(parents=True)
-    bundle, parameters = replay.bundle, replay.parameters
-    details = {"run": replay.run.name, "entry": str(replay.entry), "digest": parameters.digest().hex()}
+    parameters = replica.parameters
+    details = {"run": run_name, "entry": str(replica.entry), "digest": parameters.digest().hex()}
     save_file(parameters.tensors(), out / TRAINED, metadata=details)
     model = merged(bundle, parameters)
     large = model.ByteSize() > INLINE

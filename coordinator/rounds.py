@@ -8,23 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from coordinator import aggregation
+from coordinator import replay
 from coordinator.config import RunConfig
-from coordinator.store import RunRow, Store
-from zo import wire
+from coordinator.store import Conflict, RunRow, Store
+from zo import aggregation, wire
 from zo.bundle import Bundle
 from zo.calibration import one_level
+from zo.checkpoint import signs
+from zo.errors import StorageError
 from zo.estimators import Grid
 from zo.lattice import RangeError
-from zo.ledger import Entry, chain
+from zo.ledger import Entry
 from zo.messages import Report, Verdict
+from zo.parameters import Parameters
 from zo.plan import Node, WorkPlan
+from zo.seeds import MOST_DEVICES, first_seed
 from zo.terms import Term, negated
 
 log = logging.getLogger(__name__)
 
-SEEDS_PER_ROUND = 2**32
-MOST_DEVICES = 2**20  # times 4096 directions: the seeds of a round
+CHECKPOINT_EVERY = 64  # entries: what a restart has to replay at most
 
 
 class ReportRefused(ValueError):
@@ -41,17 +44,30 @@ class Rounds:
     def __init__(self, store: Store, run: RunRow, bundle: Bundle, config: RunConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.store, self.run, self.bundle, self.config, self._clock = store, run, bundle, config, clock
         self.grid = Grid(config.log2_levels, config.clip)
-        self.rates = aggregation.rates(config, bundle.manifest)
-        self.parameters = bundle.parameters()
-        self.entry, self.head = store.head(run.id)
-        store.check_chain(run.id)
-        for entry in store.entries(run.id):
-            self.parameters.add(entry.terms)
+        self.rates = aggregation.rates(config.probe, config.rate, bundle.manifest)
+        self.replica = replay.replica(store, run, bundle)
+        self._digest: tuple[int, bytes] | None = None
         self.devices = store.device_count(run.id)
         self.round = 1 + max((summary["round"] for summary in store.summaries(run.id)), default=0)
         self._open()
         if self.finished != (run.state == "finished"):  # a crash came between, or the run was prolonged
             store.set_state(run.id, "finished" if self.finished else "running")
+
+    @property
+    def entry(self) -> int:
+        """The last entry."""
+        return self.replica.entry
+
+    @property
+    def parameters(self) -> Parameters:
+        """The fleet's parameters at the last entry."""
+        return self.replica.parameters
+
+    def digest(self) -> bytes:
+        """Of the parameters at the last entry; computed once an entry."""
+        if self._digest is None or self._digest[0] != self.entry:
+            self._digest = (self.entry, self.parameters.digest())
+        return self._digest[1]
 
     @property
     def finished(self) -> bool:
@@ -83,13 +99,13 @@ class Rounds:
 
     def plan_id(self, device: int) -> int:
         """32 bits that stand for all that gives the scalars of a device in the open round their meaning."""
-        return zlib.crc32(wire.encode(self.grid) + wire.encode(self.node(self.round, device)))
+        return zlib.crc32(self.run.genesis + wire.encode(self.grid) + wire.encode(self.node(self.round, device)))
 
     def node(self, round_number: int, device: int) -> Node:
         """The directions of a device in a round: seeds of its own, next to those of its neighbours."""
-        count = self.config.probe.directions
-        first_seed = round_number * SEEDS_PER_ROUND + device * count
-        return one_level(self.bundle.manifest, self.rates.log2_eps, first_seed, count)
+        count, manifest = self.config.probe.directions, self.bundle.manifest
+        first = first_seed(manifest.run_key, round_number, device, count, self.config.seeds.pool)
+        return one_level(manifest, self.rates.log2_eps, first, count)
 
     def accept(self, report: Report) -> Verdict:
         """Take a report in, durably; ReportRefused where it cannot be an answer to this run's plans."""
@@ -103,7 +119,7 @@ class Rounds:
             raise ReportRefused(f"a scalar is beyond the clip of {self.grid.limit}")
         if not 1 <= report.examples <= self.config.probe.examples:
             raise ReportRefused(f"{report.examples} examples are not between 1 and {self.config.probe.examples}")
-        if report.digest is not None and report.digest != self.parameters.digest():
+        if report.digest is not None and report.digest != self.digest():
             self.note("diverged", f"device {report.device} holds other parameters at entry {self.entry}; it was told to rebuild them")
             return Verdict.DIVERGED
         if not self.store.add_report(report):
@@ -116,29 +132,61 @@ class Rounds:
         limits, count = self.config.round, len(self.reports)
         if self.finished or not (count >= limits.goal or (count >= limits.minimum and self._waited() >= limits.deadline)):
             return False
-        self.commit()
+        try:
+            self.commit()
+        except Conflict:
+            self.follow()
         return True
 
     def commit(self) -> None:
-        """Turn the reports into an entry: parameters first (they may refuse), then the store, then the next round."""
+        """Turn the reports into an entry: parameters first (they may refuse), then the store, then the next round.
+
+        Where somebody else has appended to the ledger, nothing is committed; `follow` takes that in.
+        """
         reports = [self.reports[device] for device in sorted(self.reports)]
-        terms = self._terms(reports)
+        terms = self.terms(reports)
         try:
             self.parameters.add(terms)
         except RangeError as error:
             self.note("refused", f"round {self.round} changed nothing: {error}; lower the rate")
             terms = ()
-        entry = Entry(self.entry + 1, self.round, len(reports), terms)
-        head = chain(self.head, entry)
+        due = self.round % self.config.digest_every == 0 or self.round == self.config.rounds
+        digest = self.parameters.digest() if due else None
+        entry = Entry(self.entry + 1, self.round, len(reports), terms, digest)
+        summary = self._summary(reports) | ({"digest": digest.hex()} if digest else {})
         try:
-            self.store.commit(self.run.id, entry, head, self._summary(reports) | self._digest())
+            self.store.commit(self.run.id, entry, self.replica.head, signs(terms, self.replica.sizes), summary)
         except BaseException:
             self.parameters.add(negated(terms))
             raise
-        self.entry, self.head, self.round = entry.number, head, self.round + 1
-        self._open()
+        self.replica.advance(entry)
+        self._next(entry.round + 1)
+
+    def follow(self) -> bool:
+        """Take in what others have appended to the ledger, as `edge-coordinator rollback` does; True if there was anything."""
+        if self.store.head(self.run.id) == (self.entry, self.replica.head):
+            return False
+        entries = self.store.entries(self.run.id, self.entry)
+        if not entries:
+            raise StorageError(f"the store's entry {self.entry} is not the one that was committed; start the coordinator again")
+        self.note("followed", f"somebody else has appended {len(entries)} entries; round {self.round} is over")  # and synced with this
+        replay.move(self.replica, self.store, self.run, entries[-1].number)
+        self._next(entries[-1].round + 1)
+        return True
+
+    def _next(self, round_number: int) -> None:
+        """Open a round."""
+        self.round = round_number
+        self._open()  # first: whatever fails below, the reports of the last round are counted once
         if self.finished:
             self.store.set_state(self.run.id, "finished")
+        if self.entry - max(self.store.checkpoints(self.run.id), default=0) >= CHECKPOINT_EVERY:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Keep the state here, so that a restart need not replay what came before."""
+        self.store.add_checkpoint(self.run.id, self.replica.checkpoint())
+        replay.drop_checkpoints(self.store, self.run.id, self.config.keep_entries)
 
     def why_waiting(self) -> str:
         """In words, what the open round still lacks."""
@@ -173,19 +221,16 @@ class Rounds:
     def _waited(self) -> float:
         return self._clock() - self._opened
 
-    def _terms(self, reports: list[Report]) -> tuple[Term, ...]:
+    def terms(self, reports: list[Report]) -> tuple[Term, ...]:
+        """What the reports of a round, by device, come to; nothing where that cannot be."""
+        number = reports[0].round
         nodes = [self.node(report.round, report.device) for report in reports]
-        scale = aggregation.decay(self.config, self.round)
+        scale = aggregation.decay(self.config.rate, number, self.config.rounds)
         try:
             return aggregation.aggregate(reports, nodes, self.rates, scale, self.bundle.manifest, self.grid)
         except ValueError as error:
-            self.note("refused", f"round {self.round} changed nothing: {error}")
+            self.note("refused", f"round {number} changed nothing: {error}")
             return ()
-
-    def _digest(self) -> dict[str, str]:
-        """The digest of the parameters in use, at intervals and at the end."""
-        due = self.round % self.config.digest_every == 0 or self.round == self.config.rounds
-        return {"digest": self.parameters.digest().hex()} if due else {}
 
     def _summary(self, reports: list[Report]) -> dict[str, Any]:
         """What `status` and the demo show of a round; no scalars."""

@@ -9,15 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from coordinator import service
+from coordinator import history, service
 from coordinator.config import RunConfig
-from coordinator.model import best_entry
+from coordinator.publisher import Publisher
+from coordinator.replay import best_entry
 from coordinator.rounds import Rounds
 from coordinator.service import Service
+from coordinator.sqlite_store import SqliteStore
 from coordinator.status import describe
-from coordinator.store import Store
 from zo.bundle import open_bundle
-from zo.errors import DataError
+from zo.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,15 @@ class Serving:
             if split and not Path(split).exists():
                 raise DataError(f"evaluation file {split} does not exist; correct it in the configuration, or leave it out")
         self.config = dataclasses.replace(config, store=str(Path(config.store).resolve()))
-        self.store = Store(Path(config.store), create=True)
+        self.store = self.open_store(Path(config.store))
         self.rounds = Rounds(self.store, self.store.open_run(config.name, Path(config.bundle), bundle.digest), bundle, config)
-        self.service = Service(self.rounds)
+        self.tiles = Publisher(config, self.store, self.rounds) if config.tiles.folder else None
+        self.service = Service(self.rounds, self.tiles.public_key if self.tiles else b"")
         self.evaluator = Evaluator(self.config)
+
+    def open_store(self, path: Path) -> SqliteStore:
+        """The store at a path: the seam where tests put faults."""
+        return SqliteStore(path, create=True)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -102,14 +108,29 @@ class Serving:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.evaluator.stop()
+            if self.tiles:
+                self.tiles.close()
             self.store.close()
 
     async def _tick(self) -> None:
-        """Close rounds at their deadline; say why when one is overdue."""
-        told = 0
+        """Close rounds at their deadline; say why when one is overdue, or cannot be stored."""
+        told: int | str = 0
         while True:
             await asyncio.sleep(TICK)
-            await self.service.close_if_due()
+            try:
+                await self.service.follow()
+                await self.service.close_if_due()
+                if self.tiles:
+                    self.tiles.publish_when_due()
+                if self.config.keep_entries:
+                    history.compact_when_due(self.store, self.rounds.run, self.config.keep_entries)
+            except StorageError as error:
+                if self.store.unsafe:
+                    raise
+                if told != str(error):
+                    log.error("%s; rounds stand still until that is mended", error)
+                told = str(error)
+                continue
             if self.rounds.overdue and told != self.rounds.round:
                 told = self.rounds.round
                 log.info("waiting: %s", self.rounds.why_waiting())

@@ -9,14 +9,19 @@ from typing import Any
 
 import grpc
 
+from coordinator.offers import Offers
 from coordinator.rounds import ReportRefused, Rounds
+from coordinator.store import Compacted
 from zo import manifest as manifest_file
 from zo import wire
 from zo.address import is_loopback
 from zo.errors import ConfigError, ConnectionFailed, StorageError
-from zo.ledger import Entry
+from zo.ledger import Entry, short
 from zo.messages import (
     PROTOCOL,
+    CatchUpReply,
+    CatchUpRequest,
+    CheckpointRequest,
     FileChunk,
     FileRequest,
     JoinReply,
@@ -54,8 +59,9 @@ class Refusal(Exception):
 class Service:
     """Answers devices. Rounds are touched from the event loop only; `changed` is notified after every commit."""
 
-    def __init__(self, rounds: Rounds) -> None:
-        self.rounds = rounds
+    def __init__(self, rounds: Rounds, tiles_key: bytes = b"") -> None:
+        self.rounds, self._tiles_key = rounds, tiles_key
+        self._offers = Offers(rounds.store, rounds.run.id, rounds.replica)
         self.changed = asyncio.Condition()
         self.files = (manifest_file.FILE, *rounds.bundle.manifest.files)
         self.stopping = False
@@ -73,7 +79,7 @@ class Service:
         except ReportRefused as error:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         log.info("device %d joined", device)
-        return JoinReply(rounds.run.id, device, rounds.run.name, rounds.bundle.digest, self.files)
+        return JoinReply(rounds.run.id, device, rounds.run.name, rounds.bundle.digest, self.files, rounds.run.genesis, self._tiles_key)
 
     async def fetch_file(self, request: FileRequest) -> FileChunk:
         """A piece of a bundle file."""
@@ -81,6 +87,20 @@ class Service:
         if request.file >= len(self.files):
             raise Refusal(grpc.StatusCode.NOT_FOUND, f"the bundle has {len(self.files)} files, there is no file {request.file}")
         return await asyncio.to_thread(_piece, self.rounds.bundle.folder / self.files[request.file], request.offset)
+
+    async def catch_up(self, request: CatchUpRequest) -> CatchUpReply:
+        """What the ways to the last entry cost a device."""
+        self._check(request.run, request.device)
+        self._check_place(request.entry, request.chain)
+        return CatchUpReply(self._offers.after(request.entry, self.rounds.digest()))
+
+    async def fetch_checkpoint(self, request: CheckpointRequest) -> FileChunk:
+        """A piece of a checkpoint."""
+        self._check(request.run)
+        piece = self._offers.piece(request.way, request.entry, request.offset, CHUNK)
+        if piece is None:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "that checkpoint is not offered any more; join again")
+        return piece
 
     async def request_work(self, request: WorkRequest) -> WorkReply:
         """Entries that the device lacks, and a plan; waits up to LONG_POLL for either."""
@@ -108,18 +128,36 @@ class Service:
     async def close_if_due(self) -> None:
         """Commit the open round if it is due, then wake everyone who waits for it."""
         if self.rounds.close_if_due():
-            async with self.changed:
-                self.changed.notify_all()
+            await self._tell()
+
+    async def follow(self) -> None:
+        """Take in what others have appended to the ledger."""
+        if self.rounds.follow():
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
 
     def _work(self, request: WorkRequest) -> WorkReply | None:
         rounds = self.rounds
-        if request.entry > rounds.entry:
-            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the ledger ends at entry {rounds.entry}, the device is at {request.entry}")
-        entries = _fitting(rounds.store.entries(rounds.run.id, request.entry, MOST_ENTRIES))
+        self._check_place(request.entry, request.chain)
+        try:
+            most = min(MOST_ENTRIES, rounds.entry - request.entry)  # what others have appended is told once it is followed
+            entries = _fitting(rounds.store.entries(rounds.run.id, request.entry, most))
+        except Compacted:
+            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the entries after {request.entry} have been folded; join again") from None
         complete = request.entry + len(entries) == rounds.entry
         plan = rounds.plan(request.device) if complete else None
         finished = complete and rounds.finished
         return WorkReply(entries, plan, 0, "", finished) if entries or plan or finished else None
+
+    def _check_place(self, entry: int, chain: int) -> None:
+        """Refusal unless the device stands on this ledger."""
+        if entry > self.rounds.entry:
+            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the ledger ends at entry {self.rounds.entry}, the device is at {entry}")
+        if short(self.rounds.store.head(self.rounds.run.id, entry)[1]) != chain:
+            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the device's entry {entry} is of another history")
 
     def _check(self, run: int, device: int | None = None) -> None:
         if run != self.rounds.run.id:
@@ -149,6 +187,8 @@ def handlers(service: Service) -> grpc.GenericRpcHandler:
     answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
         "Join": service.join,
         "FetchFile": service.fetch_file,
+        "CatchUp": service.catch_up,
+        "FetchCheckpoint": service.fetch_checkpoint,
         "RequestWork": service.request_work,
         "SendReport": service.send_report,
     }

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from coordinator.model import best_entry
+from coordinator.replay import best_entry
 from coordinator.store import RunRow, Store
 
 

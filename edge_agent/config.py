@@ -19,6 +19,9 @@ class AgentConfig:
     held_out_share: float = setting("share of the examples kept for measuring, never trained on", 0.1)
     held_out_most: int = setting("most examples kept for measuring", 32)
     balanced: bool = setting("draw all classes equally often, however rare", True)
+    tiles: str = setting("http(s) address or folder of the run's tiles; catching up begins there, and spares the coordinator", "")
+    link_speed: float = setting("bytes a second that catching up may count on; a low value spares a metered line", 125_000.0)
+    disk_bytes_per_day: float = setting("most bytes written to the state folder in 24 hours, the bundle not counted", 50e6)
     patience: float = setting("seconds to keep trying a coordinator that is not there; 0 tries for ever", 0.0)
 
     def __post_init__(self) -> None:
@@ -26,5 +29,7 @@ class AgentConfig:
             raise ValueError("threads and max_rows must be at least 1")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share = {self.held_out_share} must be from 0 to below 1")
+        if self.link_speed <= 0 or self.disk_bytes_per_day < 0:
+            raise ValueError("link_speed must be positive, disk_bytes_per_day not negative")
         if self.held_out_most < 0:
             raise ValueError(f"held_out_most = {self.held_out_most} must not be negative")

@@ -1,27 +1,29 @@
-"""The agent's life: join, fetch the bundle, then rounds until the run is over or it is told to stop."""
+"""The agent's life: join, fetch the bundle, catch up, then rounds until the run is over or it is told to stop."""
 
 import logging
 import random
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edge_agent import download
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
+from edge_agent.follower import Follower
 from edge_agent.link import Link, Rejoin, Stopped, Unreachable
+from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.work import work
 from zo.bundle import Bundle
 from zo.calibration import correlation_here, kinds
+from zo.disk import Disk
 from zo.engine import Engine
-from zo.errors import ConnectionFailed, StorageError
-from zo.lattice import RangeError
-from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply, WorkRequest
+from zo.errors import ConnectionFailed
+from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
+from zo.replica import Replica
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +34,19 @@ POOR_CORRELATION = 0.5
 
 
 class Daemon:
-    """One agent. `stop`: set it (from a signal handler, say) to end cleanly after the probe under way."""
+    """One agent. `stop`: set it (from a signal handler, say) to end cleanly after the probe under way. disk: the seam for faults."""
 
-    def __init__(self, config: AgentConfig, stop: threading.Event) -> None:
+    LINK = Link
+    SAVE_EVERY = 60.0  # seconds between saved positions, where the write budget allows them
+
+    def __init__(self, config: AgentConfig, stop: threading.Event, disk: Disk | None = None) -> None:
         self.config, self._stop = config, stop
-        self.state = Path(config.state)
-        device_id = _device_id(self.state)
+        self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
         self.status = Status(self.state)
-        self._device_id, self._reports = device_id, 0
-        self.link = Link(config.coordinator, stop, config.insecure_loopback)
+        self.link = self.LINK(config.coordinator, stop, config.insecure_loopback)
+        self._reports = self._setbacks = 0
+        self._kept = self.state.report()  # made before a restart, perhaps not delivered
+        self.follower: Follower | None = None
 
     def run(self) -> None:
         """Work until the run is over, or `stop` is set. Raises a UserError where that cannot be."""
@@ -48,10 +54,16 @@ class Daemon:
         try:
             while not self._rounds():
                 log.info("joining again")
-                self._pause(random.uniform(FIRST_PAUSE / 2, FIRST_PAUSE))
-            self.status.update(state="finished", reason="the run is over")
-            log.info("the run is over: entry %d, digest %s", self.entry, self.engine.parameters.digest().hex())
+                self._pause(random.uniform(0.5, 1) * min(FIRST_PAUSE * 2**self._setbacks, LONGEST_PAUSE))
+                self._setbacks += 1
+            self._following.save()
+            replica = self._following.replica
+            digest = replica.parameters.digest().hex()
+            self.status.update(state="finished", reason="the run is over", digest=digest)
+            log.info("the run is over: entry %d, digest %s", replica.entry, digest)
         except Stopped:
+            if self.follower:
+                self.follower.save()
             self.status.update(state="stopped", reason="told to stop")
             log.info("stopped")
         except Exception as error:
@@ -59,6 +71,12 @@ class Daemon:
             raise
         finally:
             self.link.close()
+            self.state.close()
+
+    @property
+    def _following(self) -> Follower:
+        assert self.follower is not None
+        return self.follower
 
     def _rounds(self) -> bool:
         """Join and work; True when the run is over, False when it has to be joined again."""
@@ -66,32 +84,41 @@ class Daemon:
             return self._work_along()
         except Rejoin as reason:
             log.warning("%s", reason)
-            return False
+        except ValueError as error:  # from the replica: entries that do not follow or fit, or another digest than stated
+            if self.follower is None:
+                raise
+            log.warning("%s; rebuilding the parameters from the bundle", error)
+            self._following.rebuild(str(error))
+        return False
 
     def _work_along(self) -> bool:
-        self.joined: JoinReply = self._patiently(lambda: self.link.ask(JoinRequest(PROTOCOL, self._device_id)))
+        self.joined: JoinReply = self._ask(JoinRequest(PROTOCOL, self.state.device_id))
         log.info("joined run %r as device %d", self.joined.run_name, self.joined.device)
-        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state, self.config.bundle))
-        self._prepare(bundle)
+        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state.folder, self.config.bundle))
+        if self.follower is None or self.follower.joined.genesis != self.joined.genesis:
+            self._prepare(bundle)
+        follower = self._following
+        follower.joined = self.joined
+        follower.catch_up()
+        self.status.update(entry=follower.replica.entry)
         while True:
-            reply: WorkReply = self._patiently(self._request_work)
-            if not self._apply(reply):
-                return False
+            reply: WorkReply = self._ask(follower.request())
+            self._apply(reply)
             if reply.finished:
                 return True
-            if reply.plan and reply.plan.entry == self.entry:
-                if not self._report(self._do(reply.plan)):
-                    return False
+            if reply.plan and reply.plan.entry == follower.replica.entry:
+                self._send(self._do(reply.plan))
             elif not reply.entries:
                 self.status.update(state="waiting", reason=reply.reason)
                 self._pause(reply.retry_after_ms / 1000)
 
     def _prepare(self, bundle: Bundle) -> None:
-        """Parameters at entry 0, an engine over them, and the encoded examples."""
+        """A replica at the bundle, an engine over its parameters, and the encoded examples."""
         config, task = self.config, bundle.manifest.task
-        parameters = bundle.parameters(config.threads)
+        self.follower = None
         self.__dict__.pop("engine", None)  # before another is made: memory is short
-        self.entry, self.engine = 0, Engine(bundle, parameters, threads=config.threads, max_rows=config.max_rows)
+        parameters = bundle.parameters(config.threads)
+        self.engine = Engine(bundle, parameters, threads=config.threads, max_rows=config.max_rows)
         self.dataset = Dataset(
             Path(config.data),
             task,
@@ -107,6 +134,8 @@ class Daemon:
                 "probes are mostly noise on this processor (correlation %.2f); the operator should build the bundle with precision fp32",
                 correlation,
             )
+        replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors)
+        self.follower = Follower(replica, self.joined, self.state, config, self._ask, self._check_stop, self.SAVE_EVERY)
         counts = {"examples": len(self.dataset.training) + len(self.dataset.held_out), "held_out": len(self.dataset.held_out)}
         self.status.update(
             run=self.joined.run_name,
@@ -117,46 +146,42 @@ class Daemon:
             **counts,
         )
 
-    def _request_work(self) -> WorkReply:
-        return self.link.ask(WorkRequest(self.joined.run, self.joined.device, self.entry))
-
-    def _apply(self, reply: WorkReply) -> bool:
-        """Bring the parameters up to the reply's entries; False where they do not follow."""
-        for entry in reply.entries:
-            if entry.number != self.entry + 1:
-                log.warning("entry %d does not follow entry %d; rebuilding from the bundle", entry.number, self.entry)
-                return False
-            try:
-                self.engine.parameters.add(entry.terms)
-            except RangeError as error:
-                log.warning("entry %d cannot be applied (%s); rebuilding from the bundle", entry.number, error)
-                return False
-            self.entry = entry.number
-        if reply.entries or reply.finished:
-            self.status.update(entry=self.entry, digest=self.engine.parameters.digest().hex() if reply.finished else None)
-        return True
+    def _apply(self, reply: WorkReply) -> None:
+        """Bring the parameters up to the reply's entries. ValueError where that cannot be."""
+        if reply.entries:
+            self._following.apply(reply.entries)
+            self.status.update(entry=self._following.replica.entry)
 
     def _do(self, plan: WorkPlan) -> Report:
+        kept, self._kept = self._kept, None
+        mine = (self.joined.run, self.joined.device, plan.round, plan.id)
+        if kept and (kept.run, kept.device, kept.round, kept.plan) == mine:
+            log.info("round %d: sending the report that was made before the restart", plan.round)
+            return kept
         self.status.update(state="working", reason=f"round {plan.round}")
-        report = work(plan, self.engine, self.dataset, self.joined, self._check_stop)
+        report = work(plan, self.engine, self.dataset, self._check_stop, run=self.joined.run, device=self.joined.device)
         if report.held_out is not None:
             self.status.update(held_out_loss=float(plan.grid.values(report.held_out)))  # type: ignore[arg-type]
         if report.dropped:
             log.warning(
                 "round %d: %d of %d directions gave no finite loss and were dropped", plan.round, report.dropped, report.scalars.size
             )
+        self.state.save_report(report, self._following.position_size)
         return report
 
-    def _report(self, report: Report) -> bool:
-        """Send it; False where the coordinator says that the parameters here have diverged."""
-        reply = self._patiently(lambda: self.link.ask(report))
-        self._reports += reply.verdict is Verdict.ACCEPTED
+    def _send(self, report: Report) -> None:
+        """Send a report. ValueError where the coordinator says that the parameters here have diverged."""
+        verdict = self._ask(report).verdict
+        log.debug("round %d: %s", report.round, verdict.name.lower())
+        if verdict is Verdict.DIVERGED:
+            raise ValueError("the parameters here are not the fleet's any more")
+        if verdict is Verdict.ACCEPTED:
+            self._reports += 1
+            self._setbacks = 0
         self.status.update(reports=self._reports)
-        log.debug("round %d: %s", report.round, reply.verdict.name.lower())
-        if reply.verdict is Verdict.DIVERGED:
-            log.warning("the parameters here are not the fleet's any more; rebuilding them from the bundle")
-            return False
-        return True
+
+    def _ask(self, request: Any) -> Any:
+        return self._patiently(lambda: self.link.ask(request))
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """The call's result, trying again while the coordinator is not there."""
@@ -184,22 +209,3 @@ class Daemon:
     def _check_stop(self) -> None:
         if self._stop.is_set():
             raise Stopped
-
-
-def _device_id(state: Path) -> int:
-    """The random 64-bit name of this device, made on first use and kept in the state folder."""
-    path = state / "device_id"
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            made = path.with_suffix(".new")  # renamed when it is whole: a power cut leaves no half of it
-            made.write_text(f"{secrets.randbits(64):016x}\n")
-            made.replace(path)
-        name = int(path.read_text(), 16)
-        if not 0 <= name < 2**64:
-            raise ValueError
-        return name
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}; give a folder that can be written with --state") from None
-    except ValueError:
-        raise StorageError(f"{path} does not hold a device's name; remove it to join as a new device") from None

@@ -9,17 +9,20 @@ from typing import Any
 
 import psutil
 
+from edge_agent.state import STATUS, State
 from zo.errors import StorageError
 
-FILE = "status.json"
 INTERVAL = 5.0  # seconds between writes while nothing changes its state: flash is precious
 
 
 class Status:
-    """The facts of a running agent. state: "joining", "working", "waiting", "unreachable", "finished", "stopped" or "failed"."""
+    """The facts of a running agent. state: "joining", "working", "waiting", "unreachable", "finished", "stopped" or "failed".
 
-    def __init__(self, folder: Path) -> None:
-        self._path, self._written = folder / FILE, 0.0
+    folder: where they are written, as far as its write budget allows.
+    """
+
+    def __init__(self, folder: State) -> None:
+        self._folder, self._written = folder, 0.0
         self.facts: dict[str, Any] = {"state": "joining", "pid": os.getpid()}
 
     def update(self, **facts: Any) -> None:
@@ -27,24 +30,19 @@ class Status:
         changed = facts.get("state", self.facts["state"]) != self.facts["state"] and facts.get("state") not in ("working", "waiting")
         self.facts |= facts
         if changed or time.monotonic() - self._written >= INTERVAL:
-            self.write()
+            self.write(0.0 if changed else self._folder.budget.most / 2)
 
-    def write(self) -> None:
-        """Write the file now; StorageError where that fails."""
+    def write(self, reserve: float = 0.0) -> None:
+        """Write the file now, if that leaves `reserve` of the write budget."""
         self.facts |= {"at": round(time.time(), 1), "peak_memory_mib": peak_memory_mib()}
-        temporary = self._path.with_suffix(".tmp")
-        try:
-            temporary.write_text(json.dumps(self.facts) + "\n", encoding="utf-8")
-            temporary.replace(self._path)
-        except OSError as error:
-            raise StorageError(f"{self._path}: {error.strerror}; give a folder that can be written with --state") from None
+        self._folder.save_status(self.facts, reserve)
         self._written = time.monotonic()
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The facts last written, with "alive" added. StorageError where no agent ever ran."""
     try:
-        facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        facts = json.loads((folder / STATUS).read_text(encoding="utf-8"))
         facts["pid"] = int(facts["pid"])
     except (OSError, ValueError, TypeError, KeyError):
         raise StorageError(f"{folder} holds no status of an agent; give the folder of a running agent with --state") from None

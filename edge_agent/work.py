@@ -9,20 +9,23 @@ from edge_agent.data import Dataset
 from edge_agent.status import peak_memory_mib
 from zo.engine import Engine
 from zo.estimators import Grid, half_differences
-from zo.messages import JoinReply, Report, Spent
+from zo.messages import Report, Spent
 from zo.plan import WorkPlan
 
 
-def work(plan: WorkPlan, engine: Engine, dataset: Dataset, joined: JoinReply, go_on: Callable[[], None]) -> Report:
-    """The report of a plan. `go_on` is called between probes; what it raises ends the work with the parameters restored."""
+def work(plan: WorkPlan, engine: Engine, dataset: Dataset, go_on: Callable[[], None], *, run: int = 0, device: int = 0) -> Report:
+    """The report of a plan. `go_on` is called between probes; what it raises ends the work with the parameters restored.
+
+    run, device: their numbers in the fleet; 0 where there is none.
+    """
     began, cpu = time.monotonic(), time.process_time()
     batch = dataset.draw(plan.examples)
     half = half_differences(engine.probe(plan.root, batch, go_on))
     usable = np.isfinite(half)
     held_out = held_out_loss(engine, dataset, plan.examples, go_on) if plan.measure_held_out else None
     return Report(
-        run=joined.run,
-        device=joined.device,
+        run=run,
+        device=device,
         round=plan.round,
         scalars=plan.grid.integers(np.where(usable, half, 0.0)),
         examples=batch.examples,

@@ -13,8 +13,9 @@ from coordinator import service
 from coordinator.config import Probe, Round, RunConfig
 from coordinator.rounds import Rounds
 from coordinator.service import Service
-from coordinator.store import Store
+from coordinator.sqlite_store import SqliteStore
 from zo.bundle import Bundle
+from zo.disk import Disk
 from zo.messages import Report
 
 PROBE = Probe(directions=3, examples=4)
@@ -44,11 +45,22 @@ def answer(rounds: Rounds, device: int, round_number: int | None = None, **chang
 
 
 class LocalCoordinator:
-    """Serves while entered. kind: the service, for faults; `service` and its rounds may be touched through `call` only."""
+    """Serves while entered. kind: the service; disk: what is under the store; both for faults.
 
-    def __init__(self, bundle: Bundle, store: Path, kind: Callable[[Rounds], Service] = Service, port: int = 0, **changed: Any) -> None:
+    `service` and its rounds may be touched through `call` only.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        store: Path,
+        kind: Callable[[Rounds], Service] = Service,
+        port: int = 0,
+        disk: Disk | None = None,
+        **changed: Any,
+    ) -> None:
         self.address, self._bundle, self._path, self._kind = f"127.0.0.1:{port or free_port()}", bundle, store, kind
-        self._config = settings(bundle, **changed)
+        self._config, self._disk = settings(bundle, **changed), disk
         self._ready, self._failure = threading.Event(), None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
@@ -79,7 +91,7 @@ class LocalCoordinator:
 
     async def _serve(self) -> None:
         try:
-            store = Store(self._path, create=True)
+            store = SqliteStore(self._path, create=True, disk=self._disk)
             run = store.open_run(self._config.name, self._bundle.folder, self._bundle.digest)
             self.service = self._kind(Rounds(store, run, self._bundle, self._config))
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

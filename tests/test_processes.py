@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,18 +17,31 @@ from typing import Any
 import pytest
 import tiny_models
 from conftest import Bundles
-from local_coordinator import LocalCoordinator, free_port
+from local_coordinator import LocalCoordinator, answer, free_port
 
-from coordinator.store import Store
+from coordinator.config import Round
+from coordinator.sqlite_store import SqliteStore
 from zo.bundle import Bundle
+from zo.messages import PROTOCOL, JoinRequest
 
 MODULES = {"edge-coordinator": "coordinator.cli", "edge-agent": "edge_agent.cli"}
+IN_1970 = """
+import sys, time, types, grpc._channel
+grpc._channel.time = true = types.SimpleNamespace(**vars(time))  # gRPC compares with a clock that cannot be replaced here
+began = time.time()
+time.time = lambda: true.time() - began
+from {} import main
+sys.exit(main())
+"""
 SOON = 10.0  # seconds; generous, for a busy machine
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def command(program: str, *arguments: object) -> list[str]:
+def command(program: str, *arguments: object, year: int = 0) -> list[str]:
+    """The command line of a program. year: 1970 is what its clock begins with."""
+    if year == 1970:
+        return [sys.executable, "-c", IN_1970.format(MODULES[program]), *map(str, arguments)]
     return [sys.executable, "-m", MODULES[program], *map(str, arguments)]
 
 
@@ -46,30 +60,32 @@ def write_data(path: Path, count: int = 40, seed: int = 0) -> Path:
 
 
 class Processes:
-    """A coordinator and agents over one folder; whatever still runs at the end is killed."""
+    """A coordinator and agents over one folder; whatever still runs at the end is killed. store: the coordinator's file."""
 
     def __init__(self, folder: Path, bundle: Bundle, **settings: object) -> None:
-        self.folder, self.bundle, self.port = folder, bundle, free_port()
+        self.folder, self.bundle, self.port, self.store = folder, bundle, free_port(), folder / "run.sqlite"
         self._flags = [f"--{name.replace('__', '.').replace('_', '-')}={value}" for name, value in settings.items()]
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, name: str, program: str, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    def start(self, name: str, program: str, *arguments: object, year: int = 0, **options: Any) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(command(program, *arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL, **options)
+            process = subprocess.Popen(command(program, *arguments, year=year), stdout=log, stderr=log, stdin=subprocess.DEVNULL, **options)
         self._started.append(process)
         return process
 
     def coordinator(self, **options: Any) -> subprocess.Popen[bytes]:
-        place = [f"--bundle={self.bundle.folder}", f"--store={self.folder / 'run.sqlite'}", f"--listen=127.0.0.1:{self.port}"]
+        place = [f"--bundle={self.bundle.folder}", f"--store={self.store}", f"--listen=127.0.0.1:{self.port}"]
         process = self.start("coordinator", "edge-coordinator", "serve", "--insecure-loopback", *place, *self._flags, **options)
         wait_until(lambda: process.poll() is not None or self._answers())
         assert process.poll() is None, self.log("coordinator")
         return process
 
-    def agent(self, name: str) -> subprocess.Popen[bytes]:
+    def agent(self, name: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        return self.start(name, "edge-agent", "run", *self.agent_flags(name), *arguments, **options)
+
+    def agent_flags(self, name: str) -> list[str]:
         data, state = write_data(self.folder / name / "data/a.jsonl", seed=len(name)), self.folder / name / "state"
-        address = f"--coordinator=127.0.0.1:{self.port}"
-        return self.start(name, "edge-agent", "run", "--insecure-loopback", f"--data={data}", f"--state={state}", address)
+        return ["--insecure-loopback", f"--data={data}", f"--state={state}", f"--coordinator=127.0.0.1:{self.port}"]
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
@@ -80,7 +96,7 @@ class Processes:
         return {}
 
     def summaries(self) -> list[dict[str, Any]]:
-        store = Store(self.folder / "run.sqlite")
+        store = SqliteStore(self.store)
         found = store.summaries(1)
         store.close()
         return found
@@ -180,7 +196,7 @@ def test_training_goes_on_where_evaluation_fails(processes: Callable[..., Proces
     coordinator = fleet.coordinator()
 
     def events() -> list[tuple[str, str]]:
-        store = Store(folder / "run.sqlite")
+        store = SqliteStore(folder / "run.sqlite")
         found = [(kind, text) for _, kind, text in store.events(1)]
         store.close()
         return found
@@ -196,6 +212,202 @@ def test_training_goes_on_where_evaluation_fails(processes: Callable[..., Proces
     coordinator.terminate()
     assert coordinator.wait(SOON) == 0
     assert "Traceback" not in fleet.log("coordinator")
+
+
+# --- going on from what was saved ---
+
+
+def test_an_agent_that_is_killed_goes_on_from_the_position_that_it_saved_last(processes: Callable[..., Processes]) -> None:
+    fleet = processes(rounds=40, round__goal=2, round__minimum=2, digest_every=5, probe__directions=2)
+    fleet.coordinator()
+    agent, other = fleet.agent("a"), fleet.agent("bb")
+    wait_until(lambda: len(fleet.summaries()) >= 5)
+    agent.terminate()
+    assert agent.wait(SOON) == 0
+    saved, reached = fleet.status("a")["entry"], len(fleet.summaries())
+    assert 4 <= saved <= reached < 30
+    agent = fleet.agent("a")
+    wait_until(lambda: len(fleet.summaries()) >= reached + 3)
+    agent.kill()
+    agent.wait()
+    killed_at = len(fleet.summaries())
+    assert killed_at < 40
+    assert [agent.wait(60) for agent in (fleet.agent("a"), other)] == [0, 0]
+    places = [(int(found[1]), int(found[2])) for found in re.finditer(r"catching up from entry (\d+) to (\d+) by", fleet.log("a"))]
+    assert places[-1] == (saved, killed_at)
+    assert {first for first, _ in places} <= {0, saved}
+    digest = fleet.summaries()[-1]["digest"]
+    assert [fleet.status(name)["digest"] for name in ("a", "bb")] == [digest, digest]
+    assert "corrupt" not in fleet.log("a")
+
+
+def test_a_second_agent_on_a_state_folder_is_turned_away(processes: Callable[..., Processes], run: Run) -> None:
+    fleet = processes()
+    first = fleet.agent("a")
+    wait_until(lambda: "state" in fleet.status("a"))
+    done = run("edge-agent", "run", *fleet.agent_flags("a"))
+    check(done, "edge-agent", 8, "another agent works in", "give this one a folder of its own with --state")
+    assert first.poll() is None
+
+
+def test_a_run_goes_right_where_the_clocks_say_1970_and_after_they_are_set(processes: Callable[..., Processes]) -> None:
+    fleet = processes(rounds=60, round__goal=1, round__deadline=1, digest_every=5, probe__directions=2)
+    coordinator, agent = fleet.coordinator(year=1970), fleet.agent("a", year=1970)
+    wait_until(lambda: len(fleet.summaries()) >= 5)
+    coordinator.kill()
+    coordinator.wait()
+    kept = fleet.summaries()
+    assert len(kept) < 60
+    fleet.coordinator()
+    wait_until(lambda: len(fleet.summaries()) > len(kept))
+    agent.terminate()
+    assert agent.wait(SOON) == 0
+    assert fleet.agent("a").wait(60) == 0, fleet.log("a")
+    summaries = fleet.summaries()
+    assert summaries[: len(kept)] == kept
+    assert [summary["round"] for summary in summaries] == list(range(1, 61))
+    assert fleet.status("a")["digest"] == summaries[-1]["digest"]
+    for name in ("a", "coordinator"):
+        assert len(re.findall("WARNING the clock of this machine says ", fleet.log(name))) == 1
+        assert "Traceback" not in fleet.log(name)
+
+
+# --- disks that are full, read-only or damaged ---
+
+Mount = Callable[..., Path]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Mount]:
+    """mounted(folder, *arguments): the folder, with something mounted on it until the end of the test."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    made: list[Path] = []
+
+    def mount(folder: Path, *arguments: str) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(["mount", *arguments, str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"mount is not allowed here: {done.stderr.strip()}")
+        made.append(folder)
+        return folder
+
+    yield mount
+    for folder in reversed(made):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """A file that takes all the room there is."""
+    path = folder / "filler"
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+    with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+    return path
+
+
+@pytest.mark.root
+def test_an_agent_whose_disk_is_full_says_so_and_trains_on_and_saves_when_there_is_room(
+    processes: Callable[..., Processes], mounted: Mount
+) -> None:
+    fleet = processes(rounds=100000, round__goal=1, probe__directions=2)
+    state = mounted(fleet.folder / "a/state", "-t", "tmpfs", "-o", "size=2m", "tmpfs")
+    fleet.coordinator()
+    agent = fleet.agent("a", f"--bundle={fleet.bundle.folder}")
+    wait_until(lambda: len(fleet.summaries()) >= 3)
+    filler = fill(state)
+    wait_until(lambda: "No space left on device; training goes on" in fleet.log("a"))
+    report, reached = (state / "report").read_bytes(), len(fleet.summaries())
+    wait_until(lambda: len(fleet.summaries()) >= reached + 5)
+    assert (state / "report").read_bytes() == report
+    assert fleet.log("a").count("No space left on device") == 1
+    filler.unlink()
+    wait_until(lambda: (state / "report").read_bytes() != report)
+    agent.terminate()
+    assert agent.wait(SOON) == 0
+    stopped_at = fleet.status("a")["entry"]
+    assert stopped_at >= reached + 5
+    fleet.agent("a", f"--bundle={fleet.bundle.folder}")
+    wait_until(lambda: len(fleet.summaries()) > stopped_at + 2)
+    assert "Traceback" not in fleet.log("a")
+    assert "corrupt" not in fleet.log("a")
+    assert fleet.log("a").count("catching up from entry 0 ") == 0
+
+
+@pytest.mark.root
+def test_a_coordinator_whose_disk_is_full_says_so_loses_nothing_and_goes_on_when_there_is_room(
+    processes: Callable[..., Processes], mounted: Mount
+) -> None:
+    fleet = processes(rounds=40, round__goal=1, digest_every=5, probe__directions=2)
+    fleet.store = mounted(fleet.folder / "small", "-t", "tmpfs", "-o", "size=6m", "tmpfs") / "run.sqlite"
+    coordinator, agent = fleet.coordinator(), fleet.agent("a")
+    wait_until(lambda: len(fleet.summaries()) >= 5)
+    filler = fill(fleet.store.parent)
+    wait_until(lambda: "database or disk is full; check disk space and permissions" in fleet.log("coordinator"))
+    kept = fleet.summaries()
+    assert 5 <= len(kept) < 40
+    time.sleep(0.5)
+    assert fleet.summaries() == kept
+    assert coordinator.poll() is None
+    assert "the coordinator cannot write its store; ask again later" in fleet.log("a")
+    filler.unlink()
+    assert agent.wait(60) == 0, fleet.log("a")
+    summaries = fleet.summaries()
+    assert summaries[: len(kept)] == kept
+    assert [(summary["round"], summary["reports"]) for summary in summaries] == [(number, 1) for number in range(1, 41)]
+    assert fleet.status("a")["digest"] == summaries[-1]["digest"]
+    assert "Traceback" not in fleet.log("a") + fleet.log("coordinator")
+
+
+def read_only(mounted: Mount, folder: Path) -> None:
+    mounted(folder, "--bind", str(folder))
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+
+
+@pytest.mark.root
+def test_an_agent_on_a_read_only_state_folder_with_a_name_works_and_warns(processes: Callable[..., Processes], mounted: Mount) -> None:
+    fleet = processes(rounds=10, round__goal=1, digest_every=5, probe__directions=2)
+    state = fleet.folder / "a/state"
+    state.mkdir(parents=True)
+    (state / "device_id").write_text("00000000000000ff\n")
+    read_only(mounted, state)
+    fleet.coordinator()
+    agent = fleet.agent("a", f"--bundle={fleet.bundle.folder}")
+    assert agent.wait(60) == 0, fleet.log("a")
+    assert fleet.log("a").count("Read-only file system; training goes on, but after a restart it begins again from the bundle") == 1
+    assert fleet.summaries()[-1]["digest"] in fleet.log("a")
+    assert [path.name for path in state.iterdir()] == ["device_id"]
+    assert "Traceback" not in fleet.log("a")
+
+
+@pytest.mark.root
+def test_an_agent_on_a_read_only_state_folder_without_a_name_is_refused(
+    processes: Callable[..., Processes], mounted: Mount, run: Run
+) -> None:
+    fleet = processes()
+    (fleet.folder / "a/state").mkdir(parents=True)
+    read_only(mounted, fleet.folder / "a/state")
+    done = run("edge-agent", "run", *fleet.agent_flags("a"))
+    check(done, "edge-agent", 8, "device_id: Read-only file system; give a folder that can be written with --state")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_a_truncated_store_is_not_served_and_left_as_it_is(share: float, bert_bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run.sqlite"
+    with LocalCoordinator(bert_bundle, path, round=Round(1, 1, 30.0)) as coordinator:
+        coordinator.call(lambda s: s.join(JoinRequest(PROTOCOL, 1)))
+        for _ in range(4):
+            coordinator.call(lambda s: s.send_report(answer(s.rounds, 0)))
+    content = path.read_bytes()[: int(share * path.stat().st_size)]
+    path.write_bytes(content)
+    listen = f"--listen=127.0.0.1:{free_port()}"
+    done = run("edge-coordinator", "serve", "--insecure-loopback", f"--bundle={bert_bundle.folder}", "--store=run.sqlite", listen)
+    check(done, "edge-coordinator", 8, "run.sqlite is damaged", "it is left as it is: restore it from a backup")
+    assert path.read_bytes() == content
+    assert [each.name for each in tmp_path.iterdir()] == ["run.sqlite"]
 
 
 # --- mistakes: exit code, and one line ---
@@ -334,7 +546,7 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     ("edge-coordinator status --store STORE other", 8, ("holds no run 'other'; it holds: run",), "no run"),
     ("edge-coordinator export --store STORE other out", 8, ("holds no run 'other'",), "export of no run"),
     ("edge-coordinator export --store STORE run taken", 5, ("taken exists already",), "export over a folder"),
-    ("edge-coordinator export --store STORE run out --entry 9", 3, ("entries 0 to 0, not 9",), "export of no entry"),
+    ("edge-coordinator export --store STORE run out --at 9", 3, ("closed rounds 1 to 0, not 9",), "export of no round"),
     ("edge-coordinator export --store STORE run notes.txt/out", 8, ("notes.txt/out",), "export below a file"),
     ("edge-coordinator bundle build none out", 5, ("none",), "no model"),
     ("edge-coordinator bundle build MODEL taken", 5, ("taken exists already",), "bundle over a folder"),
@@ -361,7 +573,7 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     (tmp_path / "number.json").write_text("3")
     (tmp_path / "one.json").write_text('["one"]')
     (tmp_path / "taken").mkdir()
-    store = Store(tmp_path / "kept.sqlite", create=True)
+    store = SqliteStore(tmp_path / "kept.sqlite", create=True)
     store.open_run("run", bert_bundle.folder, bert_bundle.digest)
     store.close()
     places = {"BUNDLE": bert_bundle.folder, "MODEL": folders("bert"), "STORE": "kept.sqlite", "PORT": free_port()}
@@ -372,13 +584,13 @@ def test_a_mistake_is_one_line_and_its_exit_code(
 
 
 def test_a_store_without_runs_has_no_status(run: Run, tmp_path: Path) -> None:
-    Store(tmp_path / "edge-zo.sqlite", create=True).close()
+    SqliteStore(tmp_path / "edge-zo.sqlite", create=True).close()
     check(run("edge-coordinator", "status"), "edge-coordinator", 3, "holds no runs yet")
     assert "no runs yet" in run("edge-coordinator", "runs").stdout
 
 
 def test_a_run_begun_with_another_bundle_is_not_gone_on_with(bert_bundle: Bundle, bundles: Bundles, run: Run, tmp_path: Path) -> None:
-    Store(tmp_path / "edge-zo.sqlite", create=True).open_run("run", bert_bundle.folder, bert_bundle.digest)
+    SqliteStore(tmp_path / "edge-zo.sqlite", create=True).open_run("run", bert_bundle.folder, bert_bundle.digest)
     other = bundles("bert-classifier").folder
     done = run("edge-coordinator", "serve", "--insecure-loopback", f"--bundle={other}", f"--listen=127.0.0.1:{free_port()}")
     check(done, "edge-coordinator", 8, "begun with another bundle")
@@ -419,7 +631,7 @@ def test_wrong_usage(line: str, run: Run) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
-    store = Store(tmp_path / "edge-zo.sqlite", create=True)
+    store = SqliteStore(tmp_path / "edge-zo.sqlite", create=True)
     store.close()
     reader, writer = os.pipe()
     os.close(reader)

@@ -56,6 +56,11 @@ def load(kind: type[T], flags: argparse.Namespace, prefix: str, environment: Map
     return _checked(kind, plain, "", where)
 
 
+def from_texts(kind: type[T], texts: Mapping[str, str]) -> T:
+    """The configuration from dotted names and texts, as flags would give them."""
+    return load(kind, argparse.Namespace(config=None, **{f"setting {name}": text for name, text in texts.items()}), "", {})
+
+
 def settings(kind: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Dotted name and field of every setting, tables opened."""
     hints = get_type_hints(kind)

@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.random import Generator, Philox
+from numpy.random import Philox
 
 from zo.terms import STEP_LIMIT
 
-ROUNDING_COUNTER = np.array([0, 0, 0, 1], np.uint64)  # far from where any direction of the same key begins
+ROUNDING = 1  # the highest word of the counter: far from where any direction of the same key begins
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,16 @@ def mezo_steps(half: np.ndarray, weights: np.ndarray | float, rate: float, log2_
     return -rate * weights * np.ldexp(half, -log2_eps - log2_unit)
 
 
-def round_stochastically(steps: np.ndarray, run_key: int, group: int, first_seed: int) -> np.ndarray:
-    """Integers whose expectation is `steps`: int64. The same run, group and first seed always give the same integers.
+def round_stochastically(steps: np.ndarray, run_key: int, group: int, first_seed: int, round_number: int) -> np.ndarray:
+    """Integers whose expectation is `steps`: int64. The same run, group, first seed and round always give the same integers.
 
-    No two rounds of a run share a first seed.
     Raises ValueError where a step is not finite or beyond STEP_LIMIT.
     """
     if not np.all(np.abs(steps) <= STEP_LIMIT):
         raise ValueError(f"a step is not a number within {STEP_LIMIT} units; the rate is too high")
     key = np.array([run_key << 32 | group, first_seed], np.uint64)
-    uniform = Generator(Philox(key=key, counter=ROUNDING_COUNTER)).random(steps.shape)
+    counter = np.array([0, 0, round_number, ROUNDING], np.uint64)
+    words = Philox(key=key, counter=counter).random_raw(steps.size).reshape(steps.shape)  # stable across versions of numpy
+    uniform = np.ldexp((words >> np.uint64(11)).astype(np.float64), -53)
     whole = np.floor(steps)
     return (whole + (uniform < steps - whole)).astype(np.int64)

@@ -2,6 +2,9 @@
 
 import logging
 import sys
+import time
+
+BUILT = 1_767_225_600  # 2026-01-01: no clock that is right shows less
 
 
 def start(verbose: bool = False) -> None:
@@ -13,3 +16,10 @@ def start(verbose: bool = False) -> None:
         datefmt="%H:%M:%S",
         force=True,
     )
+
+
+def check_clock() -> None:
+    """Warn where the clock cannot be right, as on a board without a battery: nothing but times in logs depends on it."""
+    if time.time() < BUILT:
+        date = time.strftime("%Y-%m-%d", time.gmtime(time.time()))
+        logging.warning("the clock of this machine says %s; the work does not depend on it, but times in logs and status are wrong", date)

@@ -28,6 +28,8 @@ class JoinReply:
     run_name: str
     bundle_digest: bytes
     bundle_files: tuple[str, ...]
+    genesis: bytes
+    tiles_key: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,61 @@ class FileChunk:
     size: int
 
 
+class Way(IntEnum):
+    """How a device comes to the fleet's parameters."""
+
+    WAY_UNSPECIFIED = 0
+    ENTRIES = 1
+    FOLD = 2
+    SNAPSHOT = 3
+
+
 @dataclass(frozen=True)
-class WorkRequest:
-    """What is there to do for a device at this entry?"""
+class CatchUpRequest:
+    """What would it cost a device at this entry to come to the fleet's parameters? chain: `ledger.short` of its head."""
 
     run: int
     device: int
     entry: int
+    chain: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One way: the entry it leads to, its bytes, the signs of directions to be made, and the digest reached."""
+
+    way: Way
+    entry: int
+    size: int
+    signs: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class CatchUpReply:
+    """All ways there are; none where nothing is missing."""
+
+    offers: tuple[Offer, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckpointRequest:
+    """A piece of an offered checkpoint, from `offset` on; answered by a FileChunk."""
+
+    run: int
+    way: Way
+    entry: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class WorkRequest:
+    """What is there to do for a device at this entry? chain: `ledger.short` of its head."""
+
+    run: int
+    device: int
+    entry: int
+    chain: int
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Parameters: the trainable tensors on their lattice; `add` is the only way to change them (DESIGN section 2)."""
+"""Parameters: the trainable tensors on their lattice; `add` is how they change (DESIGN section 2)."""
 
 import hashlib
 import math
@@ -84,6 +84,17 @@ class Parameters:
                 lattice.check(tensor.name, given, group.log2_unit)
                 self._views[tensor.name][...] = given
         self._bound = {group.id: self._largest(group.id) for group in groups}
+
+    def flat(self, group: int) -> np.ndarray:
+        """The live values of one group: float32 [size], in the order of the direction stream (a view; not to be written)."""
+        return self._flat[group]
+
+    def load(self, group: int, values: np.ndarray) -> None:
+        """Put other values in place of a group's, without moving it: [size], on the lattice. RangeError where they are not."""
+        for name, given in self.groups[group].split(values).items():
+            lattice.check(name, given, self.groups[group].log2_unit)
+        self._flat[group][:] = values
+        self._bound[group] = self._largest(group)
 
     def tensor(self, name: str) -> np.ndarray:
         """The live values of one tensor (a view: changes of `add` are seen in it)."""

@@ -40,6 +40,8 @@ class Method(NamedTuple):
 METHODS = (
     Method("Join", messages.JoinRequest, messages.JoinReply),
     Method("FetchFile", messages.FileRequest, messages.FileChunk),
+    Method("CatchUp", messages.CatchUpRequest, messages.CatchUpReply),
+    Method("FetchCheckpoint", messages.CheckpointRequest, messages.FileChunk),
     Method("RequestWork", messages.WorkRequest, messages.WorkReply),
     Method("SendReport", messages.Report, messages.ReportReply),
 )
@@ -109,11 +111,11 @@ def _field(hint: Any, message: Any, name: str) -> Any:
         return np.array(item, np.int64)
     if dataclasses.is_dataclass(hint):
         return _from_message(hint, item)
-    if hint is bytes and isinstance(item, report_pb2.Digest):
+    if hint is bytes and isinstance(item, ledger_pb2.Digest):
         return np.array([item.word0, item.word1, item.word2, item.word3], "<u8").tobytes()
     return hint(item)
 
 
-def _digest_message(digest: bytes) -> report_pb2.Digest:
+def _digest_message(digest: bytes) -> ledger_pb2.Digest:
     word0, word1, word2, word3 = np.frombuffer(digest, "<u8").tolist()
-    return report_pb2.Digest(word0=word0, word1=word1, word2=word2, word3=word3)
+    return ledger_pb2.Digest(word0=word0, word1=word1, word2=word2, word3=word3)

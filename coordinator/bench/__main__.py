@@ -4,6 +4,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory.add_argument("bundle", type=Path, help="as built by scripts/demo (OUT/bundle)")
     memory.add_argument("--max-rows", type=int, nargs="+", default=[128, 256, 384, 768, 1536], help="[128 256 384 768 1536]")
     memory.set_defaults(command=_memory)
-    for command in (perturb, probe, memory):
+    crash = commands.add_parser("crash", help="kill a coordinator and agents, or cut their power, again and again; audit the ledger")
+    crash.add_argument("--kills", type=int, default=200, help="kills, and as many power losses [200]")
+    crash.add_argument("--seed", type=int, default=0, help="[0]")
+    crash.add_argument("--keep", type=Path, metavar="FOLDER", help="leave stores, logs and notes in this new folder")
+    crash.set_defaults(command=_crash)
+    catchup = commands.add_parser("catchup", help="bytes and seconds to come back after many rounds, by entries, fold and snapshot")
+    catchup.add_argument("--bundle", type=Path, help="folder of a bundle [all-MiniLM-L6-v2, lora]")
+    catchup.add_argument("--rounds", type=int, default=10_000, help="[10000]")
+    catchup.add_argument("--reports", type=int, default=8, help="a round [8]")
+    catchup.add_argument("--pool", type=int, default=4096, help="seeds that the run shares; 0: every round its own [4096]")
+    catchup.set_defaults(command=_catchup)
+    for command in (perturb, probe, memory, crash, catchup):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
@@ -64,6 +76,30 @@ def _memory(given: argparse.Namespace) -> None:
         print(f"{row['max_rows']:8} {row['loaded_mib']:11} {row['peak_mib']:9} {row['seconds']:8.1f}")
     if given.json:
         print(json.dumps({"rows": found}))
+
+
+def _crash(given: argparse.Namespace) -> int:
+    from coordinator.bench import crash
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.keep or Path(scratch) / "crash"
+        folder.mkdir(parents=True)
+        found = crash.measure(given.kills, folder, given.seed)
+    print("\n".join(f"{key.replace('_', ' '):18} {value}" for key, value in found.items()))
+    if given.json:
+        print(json.dumps(found))
+    return int(any(found[key] for key in ("lost_commits", "lost_reports", "double_counted", "digest_mismatches")))
+
+
+def _catchup(given: argparse.Namespace) -> None:
+    from coordinator.bench import catchup
+
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = given.bundle or catchup.build_bundle(Path(scratch) / "bundle")
+        found = catchup.measure(bundle, given.rounds, given.reports, given.pool, Path(scratch))
+    print(catchup.told(found))
+    if given.json:
+        print(json.dumps(found))
 
 
 def _linear_probe(given: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator import evaluation
+from zo import evaluation
 from zo.bundle import open_bundle
 from zo.engine import Engine
 

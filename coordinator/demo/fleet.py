@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from coordinator.demo.relay import Relay
-from coordinator.store import Store
+from coordinator.sqlite_store import SqliteStore
 from zo.errors import UserError
 
 GIVE_UP = 60.0  # seconds to wait for processes to start or stop
@@ -45,9 +45,9 @@ class Fleet:
         arguments += [f"--coordinator=127.0.0.1:{self.relay.port}", "--patience=120"]
         self.agents[name] = self._start("edge_agent.cli", arguments, self.folder / name / "agent.log")
 
-    def store(self) -> Store:
+    def store(self) -> SqliteStore:
         """The run's store, for reading."""
-        return Store(self.store_path)
+        return SqliteStore(self.store_path)
 
     def memory_mib(self) -> dict[str, int]:
         """Resident memory of each agent now."""

@@ -1,20 +1,19 @@
-"""Metrics are what they are called, on the entry that was asked for."""
+"""The evaluating process: the metrics of the entry that was asked for, in any order."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_models
 from test_export import trained
 
-from coordinator.evaluation import batches, evaluate
-from coordinator.store import Store
+from coordinator.sqlite_store import SqliteStore
 from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.errors import DataError
+from zo.evaluation import batches, evaluate
 
 
 def write(path: Path, lines: list[dict[str, object]]) -> Path:
@@ -29,67 +28,6 @@ def validation(tmp_path: Path) -> Path:
     return write(tmp_path / "validation.jsonl", lines)
 
 
-def test_metrics_are_those_computed_by_hand(bert_bundle: Bundle, validation: Path) -> None:
-    engine, given = Engine(bert_bundle, bert_bundle.parameters()), batches(bert_bundle, validation)
-    found = evaluate(engine, given)
-    losses, hits, labels = [], [], []
-    for batch in given:
-        for logits, label in zip(engine.forward(batch)[1].astype(np.float64), batch.fields["labels"], strict=True):
-            losses.append(np.log(np.exp(logits).sum()) - logits[label])
-            hits.append(float(np.argmax(logits) == label))
-            labels.append(int(label))
-    by_class = [[n for n, label in enumerate(labels) if label == each] for each in (0, 1)]
-    assert [len(rows) for rows in by_class] == [27, 3]
-    assert found["rows"] == 30
-    assert found["loss"] == pytest.approx(np.mean(losses))
-    assert found["accuracy"] == pytest.approx(np.mean(hits))
-    assert found["balanced_loss"] == pytest.approx(np.mean([np.mean([losses[n] for n in rows]) for rows in by_class]))
-    assert found["balanced_accuracy"] == pytest.approx(np.mean([np.mean([hits[n] for n in rows]) for rows in by_class]))
-
-
-def test_the_mean_loss_is_the_engines(bert_bundle: Bundle, validation: Path) -> None:
-    engine, given = Engine(bert_bundle, bert_bundle.parameters()), batches(bert_bundle, validation)
-    total = sum(engine.forward(batch)[0] * batch.examples for batch in given)
-    assert evaluate(engine, given)["loss"] == pytest.approx(total / 30, rel=1e-5)
-
-
-def test_tokens_of_a_language_model_are_not_balanced(llama_bundle: Bundle, tmp_path: Path) -> None:
-    path = write(tmp_path / "text.jsonl", [{"text": text} for text in tiny_models.sentences(6, longest=30)])
-    found = evaluate(Engine(llama_bundle, llama_bundle.parameters()), batches(llama_bundle, path))
-    assert found["rows"] == sum(len(text.split()) for text in tiny_models.sentences(6, longest=30)) - 6
-    assert found["balanced_loss"] == pytest.approx(found["loss"])
-
-
-def test_a_sample_is_always_the_same_and_all_by_default(bert_bundle: Bundle, validation: Path) -> None:
-    few = [batches(bert_bundle, validation, 7) for _ in range(2)]
-    assert [sum(batch.examples for batch in each) for each in few] == [7, 7]
-    assert all(np.array_equal(a.fields["input_ids"], b.fields["input_ids"]) for a, b in zip(*few, strict=True))
-    assert sum(batch.examples for batch in batches(bert_bundle, validation)) == 30
-    assert sum(batch.examples for batch in batches(bert_bundle, validation, 99)) == 30
-
-
-def test_a_sample_of_long_texts_is_bounded_in_rows_too(llama_bundle: Bundle, tmp_path: Path) -> None:
-    longest = llama_bundle.manifest.task.max_tokens
-    path = write(tmp_path / "text.jsonl", [{"text": " ".join(["ba bee bi"] * 60 * n)} for n in (1, 2, 3)])
-    everything = batches(llama_bundle, path)
-    assert sum(batch.examples for batch in everything) > 3 * 180 // longest
-    few = [batches(llama_bundle, path, 7) for _ in range(2)]
-    assert [sum(batch.examples for batch in each) for each in few] == [7, 7]
-    assert all(np.array_equal(a.fields["input_ids"], b.fields["input_ids"]) for a, b in zip(*few, strict=True))
-    assert sum(batch.examples for batch in batches(llama_bundle, path, 2)) == 2
-
-
-def test_a_batch_of_a_language_model_is_small(llama_bundle: Bundle, tmp_path: Path) -> None:
-    path = write(tmp_path / "text.jsonl", [{"text": text} for text in tiny_models.sentences(7)])
-    assert [batch.examples for batch in batches(llama_bundle, path)] == [2, 2, 2, 1]
-
-
-def test_texts_too_short_to_predict_anything_are_no_usable_data(llama_bundle: Bundle, tmp_path: Path) -> None:
-    path = write(tmp_path / "text.jsonl", [{"text": "ba"}, {"text": "bee"}])
-    with pytest.raises(DataError, match=r"text\.jsonl"):
-        batches(llama_bundle, path)
-
-
 def ask(folder: Path, validation: Path, lines: list[str]) -> tuple[int, list[dict[str, object]], str]:
     arguments = ["--store", str(folder / "run.sqlite"), "--run", "run", "--validation", str(validation), "--most", "10"]
     done = subprocess.run(
@@ -99,10 +37,10 @@ def ask(folder: Path, validation: Path, lines: list[str]) -> tuple[int, list[dic
 
 
 def test_the_process_answers_for_any_entry_in_any_order(bert_bundle: Bundle, validation: Path, tmp_path: Path) -> None:
-    replay = trained(bert_bundle, tmp_path)
+    model = trained(bert_bundle, tmp_path)
     code, found, said = ask(tmp_path, validation, [f'{{"entry": {entry}, "split": "validation"}}\n' for entry in (3, 0, 3)])
     assert (code, said) == (0, "")
-    expected = evaluate(Engine(bert_bundle, replay.parameters), batches(bert_bundle, validation, 10))
+    expected = evaluate(Engine(bert_bundle, model.parameters), batches(bert_bundle, validation, 10))
     assert found[0] == found[2] == pytest.approx(expected)
     assert found[1]["loss"] != found[0]["loss"]
 
@@ -113,4 +51,4 @@ def test_the_process_tells_what_is_wrong_with_the_file(bert_bundle: Bundle, tmp_
     code, found, said = ask(tmp_path, tmp_path / "empty.jsonl", ['{"entry": 0, "split": "validation"}\n'])
     assert (code, said) == (DataError.exit_code, "")
     assert "holds no usable example" in str(found[0]["error"])
-    assert Store(tmp_path / "run.sqlite").head(1)[0] == 3
+    assert SqliteStore(tmp_path / "run.sqlite").head(1)[0] == 3

@@ -1,6 +1,7 @@
 """What is exported is the trained model: plain onnxruntime gives the engine's logits."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,21 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
+from coordinator import replay
+from coordinator.cli import main
 from coordinator.export import MODEL, TRAINED, export
-from coordinator.model import Replay, best_entry
-from coordinator.store import Store
+from coordinator.history import NOTHING_DONE
+from coordinator.sqlite_store import SqliteStore
+from coordinator.store import RunRow
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
+from zo.checkpoint import signs
 from zo.engine import Engine
-from zo.errors import BundleError
+from zo.errors import BundleError, ConfigError
 from zo.examples import Example
-from zo.ledger import GENESIS, Entry, chain
+from zo.ledger import Entry
+from zo.parameters import Parameters
+from zo.replica import Replica
 from zo.terms import Term
 
 KINDS = [
@@ -34,19 +41,32 @@ KINDS = [
 ]
 
 
-def trained(bundle: Bundle, folder: Path, entries: int = 3) -> Replay:
-    """A run of some entries that move every group by about an eighth of its largest value."""
-    store = Store(folder / "run.sqlite", create=True)
+@dataclass
+class Trained:
+    """A run that has been trained: its store, and a replica at its last entry."""
+
+    store: SqliteStore
+    run: RunRow
+    replica: Replica
+
+    @property
+    def parameters(self) -> Parameters:
+        return self.replica.parameters
+
+
+def trained(bundle: Bundle, folder: Path, entries: int = 3) -> Trained:
+    """A run of some entries, one a round, that move every group by about an eighth of its largest value; the even ones state a digest."""
+    store = SqliteStore(folder / "run.sqlite", create=True)
     run = store.open_run("run", bundle.folder, bundle.digest)
-    generator, head = np.random.default_rng(0), GENESIS
+    generator, replica = np.random.default_rng(0), Replica(bundle.parameters(), run.genesis, bundle.initial_tensors)
     for number in range(1, entries + 1):
         groups = tuple(group.id for group in bundle.manifest.groups)
-        entry = Entry(number, number, 1, (Term(groups, number << 32, generator.integers(-(2**15), 2**15, 4)),))
-        head = chain(head, entry)
-        store.commit(run.id, entry, head, {"round": number})
-    replay = Replay(store, run)
-    replay.move_to(entries)
-    return replay
+        terms = (Term(groups, number << 32, generator.integers(-(2**15), 2**15, 4)),)
+        replica.parameters.add(terms)
+        entry = Entry(number, number, 1, terms, replica.parameters.digest() if number % 2 == 0 else None)
+        store.commit(run.id, entry, replica.head, signs(terms, replica.sizes), NOTHING_DONE | {"round": number})
+        replica.advance(entry)
+    return Trained(store, run, replica)
 
 
 def batch(bundle: Bundle) -> Batch:
@@ -62,9 +82,9 @@ def run(out: Path, fields: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_the_exported_model_gives_the_engines_logits_after_training(kind: tuple[str, ...], bundles: Bundles, tmp_path: Path) -> None:
     bundle = bundles(*kind)
-    replay, given = trained(bundle, tmp_path), batch(bundle)
-    export(replay, tmp_path / "out")
-    expected = Engine(bundle, replay.parameters).forward(given)[1]
+    model, given = trained(bundle, tmp_path), batch(bundle)
+    export(bundle, model.replica, "run", tmp_path / "out")
+    expected = Engine(bundle, model.parameters).forward(given)[1]
     untrained = Engine(bundle, bundle.parameters()).forward(given)[1]
     found = run(tmp_path / "out", given.fields)
     if not bundle.manifest.task.labels:
@@ -78,9 +98,9 @@ def test_the_exported_model_gives_the_engines_logits_after_training(kind: tuple[
 @pytest.mark.parametrize("kind", [("bert",), ("llama-tied",)], ids="-".join)
 def test_the_exported_model_takes_one_text_of_any_length(kind: tuple[str, ...], bundles: Bundles, tmp_path: Path) -> None:
     bundle = bundles(*kind)
-    replay = trained(bundle, tmp_path, 1)
-    export(replay, tmp_path / "out")
-    engine, task = Engine(bundle, replay.parameters), bundle.manifest.task
+    model = trained(bundle, tmp_path, 1)
+    export(bundle, model.replica, "run", tmp_path / "out")
+    engine, task = Engine(bundle, model.parameters), bundle.manifest.task
     for text in ("ba bee", "ba bee bi " * 4):
         given = collate(encode(Example(text, 0), task, bundle.tokenizer())[:1], task)
         exact = {name: values[:, : given.losses if not task.labels else None] for name, values in given.fields.items() if values.ndim == 2}
@@ -89,12 +109,12 @@ def test_the_exported_model_takes_one_text_of_any_length(kind: tuple[str, ...], 
 
 
 def test_the_trained_tensors_are_exported_with_their_digest(bert_bundle: Bundle, tmp_path: Path) -> None:
-    replay = trained(bert_bundle, tmp_path)
-    export(replay, tmp_path / "out")
+    model = trained(bert_bundle, tmp_path)
+    export(bert_bundle, model.replica, "run", tmp_path / "out")
     tensors = load_file(tmp_path / "out" / TRAINED)
-    assert tensors.keys() == replay.parameters.tensors().keys()
-    assert all(np.array_equal(values, replay.parameters.tensor(name)) for name, values in tensors.items())
-    details = {"run": "run", "entry": "3", "digest": replay.parameters.digest().hex()}
+    assert tensors.keys() == model.parameters.tensors().keys()
+    assert all(np.array_equal(values, model.parameters.tensor(name)) for name, values in tensors.items())
+    details = {"run": "run", "entry": "3", "digest": model.parameters.digest().hex()}
     with safe_open(tmp_path / "out" / TRAINED, "np") as opened:
         assert opened.metadata() == details
     task: dict[str, Any] = json.loads((tmp_path / "out/task.json").read_text(encoding="utf-8"))
@@ -103,7 +123,7 @@ def test_the_trained_tensors_are_exported_with_their_digest(bert_bundle: Bundle,
 
 
 def test_the_folder_is_all_that_is_needed(bert_bundle: Bundle, tmp_path: Path) -> None:
-    export(trained(bert_bundle, tmp_path), tmp_path / "deep/out")
+    export(bert_bundle, trained(bert_bundle, tmp_path).replica, "run", tmp_path / "deep/out")
     assert {path.name for path in (tmp_path / "deep/out").iterdir()} == {TRAINED, MODEL, "tokenizer.json", "task.json"}
     assert Tokenizer.from_file(str(tmp_path / "deep/out/tokenizer.json")).get_vocab_size() == tiny_models.VOCABULARY
 
@@ -111,30 +131,30 @@ def test_the_folder_is_all_that_is_needed(bert_bundle: Bundle, tmp_path: Path) -
 def test_an_existing_folder_is_refused(bert_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(BundleError, match="exists already; choose another folder"):
-        export(trained(bert_bundle, tmp_path), tmp_path / "out")
+        export(bert_bundle, trained(bert_bundle, tmp_path).replica, "run", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-# --- any entry of the ledger ---
+# --- the command ---
 
 
-def test_a_replay_goes_back_exactly(bert_bundle: Bundle, tmp_path: Path) -> None:
-    replay = trained(bert_bundle, tmp_path)
-    digests = {3: replay.parameters.digest()}
-    for entry in (2, 1, 0):
-        replay.move_to(entry)
-        digests[entry] = replay.parameters.digest()
-    assert digests[0] == bert_bundle.parameters().digest()
-    assert len(set(digests.values())) == 4
-    for entry in (2, 0, 3, 1, 1):
-        replay.move_to(entry)
-        assert replay.parameters.digest() == digests[entry]
+def test_the_command_exports_the_best_entry_or_the_one_that_closed_a_round(
+    bert_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = trained(bert_bundle, tmp_path)
+    for entry, loss in ((1, 0.5), (3, 0.75)):
+        given.store.add_evaluation(given.run.id, entry, "validation", {"balanced_loss": loss})
+    for name, at, entry in (("best", [], 1), ("last", ["--at=3"], 3), ("first", ["--at=0"], 0)):
+        assert main(["export", "run", str(tmp_path / name), f"--store={tmp_path / 'run.sqlite'}", *at]) == 0
+        digest = replay.replica(given.store, given.run, bert_bundle, entry).parameters.digest().hex()
+        assert capsys.readouterr().out == f"{tmp_path / name}: entry {entry} of run 'run', digest {digest}\n"
+        with safe_open(tmp_path / name / TRAINED, "np") as opened:
+            assert opened.metadata() == {"run": "run", "entry": str(entry), "digest": digest}
 
 
-def test_the_best_entry_has_the_lowest_balanced_validation_loss(bert_bundle: Bundle, tmp_path: Path) -> None:
-    replay = trained(bert_bundle, tmp_path)
-    store, run_id = replay.store, replay.run.id
-    assert best_entry(store, run_id) == 3
-    for entry, loss in ((0, 1.0), (2, 0.5), (1, 0.5), (3, 0.75)):
-        store.add_evaluation(run_id, entry, "validation", {"balanced_loss": loss, "loss": -entry})
-    assert best_entry(store, run_id) == 1
+def test_a_round_that_is_not_closed_cannot_be_exported(bert_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(bert_bundle, tmp_path).store.close()
+    out = tmp_path / "out"
+    assert main(["export", "run", str(out), f"--store={tmp_path / 'run.sqlite'}", "--at=4"]) == ConfigError.exit_code
+    assert capsys.readouterr().err == "edge-coordinator: run 'run' has closed rounds 1 to 3, not 4\n"
+    assert not out.exists()

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 from local_coordinator import PROBE, answer, report, settings
 
-from coordinator.config import Rate, Round
-from coordinator.rounds import MOST_DEVICES, SEEDS_PER_ROUND, ReportRefused, Rounds
-from coordinator.store import Store
+from coordinator import history
+from coordinator.config import Rate, Round, Seeds
+from coordinator.rounds import CHECKPOINT_EVERY, ReportRefused, Rounds
+from coordinator.sqlite_store import SqliteStore
+from coordinator.store import Conflict
 from zo.bundle import Bundle
+from zo.checkpoint import Checkpoint
 from zo.errors import StorageError
 from zo.estimators import Grid
-from zo.ledger import Entry
+from zo.ledger import Entry, rollback
 from zo.messages import Verdict
+from zo.seeds import MOST_DEVICES, SEEDS_PER_ROUND
+from zo.terms import Term, negated
 
 Make = Callable[..., Rounds]
 
@@ -38,15 +43,26 @@ class Clock:
         return self.now
 
 
-class FailingStore(Store):
+class FailingStore(SqliteStore):
     """Its disk is full while `failing` names the method that is called."""
 
     failing = ""
 
-    def commit(self, run: int, entry: Entry, head: bytes, summary: dict[str, Any]) -> None:
+    def enrol(self, run: int, device_id: int) -> int:
+        return MOST_DEVICES if self.failing == "enrol" else super().enrol(run, device_id)
+
+    def commit(self, run: int, entry: Entry, previous: bytes, signs: int, summary: dict[str, Any]) -> bytes:
         if self.failing == "commit":
             raise StorageError("disk full")
-        super().commit(run, entry, head, summary)
+        head = super().commit(run, entry, previous, signs, summary)
+        if self.failing == "after commit":
+            raise StorageError("disk ill")
+        return head
+
+    def add_checkpoint(self, run: int, checkpoint: Checkpoint) -> None:
+        if self.failing == "add_checkpoint":
+            raise StorageError("disk full")
+        super().add_checkpoint(run, checkpoint)
 
     def set_state(self, run: int, state: str) -> None:
         if self.failing == "set_state":
@@ -75,7 +91,7 @@ def make(bert_bundle: Bundle, tmp_path: Path, clock: Clock) -> Make:
 
 
 def state(rounds: Rounds) -> tuple[int, int, bytes, bytes, int]:
-    return rounds.entry, rounds.round, rounds.head, rounds.parameters.digest(), len(rounds.reports)
+    return rounds.entry, rounds.round, rounds.replica.head, rounds.parameters.digest(), len(rounds.reports)
 
 
 def kinds(rounds: Rounds) -> list[str]:
@@ -123,9 +139,9 @@ def test_ids_of_plans_differ_by_device_and_round_and_settings_and_are_always_the
     assert all(0 <= each < 2**32 for each in (*first, *others, *second))
 
 
-def test_a_run_has_room_for_a_certain_number_of_devices(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_has_room_for_a_certain_number_of_devices(make: Make) -> None:
     rounds = make()
-    monkeypatch.setattr(rounds.store, "enrol", lambda *_: MOST_DEVICES)
+    rounds.store.failing = "enrol"
     with pytest.raises(ReportRefused, match=f"at most {MOST_DEVICES} devices"):
         rounds.enrol(5)
     assert rounds.devices == 3
@@ -367,8 +383,8 @@ def test_a_stop_changes_no_bit_of_what_comes_after(make: Make) -> None:
     again = make(devices=0)
     for each in (rounds, again):
         each.reports[1] = report(1)
-    terms = rounds._terms([report(0), report(1)])
-    assert terms == again._terms([report(0), report(1)])
+    terms = rounds.terms([report(0), report(1)])
+    assert terms == again.terms([report(0), report(1)])
     assert terms
 
 
@@ -376,7 +392,7 @@ def test_a_ledger_that_was_changed_is_refused_at_the_start(make: Make) -> None:
     rounds = make(round=Round(1, 1, 30.0))
     rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
-    rounds.store.commit(rounds.run.id, Entry(2, 2, 1, ()), bytes(32), {"round": 2})
+    rounds.store._db.execute("UPDATE entries SET contributors = 2")
     with pytest.raises(StorageError, match="does not fit its hash chain"):
         make()
 
@@ -427,3 +443,238 @@ def test_the_summary_tells_what_the_reports_held(make: Make) -> None:
     summary = rounds.store.summaries(rounds.run.id)[0]
     assert (summary["reports"], summary["probes"], summary["dropped"], summary["held_out"]) == (2, 12, 1, 2.0)
     assert summary["half_difference"] == pytest.approx(np.sqrt((300**2 + 200**2 + 100**2) / 3) / 2**14)
+
+
+# --- seeds of a pool ---
+
+
+def seeds(rounds: Rounds, number: int, device: int) -> range:
+    node = rounds.node(number, device)
+    return range(node.first_seed, node.first_seed + node.count)
+
+
+def test_with_a_pool_all_seeds_are_of_it_and_dealt_anew_every_round(make: Make) -> None:
+    rounds = make(seeds=Seeds(32))
+    dealt = [[seeds(rounds, number, device) for device in range(10)] for number in range(1, 30)]
+    for each in dealt:
+        assert len({seed for one in each for seed in one}) == 10 * 3  # ten slots of three directions fit 32 seeds
+        assert all(0 <= seed < 32 for one in each for seed in one)
+    assert len({tuple(one.start for one in each) for each in dealt}) == len(dealt)
+
+
+def test_devices_beyond_the_slots_of_a_pool_share_them(make: Make) -> None:
+    rounds = make(seeds=Seeds(6))
+    for number in range(1, 5):
+        starts = [seeds(rounds, number, device).start for device in range(6)]
+        assert [set(starts[place : place + 2]) for place in (0, 2, 4)] == [{0, 3}] * 3
+
+
+def test_a_pool_goes_on_as_it_was_after_a_stop_and_bounds_the_fold(make: Make) -> None:
+    rounds = make(seeds=Seeds(12), round=Round(2, 1, 30.0), rounds=40)
+    for _ in range(20):
+        close(rounds, 2)
+    again = make(devices=0, seeds=Seeds(12), rounds=40)
+    assert state(again) == state(rounds)
+    assert [seeds(again, 21, device) for device in range(3)] == [seeds(rounds, 21, device) for device in range(3)]
+    folded = again.replica.checkpoint().terms
+    for group in again.replica.sizes.keys() - again.replica.folding.without:
+        assert sum(term.steps.size for term in folded if group in term.groups) <= 12
+    assert make(devices=0, rounds=40).plan_id(0) != rounds.plan_id(0)
+
+
+# --- durable first, and one round once ---
+
+
+def close(rounds: Rounds, devices: int = 1) -> None:
+    """One round of that many reports, other ones every round."""
+    for device in range(devices):
+        scalars = (300 + 7 * rounds.round, -200, 100 * device)
+        assert rounds.accept(answer(rounds, device, scalars=scalars)) is Verdict.ACCEPTED
+    assert rounds.close_if_due()
+
+
+class WatchedStore(FailingStore):
+    """Notes what `rounds` says of itself at the instant that its entry becomes durable."""
+
+    rounds: Rounds
+    seen: tuple[object, ...] = ()
+
+    def commit(self, run: int, entry: Entry, previous: bytes, signs: int, summary: dict[str, Any]) -> bytes:
+        head = super().commit(run, entry, previous, signs, summary)
+        self.seen = (self.rounds.entry, self.rounds.round, self.rounds.replica.head, sorted(self.rounds.reports), self.head(run)[0])
+        return head
+
+
+def test_a_commit_is_durable_before_anyone_can_hear_of_it(bert_bundle: Bundle, tmp_path: Path) -> None:
+    store = WatchedStore(tmp_path / "run.sqlite", create=True)
+    rounds = Rounds(store, store.open_run("run", bert_bundle.folder, bert_bundle.digest), bert_bundle, settings(bert_bundle))
+    store.rounds = rounds
+    for device in (0, 1):
+        rounds.enrol(device)
+    genesis = rounds.replica.head
+    close(rounds, 2)
+    assert store.seen == (0, 1, genesis, [0, 1], 1)
+    assert (rounds.entry, rounds.replica.head) == store.head(rounds.run.id)
+
+
+def test_an_entry_carries_the_digest_of_the_parameters_when_it_is_due_and_at_the_end(make: Make) -> None:
+    rounds = make(rounds=7, digest_every=3, round=Round(1, 1, 30.0))
+    digests = []
+    for _ in range(7):
+        close(rounds)
+        digests.append(rounds.parameters.digest())
+    stated = [entry.digest for entry in rounds.store.entries(rounds.run.id)]
+    assert stated == [digest if number in (3, 6, 7) else None for number, digest in enumerate(digests, 1)]
+    told = [summary.get("digest") for summary in rounds.store.summaries(rounds.run.id)]
+    assert told == [digest.hex() if digest else None for digest in stated]
+
+
+def test_a_commit_whose_sync_fails_is_found_whole_at_the_next_start(make: Make) -> None:
+    rounds = make()
+    for device in (0, 1):
+        rounds.accept(answer(rounds, device))
+    before = state(rounds)
+    rounds.store.failing = "after commit"
+    with pytest.raises(StorageError, match="disk ill"):
+        rounds.close_if_due()
+    assert state(rounds) == before
+    again = make(devices=0)
+    assert (again.entry, again.round, again.reports) == (1, 2, {})
+    assert again.accept(answer(again, 0, 1, plan=rounds.plan_id(0))) is Verdict.LATE
+
+
+def test_reports_accepted_before_a_crash_count_once_and_are_not_asked_for_again(make: Make) -> None:
+    rounds = make(round=Round(3, 3, 30.0))
+    for device in (0, 1):
+        rounds.accept(answer(rounds, device))
+    again = make(devices=0, round=Round(3, 3, 30.0))
+    assert [again.plan(device) is None for device in range(3)] == [True, True, False]
+    assert again.accept(answer(again, 1, scalars=(9, 9, 9))) is Verdict.DUPLICATE
+    assert again.accept(answer(again, 2)) is Verdict.ACCEPTED
+    assert again.close_if_due()
+    rounds.store.failing = "commit"  # the other process is gone
+    assert (again.store.head(again.run.id)[0], again.store.entries(again.run.id)[0].contributors) == (1, 3)
+    assert again.store.reports(again.run.id, 1) == []
+    for device in range(3):
+        assert again.accept(answer(again, device, 1, plan=rounds.plan_id(device))) is Verdict.LATE
+    assert make(devices=0, round=Round(3, 3, 30.0)).reports == {}
+
+
+def test_a_restart_from_a_checkpoint_is_where_the_run_was(make: Make) -> None:
+    rounds = make(rounds=200, round=Round(1, 1, 30.0))
+    for _ in range(CHECKPOINT_EVERY + 6):
+        close(rounds)
+    assert rounds.store.checkpoints(rounds.run.id) == [CHECKPOINT_EVERY]
+    rounds.accept(answer(rounds, 2))
+    rounds.store._db.execute("UPDATE entries SET body = x'ffffff' WHERE number <= ?", (CHECKPOINT_EVERY,))  # they are not needed
+    again = make(devices=0, rounds=200, round=Round(1, 1, 30.0))
+    assert state(again) == state(rounds)
+    assert again.replica.checkpoint() == rounds.replica.checkpoint()
+    assert again.plan(2) is None
+    for each in (rounds, again):
+        assert each.plan(1) is not None
+
+
+def test_a_checkpoint_that_cannot_be_kept_counts_no_report_twice(make: Make) -> None:
+    rounds = make(rounds=200, round=Round(1, 1, 30.0))
+    for _ in range(CHECKPOINT_EVERY - 1):
+        close(rounds)
+    rounds.accept(answer(rounds, 0))
+    rounds.store.failing = "add_checkpoint"
+    with pytest.raises(StorageError, match="disk full"):
+        rounds.close_if_due()
+    assert (rounds.entry, rounds.round, rounds.reports) == (CHECKPOINT_EVERY, CHECKPOINT_EVERY + 1, {})
+    assert rounds.plan(0) is not None
+    rounds.store.failing = ""
+    assert not rounds.close_if_due()
+    close(rounds)
+    assert state(make(devices=0, rounds=200)) == state(rounds)
+    assert rounds.store.checkpoints(rounds.run.id) == [CHECKPOINT_EVERY + 1]
+
+
+def test_compaction_while_running_keeps_every_digest(make: Make) -> None:
+    rounds = make(rounds=400, round=Round(1, 1, 30.0), keep_entries=10, digest_every=1)
+    plain = {}
+    for number in range(1, 3 * CHECKPOINT_EVERY):
+        close(rounds)
+        plain[number] = rounds.parameters.digest()
+        history.compact_when_due(rounds.store, rounds.run, 10)
+    store = rounds.store
+    assert store.compacted(1) == 2 * CHECKPOINT_EVERY
+    assert [header.digest for header, _ in store.headers(1)] == list(plain.values())
+    again = make(devices=0, rounds=400, keep_entries=10)
+    assert state(again) == state(rounds)
+    assert len(store.checkpoints(1)) <= 4
+
+
+# --- somebody else appends to the ledger ---
+
+
+def append_rollback(rounds: Rounds) -> Entry:
+    """As `edge-coordinator rollback --to 0` does in another process."""
+    store, run = FailingStore(rounds.store.path), rounds.run.id
+    terms = rollback(store.entries(run))
+    entry = Entry(rounds.entry + 1, rounds.round, 0, terms, rounds.bundle.parameters().digest())
+    store.commit(run, entry, rounds.replica.head, 0, history.NOTHING_DONE | {"round": entry.round})
+    return entry
+
+
+def test_a_rollback_by_another_process_is_followed(make: Make) -> None:
+    rounds = make(round=Round(2, 1, 30.0))
+    assert not rounds.follow()
+    close(rounds, 2)
+    rounds.accept(answer(rounds, 0))
+    old = answer(rounds, 1)
+    append_rollback(rounds)
+    assert rounds.follow()
+    assert not rounds.follow()
+    assert (rounds.entry, rounds.round, rounds.reports) == (2, 3, {})
+    assert (rounds.entry, rounds.replica.head) == rounds.store.head(rounds.run.id)
+    assert rounds.parameters.digest() == rounds.bundle.parameters().digest()
+    assert rounds.accept(old) is Verdict.LATE
+    assert kinds(rounds) == ["followed"]
+    close(rounds, 2)
+    assert state(make(devices=0)) == state(rounds)
+
+
+def test_a_round_that_closes_when_somebody_else_has_appended_changes_nothing_and_follows(make: Make) -> None:
+    rounds = make(round=Round(2, 1, 30.0))
+    close(rounds, 2)
+    for device in (0, 1):
+        rounds.accept(answer(rounds, device))
+    append_rollback(rounds)
+    before = rounds.parameters.digest()
+    with pytest.raises(Conflict):
+        rounds.commit()
+    assert (rounds.entry, rounds.parameters.digest(), sorted(rounds.reports)) == (1, before, [0, 1])
+    assert rounds.close_if_due()
+    assert (rounds.entry, rounds.round, rounds.reports) == (2, 3, {})
+    assert rounds.parameters.digest() == rounds.bundle.parameters().digest()
+    assert rounds.store.reports(rounds.run.id, 2) == []
+    close(rounds, 2)
+    assert state(make(devices=0)) == state(rounds)
+
+
+def test_a_report_that_comes_between_a_rollback_and_its_following_is_not_counted(make: Make) -> None:
+    rounds = make(round=Round(2, 1, 30.0))
+    close(rounds, 2)
+    append_rollback(rounds)
+    assert rounds.accept(answer(rounds, 0)) is Verdict.ACCEPTED
+    assert rounds.follow()
+    assert rounds.reports == {}
+    close(rounds, 2)
+    assert [entry.contributors for entry in rounds.store.entries(rounds.run.id)] == [2, 0, 2]
+    assert state(make(devices=0)) == state(rounds)
+
+
+def test_several_entries_and_a_rollback_that_ends_the_run_are_followed(make: Make) -> None:
+    rounds = make(rounds=3, round=Round(1, 1, 30.0))
+    close(rounds)
+    store, run = FailingStore(rounds.store.path), rounds.run.id
+    head, term = rounds.replica.head, Term((0,), 5, np.array([3]))
+    for number, terms in ((2, (term,)), (3, negated((term,)))):
+        head = store.commit(run, Entry(number, number, 0, terms), head, 0, history.NOTHING_DONE | {"round": number})
+    before = rounds.parameters.digest()
+    assert rounds.follow()
+    assert (rounds.entry, rounds.replica.head, rounds.parameters.digest()) == (3, head, before)
+    assert (rounds.finished, rounds.store.run("run").state) == (True, "finished")

@@ -13,11 +13,11 @@ from test_evaluation import write
 from test_export import trained
 
 from coordinator.config import Evaluation
-from coordinator.evaluation import batches, evaluate
 from coordinator.serve import TRIES, Evaluator
 from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.errors import DataError
+from zo.evaluation import batches, evaluate
 
 
 class Dying(Evaluator):
@@ -60,7 +60,7 @@ def test_a_process_that_always_dies_is_given_up(bert_bundle: Bundle) -> None:
 
 
 def test_an_answer_after_the_process_was_killed_is_the_same(bert_bundle: Bundle, tmp_path: Path) -> None:
-    replay = trained(bert_bundle, tmp_path)
+    model = trained(bert_bundle, tmp_path)
     path = write(tmp_path / "a.jsonl", [{"text": text, "label": n % 3} for n, text in enumerate(tiny_models.sentences(9))])
     evaluator = Evaluator(settings(bert_bundle, store=str(tmp_path / "run.sqlite"), evaluation=Evaluation(validation=str(path))))
 
@@ -73,4 +73,4 @@ def test_an_answer_after_the_process_was_killed_is_the_same(bert_bundle: Bundle,
         return found
 
     first, second = asyncio.run(asyncio.wait_for(go(), 60))
-    assert first == second == pytest.approx(evaluate(Engine(bert_bundle, replay.parameters), batches(bert_bundle, path)))
+    assert first == second == pytest.approx(evaluate(Engine(bert_bundle, model.parameters), batches(bert_bundle, path)))

@@ -1,6 +1,7 @@
 """A real server on a loopback port and a real channel to it."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -11,19 +12,36 @@ import grpc
 import numpy as np
 import pytest
 from local_coordinator import LocalCoordinator, free_port, report, settings
+from store_faults import NoSync, PowerCut
 
-from coordinator import service
+from coordinator import history, offers, service
 from coordinator.config import Round
 from coordinator.rounds import Rounds
 from coordinator.service import Service
-from coordinator.store import Store
+from coordinator.sqlite_store import SqliteStore
 from edge_agent.link import Link, Rejoin, Unreachable
 from zo import manifest as manifest_file
 from zo import wire
 from zo.bundle import Bundle
+from zo.checkpoint import Checkpoint, signs
 from zo.errors import ConfigError, ConnectionFailed, RunRefused, StorageError
-from zo.ledger import Entry, chain
-from zo.messages import PROTOCOL, FileRequest, JoinRequest, Report, Verdict, WorkReply, WorkRequest
+from zo.ledger import Entry, rollback, short
+from zo.messages import (
+    PROTOCOL,
+    CatchUpRequest,
+    CheckpointRequest,
+    FileRequest,
+    JoinReply,
+    JoinRequest,
+    Offer,
+    Report,
+    ReportReply,
+    Verdict,
+    Way,
+    WorkReply,
+    WorkRequest,
+)
+from zo.replica import Replica
 from zo.terms import Term
 
 
@@ -45,6 +63,11 @@ def raw(coordinator: LocalCoordinator, method: str, data: bytes) -> grpc.RpcErro
     with grpc.insecure_channel(coordinator.address) as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(f"/{wire.SERVICE}/{method}")(data, timeout=10)
     return caught.value
+
+
+def work(coordinator: LocalCoordinator, device: int, entry: int) -> WorkRequest:
+    """As a device asks that stands at an entry of the ledger."""
+    return WorkRequest(1, device, entry, coordinator.call(lambda s: short(s.rounds.store.head(1, entry)[1])))
 
 
 def commit_by_reports(coordinator: LocalCoordinator, link: Link, number: int = 1) -> None:
@@ -89,14 +112,14 @@ def test_a_large_file_takes_several_pieces(tmp_path: Path) -> None:
 def test_a_report_round_trip_ends_in_an_entry_for_everyone(coordinator: LocalCoordinator, link: Link) -> None:
     for name in (77, 78, 79):
         link.ask(JoinRequest(PROTOCOL, name))
-    asked = link.ask(WorkRequest(1, 0, 0))
+    asked = link.ask(work(coordinator, 0, 0))
     assert asked.plan.round == 1
     assert asked.plan.grid == coordinator.call(lambda s: s.rounds.grid)
     assert asked.plan.id == coordinator.call(lambda s: s.rounds.plan_id(0))
     assert (asked.entries, asked.finished) == ((), False)
     commit_by_reports(coordinator, link)
     assert link.ask(coordinator.answer(0, 1)).verdict is Verdict.LATE
-    reply = link.ask(WorkRequest(1, 2, 0))
+    reply = link.ask(work(coordinator, 2, 0))
     assert [entry.number for entry in reply.entries] == [1]
     assert (reply.plan.round, reply.plan.entry) == (2, 1)
     assert link.ask(coordinator.answer(0, 2)).verdict is Verdict.ACCEPTED
@@ -110,7 +133,7 @@ def test_a_long_poll_wakes_at_the_commit(coordinator: LocalCoordinator, link: Li
     link.ask(coordinator.answer(0))
     with ThreadPoolExecutor(1) as pool:
         began = time.monotonic()
-        waiting = pool.submit(link.ask, WorkRequest(1, 0, 0))
+        waiting = pool.submit(link.ask, work(coordinator, 0, 0))
         time.sleep(0.3)
         assert not waiting.done()
         link.ask(coordinator.answer(1))
@@ -125,18 +148,17 @@ def test_the_end_is_told_with_the_last_entries(coordinator: LocalCoordinator, li
         link.ask(JoinRequest(PROTOCOL, name))
     for number in range(1, 5):
         commit_by_reports(coordinator, link, number)
-    reply = link.ask(WorkRequest(1, 0, 2))
+    reply = link.ask(work(coordinator, 0, 2))
     assert ([entry.number for entry in reply.entries], reply.plan, reply.finished) == ([3, 4], None, True)
-    assert link.ask(WorkRequest(1, 1, 4)) == WorkReply(finished=True)
+    assert link.ask(work(coordinator, 1, 4)) == WorkReply(finished=True)
 
 
 def commit_large(rounds: Rounds, entries: int, steps: int) -> None:
     """Entries as a fleet of many devices makes them."""
     for number in range(1, entries + 1):
         entry = Entry(number, number, 9, (Term((99,), number << 32, np.full(steps, 2**40)),))
-        rounds.head = chain(rounds.head, entry)
-        rounds.store.commit(rounds.run.id, entry, rounds.head, {"round": number})
-        rounds.entry = number
+        rounds.store.commit(rounds.run.id, entry, rounds.replica.head, 0, history.NOTHING_DONE | {"round": number})
+        rounds.replica.advance(entry)
 
 
 def test_a_late_joiner_catches_up_with_a_ledger_larger_than_a_message(coordinator: LocalCoordinator, link: Link) -> None:
@@ -146,11 +168,242 @@ def test_a_late_joiner_catches_up_with_a_ledger_larger_than_a_message(coordinato
     coordinator.call(lambda s: commit_large(s.rounds, entries, steps))
     got = 0
     while got < entries:
-        reply = link.ask(WorkRequest(1, 0, got))
+        reply = link.ask(work(coordinator, 0, got))
         assert [entry.number for entry in reply.entries] == list(range(got + 1, got + 1 + len(reply.entries)))
         assert reply.entries
         assert reply.plan is None or got + len(reply.entries) == entries
         got += len(reply.entries)
+
+
+# --- catching up ---
+
+
+def joined(coordinator: LocalCoordinator, link: Link, rounds: int) -> JoinReply:
+    """Two devices that have made some entries."""
+    made, _ = [link.ask(JoinRequest(PROTOCOL, name)) for name in (77, 78)]
+    for number in range(1, rounds + 1):
+        commit_by_reports(coordinator, link, number)
+    return made
+
+
+def ways(coordinator: LocalCoordinator, link: Link, entry: int) -> dict[Way, Offer]:
+    found = link.ask(CatchUpRequest(1, 0, entry, work(coordinator, 0, entry).chain)).offers
+    assert len({offer.way for offer in found}) == len(found)
+    return {offer.way: offer for offer in found}
+
+
+def fetched(link: Link, offer: Offer, piece: int = 1000) -> bytes:
+    """The checkpoint of an offer, as the server cuts it or in pieces of the test's own."""
+    content = b""
+    while True:
+        chunk = link.ask(CheckpointRequest(1, offer.way, offer.entry, len(content)))
+        content += chunk.content[:piece]
+        if len(content) >= chunk.size:
+            assert len(content) == chunk.size
+            return content
+
+
+def followed(coordinator: LocalCoordinator, link: Link, replica: Replica) -> tuple[int, int]:
+    """Bring a replica to the last entry by entries; gives the bytes of those, and the signs they took."""
+    size = made = 0
+    while entries := link.ask(work(coordinator, 0, replica.entry)).entries:
+        for entry in entries:
+            replica.apply(entry)
+            size, made = size + len(wire.encode(entry)), made + signs(entry.terms, replica.sizes)
+    return size, made
+
+
+def test_who_lacks_nothing_is_offered_nothing(coordinator: LocalCoordinator, link: Link) -> None:
+    joined(coordinator, link, 2)
+    assert ways(coordinator, link, 2) == {}
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_every_way_leads_to_the_fleets_parameters_and_costs_what_was_said(more: int, bert_bundle: Bundle, tmp_path: Path) -> None:
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", rounds=9) as coordinator:
+        link = Link(coordinator.address, threading.Event(), insecure_loopback=True)
+        genesis = joined(coordinator, link, 3).genesis
+        first = ways(coordinator, link, 0)  # checkpoints at entry 3
+        for number in range(4, 4 + more):
+            commit_by_reports(coordinator, link, number)
+        found = ways(coordinator, link, 0)
+        assert found.keys() == {Way.ENTRIES, Way.FOLD, Way.SNAPSHOT} == first.keys()
+        last = coordinator.call(lambda s: (s.rounds.entry, s.rounds.replica.head, s.rounds.parameters.digest()))
+        for way, offer in found.items():
+            replica = Replica(bert_bundle.parameters(), genesis, bert_bundle.initial_tensors)
+            size = made = 0
+            if way is not Way.ENTRIES:
+                body = fetched(link, offer)
+                checkpoint = wire.decoder(Checkpoint)(body)
+                size, made = len(body), signs(checkpoint.terms, replica.sizes)
+                replica.restore(checkpoint)
+                assert (offer.entry, offer.digest) == (3, replica.parameters.digest()) == (first[way].entry, first[way].digest)
+                assert (first[way].size, first[way].signs) == (size, made)
+            else:
+                assert (offer.entry, offer.digest) == (last[0], last[2])
+            size_after, made_after = followed(coordinator, link, replica)
+            assert (offer.size, offer.signs) == (size + size_after, made + made_after)
+            assert (replica.entry, replica.head, replica.parameters.digest()) == last
+        link.close()
+
+
+def test_the_generation_before_is_still_served_and_the_one_before_that_is_not(bert_bundle: Bundle, tmp_path: Path) -> None:
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", rounds=999) as coordinator:
+        link = Link(coordinator.address, threading.Event(), insecure_loopback=True)
+        joined(coordinator, link, 1)
+        made = []
+        for _ in range(3):
+            made.append(ways(coordinator, link, 0)[Way.SNAPSHOT])
+            coordinator.call(lambda s: commit_small(s.rounds, offers.RENEWED_AFTER + 1))
+        assert [offer.entry for offer in made] == [1, 66, 131]
+        for offer in made[1:]:
+            assert wire.decoder(Checkpoint)(fetched(link, offer)).entry == offer.entry
+        with pytest.raises(Rejoin, match="not offered any more; join again"):
+            fetched(link, made[0])
+        link.close()
+
+
+def commit_small(rounds: Rounds, entries: int) -> None:
+    for _ in range(entries):
+        entry = Entry(rounds.entry + 1, rounds.round, 0, (Term((0,), rounds.entry << 32, np.array([3])),))
+        rounds.parameters.add(entry.terms)
+        rounds.store.commit(1, entry, rounds.replica.head, 0, history.NOTHING_DONE | {"round": rounds.round})
+        rounds.replica.advance(entry)
+        rounds.round += 1
+
+
+def test_a_checkpoint_larger_than_a_piece_takes_several(coordinator: LocalCoordinator, link: Link) -> None:
+    joined(coordinator, link, 2)
+    offer = ways(coordinator, link, 0)[Way.SNAPSHOT]
+    for offset in (0, 1, offer.size - 1, offer.size, offer.size + 9, 2**63):
+        chunk = link.ask(CheckpointRequest(1, Way.SNAPSHOT, 2, offset))
+        assert chunk.size == offer.size
+        assert len(chunk.content) == min(service.CHUNK, max(0, offer.size - offset))
+
+
+def test_who_stands_on_another_history_is_refused(coordinator: LocalCoordinator, link: Link) -> None:
+    joined(coordinator, link, 2)
+    good = work(coordinator, 0, 1)
+    for entry, chain in ((1, good.chain ^ 1), (2, good.chain), (0, good.chain)):
+        for request in (WorkRequest(1, 0, entry, chain), CatchUpRequest(1, 0, entry, chain)):
+            with pytest.raises(Rejoin, match=f"the device's entry {entry} is of another history"):
+                link.ask(request)
+    for request in (WorkRequest(1, 0, 3, good.chain), CatchUpRequest(1, 0, 3, good.chain)):
+        with pytest.raises(Rejoin, match="the ledger ends at entry 2, the device is at 3"):
+            link.ask(request)
+
+
+def test_who_lacks_compacted_entries_is_sent_to_a_checkpoint(coordinator: LocalCoordinator, link: Link, bert_bundle: Bundle) -> None:
+    genesis = joined(coordinator, link, 3).genesis
+    coordinator.call(lambda s: history.compact_all_but(s.rounds.store, s.rounds.run, bert_bundle, 1))
+    with pytest.raises(Rejoin, match="the entries after 1 have been folded; join again"):
+        link.ask(work(coordinator, 0, 1))
+    assert ways(coordinator, link, 1).keys() == {Way.FOLD, Way.SNAPSHOT}
+    assert ways(coordinator, link, 2).keys() == {Way.ENTRIES, Way.FOLD, Way.SNAPSHOT}
+    replica = Replica(bert_bundle.parameters(), genesis, bert_bundle.initial_tensors)
+    replica.restore(wire.decoder(Checkpoint)(fetched(link, ways(coordinator, link, 0)[Way.FOLD])))
+    followed(coordinator, link, replica)
+    assert replica.parameters.digest() == coordinator.call(lambda s: s.rounds.parameters.digest())
+
+
+# --- somebody else appends ---
+
+
+def append_rollback(path: Path, disk: NoSync | None = None) -> SqliteStore:
+    """As `edge-coordinator rollback --to 0` in another process; the store is still open."""
+    store = SqliteStore(path, disk=disk)
+    (entry, head), rounds = store.head(1), store.summaries(1)[-1]["round"]
+    store.commit(1, Entry(entry + 1, rounds + 1, 0, rollback(store.entries(1))), head, 0, history.NOTHING_DONE | {"round": rounds + 1})
+    return store
+
+
+def test_an_entry_of_another_process_is_told_once_it_is_followed(
+    coordinator: LocalCoordinator, link: Link, bert_bundle: Bundle, tmp_path: Path
+) -> None:
+    joined(coordinator, link, 1)
+    append_rollback(tmp_path / "run.sqlite")
+    reply = link.ask(work(coordinator, 0, 0))
+    assert ([entry.number for entry in reply.entries], reply.plan.entry) == ([1], 1)
+    with ThreadPoolExecutor(1) as pool:
+        link.ask(coordinator.answer(0))
+        waiting = pool.submit(link.ask, work(coordinator, 0, 1))
+        time.sleep(0.2)
+        assert not waiting.done()
+        coordinator.call(lambda s: s.follow())
+        reply = waiting.result(5)
+    assert ([entry.number for entry in reply.entries], reply.plan.round, reply.plan.entry) == ([2], 3, 2)
+    assert coordinator.call(lambda s: s.rounds.parameters.digest()) == bert_bundle.parameters().digest()
+
+
+# --- durable before told ---
+
+
+class PowerCutAtEveryReply(Service):
+    """Looks, before each reply, whether what it says would outlive a power cut at this instant."""
+
+    disk: PowerCut
+    folder: Path
+    checked: list[str]
+
+    async def join(self, request: JoinRequest) -> JoinReply:
+        reply = await super().join(request)
+        with self._left("join") as store:
+            assert store.device_count(1) > reply.device
+            assert store.run("run").genesis == reply.genesis
+        return reply
+
+    async def request_work(self, request: WorkRequest) -> WorkReply:
+        reply = await super().request_work(request)
+        with self._left("entries" if reply.entries else "plan") as store:
+            assert store.entries(1, request.entry, len(reply.entries)) == list(reply.entries)
+            assert reply.plan is None or store.head(1)[0] >= reply.plan.entry
+            assert not reply.finished or store.head(1)[0] == 4
+        return reply
+
+    async def send_report(self, report: Report) -> ReportReply:
+        reply = await super().send_report(report)
+        with self._left(reply.verdict.name) as store:
+            kept = [each.device for each in store.reports(1, report.round)]
+            if reply.verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE):
+                assert report.device in kept or report.round <= store.summaries(1)[-1]["round"]
+        return reply
+
+    @contextlib.contextmanager
+    def _left(self, what: str) -> Iterator[SqliteStore]:
+        store = self.disk.left(self.rounds.store.path, self.folder / f"left {len(self.checked)}")
+        yield store
+        store.close()
+        self.checked.append(what)
+
+
+def test_sync_precedes_every_reply_that_promises_durability(bert_bundle: Bundle, tmp_path: Path) -> None:
+    path, disk, checked = tmp_path / "run.sqlite", PowerCut(), []
+
+    def watching(rounds: Rounds) -> Service:
+        made = PowerCutAtEveryReply(rounds)
+        made.disk, made.folder, made.checked = disk, tmp_path, checked
+        return made
+
+    with LocalCoordinator(bert_bundle, path, watching, disk=disk) as coordinator:
+        link = Link(coordinator.address, threading.Event(), insecure_loopback=True)
+        joined(coordinator, link, 1)
+        assert link.ask(work(coordinator, 0, 0)).plan.round == 2
+        assert link.ask(coordinator.answer(0)).verdict is Verdict.ACCEPTED
+        assert link.ask(coordinator.answer(0)).verdict is Verdict.DUPLICATE
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(link.ask, work(coordinator, 0, 1))
+            time.sleep(0.1)
+            link.ask(coordinator.answer(1))
+            assert [entry.number for entry in waiting.result(10).entries] == [2]
+        other = append_rollback(path, NoSync())  # it has written, and not synced yet
+        coordinator.call(lambda s: s.follow())
+        assert [entry.number for entry in link.ask(work(coordinator, 0, 2)).entries] == [3]
+        other.close()
+        commit_by_reports(coordinator, link, 4)
+        assert link.ask(work(coordinator, 0, 3)).finished
+        link.close()
+    assert [name for name in ("join", "entries", "ACCEPTED", "DUPLICATE") if name not in checked] == []
+    assert len(checked) == 13
 
 
 # --- refusals ---
@@ -163,8 +416,22 @@ def test_another_protocol_is_refused_with_the_fix(link: Link) -> None:
 
 @pytest.mark.parametrize(
     "request_",
-    [WorkRequest(2, 0, 0), WorkRequest(1, 1, 0), WorkRequest(1, 0, 5), FileRequest(2, 0, 0), report(1), report(0, run=2)],
-    ids=["run", "device", "entry", "run of a file", "reporting device", "run of a report"],
+    [
+        WorkRequest(2, 0, 0, 0),
+        WorkRequest(1, 1, 0, 0),
+        WorkRequest(1, 0, 5, 0),
+        WorkRequest(1, 0, 0, 0),
+        CatchUpRequest(2, 0, 0, 0),
+        CatchUpRequest(1, 1, 0, 0),
+        CatchUpRequest(1, 0, 5, 0),
+        CatchUpRequest(1, 0, 0, 0),
+        CheckpointRequest(2, Way.FOLD, 0, 0),
+        CheckpointRequest(1, Way.FOLD, 0, 0),
+        FileRequest(2, 0, 0),
+        report(1),
+        report(0, run=2),
+    ],
+    ids=str,
 )
 def test_what_the_coordinator_does_not_know_any_more_makes_the_device_join_again(request_: object, link: Link) -> None:
     link.ask(JoinRequest(PROTOCOL, 77))
@@ -172,9 +439,9 @@ def test_what_the_coordinator_does_not_know_any_more_makes_the_device_join_again
         link.ask(request_)
 
 
-def test_a_device_that_never_joined_gets_no_work(link: Link) -> None:
+def test_a_device_that_never_joined_gets_no_work(coordinator: LocalCoordinator, link: Link) -> None:
     with pytest.raises(Rejoin, match="device 0 has not joined"):
-        link.ask(WorkRequest(1, 0, 0))
+        link.ask(work(coordinator, 0, 0))
 
 
 def test_there_is_no_file_beyond_those_of_the_bundle(link: Link) -> None:
@@ -204,7 +471,7 @@ def test_a_message_larger_than_any_report_is_refused(coordinator: LocalCoordinat
     assert link.ask(JoinRequest(PROTOCOL, 77)).device == 0
 
 
-class FullStore(Store):
+class FullStore(SqliteStore):
     """Takes no reports."""
 
     def add_report(self, report: Report) -> bool:
@@ -234,7 +501,7 @@ def test_a_store_that_cannot_be_written_makes_the_device_try_later(bert_bundle: 
 
 def start(bundle: Bundle, tmp_path: Path, listen: str, insecure_loopback: bool = True) -> None:
     async def go() -> None:
-        store = Store(tmp_path / "run.sqlite", create=True)
+        store = SqliteStore(tmp_path / "run.sqlite", create=True)
         run = store.open_run("run", bundle.folder, bundle.digest)
         server = await service.start(Service(Rounds(store, run, bundle, settings(bundle))), listen, insecure_loopback)
         await server.stop(0)
@@ -269,7 +536,7 @@ def test_a_deadline_wakes_who_waits(bert_bundle: Bundle, tmp_path: Path) -> None
         link = Link(coordinator.address, threading.Event(), insecure_loopback=True)
         link.ask(JoinRequest(PROTOCOL, 77))
         link.ask(coordinator.answer(0))
-        waiting = pool.submit(link.ask, WorkRequest(1, 0, 0))
+        waiting = pool.submit(link.ask, work(coordinator, 0, 0))
         time.sleep(0.3)
         coordinator.call(lambda s: s.close_if_due())
         assert waiting.result(10).plan.round == 2

@@ -9,7 +9,7 @@ from local_coordinator import answer, settings
 from coordinator import status
 from coordinator.config import Round
 from coordinator.rounds import Rounds
-from coordinator.store import Store
+from coordinator.sqlite_store import SqliteStore
 from zo.bundle import Bundle
 
 METRICS = {"loss": 0.5, "accuracy": 0.75, "balanced_loss": 0.5, "balanced_accuracy": 0.7, "rows": 4}
@@ -17,7 +17,7 @@ METRICS = {"loss": 0.5, "accuracy": 0.75, "balanced_loss": 0.5, "balanced_accura
 
 @pytest.fixture
 def rounds(bert_bundle: Bundle, tmp_path: Path) -> Rounds:
-    store = Store(tmp_path / "run.sqlite", create=True)
+    store = SqliteStore(tmp_path / "run.sqlite", create=True)
     run = store.open_run("fleet", bert_bundle.folder, bert_bundle.digest)
     made = Rounds(store, run, bert_bundle, settings(bert_bundle, round=Round(1, 1, 9.0), rounds=2))
     made.enrol(7)
@@ -43,7 +43,7 @@ def test_counts_add_up_over_rounds(rounds: Rounds) -> None:
     rounds.note("diverged", "device 0 holds other parameters")
     found = of(rounds)
     assert (found["state"], found["entry"], found["rounds"], found["probes"], found["dropped"]) == ("finished", 2, 2, 12, 2)
-    assert found["head"] == rounds.head.hex()
+    assert found["head"] == rounds.replica.head.hex()
     assert found["best_entry"] == 1
     assert found["last_round"]["round"] == 2
     assert [event["kind"] for event in found["events"]] == ["diverged"]

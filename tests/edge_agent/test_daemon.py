@@ -1,47 +1,87 @@
 """An agent in a thread, from joining to the end of the run, with a real server at the other end."""
 
+import dataclasses
 import json
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import tiny_models
 from local_coordinator import LocalCoordinator, free_port
 
+from coordinator import history
 from coordinator.config import Round
+from coordinator.rounds import Rounds
 from coordinator.service import Refusal, Service
+from coordinator.sqlite_store import SqliteStore
+from coordinator.store import Conflict
 from edge_agent.config import AgentConfig
 from edge_agent.daemon import Daemon
+from edge_agent.flash import cost
+from zo import wire
 from zo.bundle import Bundle
-from zo.errors import BundleError, ConnectionFailed, DataError, RunRefused, StorageError
+from zo.checkpoint import GroupValues
+from zo.disk import Disk
+from zo.errors import BundleError, ConnectionFailed, DataError, RunRefused
 from zo.ledger import Entry
-from zo.messages import FileChunk, FileRequest, Report, ReportReply, Verdict, WorkReply, WorkRequest
+from zo.messages import (
+    PROTOCOL,
+    CatchUpReply,
+    CatchUpRequest,
+    CheckpointRequest,
+    FileChunk,
+    FileRequest,
+    JoinRequest,
+    Report,
+    ReportReply,
+    Verdict,
+    Way,
+    WorkReply,
+    WorkRequest,
+)
 from zo.terms import Term
 
 Make = Callable[..., Daemon]
 
 
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """make(address, name="a", **settings): an agent with data and a state folder of its own."""
+class Eager(Daemon):
+    """Saves its position after every reply that brings entries."""
 
-    def daemon(address: str, name: str = "a", **changed: Any) -> Daemon:
+    SAVE_EVERY = 0.0
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """make(address, name="a", kind=Daemon, disk=None, **settings): an agent with data and a state folder of its own.
+
+    It uses the bundle's folder where one is named. What still runs at the end of the test is stopped.
+    """
+    made: list[Daemon] = []
+
+    def daemon(address: str, name: str = "a", kind: type[Daemon] = Daemon, disk: Disk | None = None, **changed: Any) -> Daemon:
         data = tmp_path / name / "data"
         data.mkdir(parents=True, exist_ok=True)
         found = tiny_models.examples(tiny_models.CLASSIFICATION, 30, seed=len(name))
         (data / "a.jsonl").write_text("".join(json.dumps({"text": e.text, "label": e.label}) + "\n" for e in found))
         settings = {"data": str(data), "coordinator": address, "state": str(tmp_path / name / "state"), "insecure_loopback": True}
-        return Daemon(AgentConfig(**settings | changed), threading.Event())
+        made.append(kind(AgentConfig(**settings | changed), threading.Event(), disk))
+        return made[-1]
 
-    return daemon
+    yield daemon
+    for each in made:
+        each._stop.set()
+        each.state.close()
 
 
 def told(daemon: Daemon) -> dict[str, Any]:
-    return json.loads((daemon.state / "status.json").read_text())
+    return json.loads((daemon.state.folder / "status.json").read_text())
 
 
 def run_all(daemons: list[Daemon]) -> None:
@@ -51,6 +91,26 @@ def run_all(daemons: list[Daemon]) -> None:
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come to pass"
+        time.sleep(0.02)
+
+
+@contextmanager
+def working(daemon: Daemon) -> Iterator[None]:
+    """The agent runs meanwhile; at the end it is told to stop."""
+    thread = threading.Thread(target=daemon.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        daemon._stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_agents_work_until_the_run_is_over_and_hold_the_coordinators_parameters(bert_bundle: Bundle, make: Make, tmp_path: Path) -> None:
@@ -72,21 +132,6 @@ def test_an_agent_that_comes_after_the_end_still_gets_the_model(bert_bundle: Bun
         late.run()
     assert told(late)["digest"] == told(first)["digest"]
     assert told(late).get("reports", 0) == 0
-
-
-def test_a_device_keeps_its_name(make: Make, tmp_path: Path) -> None:
-    first, second, other = make("127.0.0.1:1"), make("127.0.0.1:1"), make("127.0.0.1:1", "b")
-    assert first._device_id == second._device_id != other._device_id
-    assert 0 <= first._device_id < 2**64
-    assert {path.name for path in (tmp_path / "a/state").iterdir() if "device_id" in path.name} == {"device_id"}
-
-
-@pytest.mark.parametrize("content", ["", "no name", "-1", "1" * 17])
-def test_a_name_that_is_none_is_refused(content: str, make: Make, tmp_path: Path) -> None:
-    (tmp_path / "a/state").mkdir(parents=True)
-    (tmp_path / "a/state/device_id").write_text(content)
-    with pytest.raises(StorageError, match="remove it to join as a new device"):
-        make("127.0.0.1:1")
 
 
 def test_a_stop_ends_an_agent_that_waits_for_others(bert_bundle: Bundle, make: Make, tmp_path: Path) -> None:
@@ -223,3 +268,609 @@ def test_a_coordinator_that_lost_its_last_entries_is_joined_again(bert_bundle: B
         assert not thread.is_alive()
         digest = coordinator.call(lambda s: s.rounds.parameters.digest().hex())
     assert (told(daemon)["state"], told(daemon)["entry"], told(daemon)["digest"]) == ("finished", 2, digest)
+
+
+# --- restarts ---
+
+PAIR = Round(2, 2, 30.0)
+ROUNDS = 12
+
+
+class Noting(Service):
+    """Notes what it is asked for and what it sends. offered: the only ways it offers."""
+
+    offered: tuple[Way, ...] = tuple(Way)
+
+    def __init__(self, rounds: Rounds) -> None:
+        super().__init__(rounds)
+        self.asked = 0
+        self.sent: list[int] = []  # entries
+        self.fetched: list[Way] = []
+        self.reports: list[Report] = []
+
+    async def catch_up(self, request: CatchUpRequest) -> CatchUpReply:
+        offers = (await super().catch_up(request)).offers
+        return CatchUpReply(tuple(offer for offer in offers if offer.way in self.offered))
+
+    async def fetch_checkpoint(self, request: CheckpointRequest) -> FileChunk:
+        self.fetched.append(request.way)
+        return await super().fetch_checkpoint(request)
+
+    async def request_work(self, request: WorkRequest) -> WorkReply:
+        self.asked += 1
+        reply = await super().request_work(request)
+        self.sent += [entry.number for entry in reply.entries]
+        return reply
+
+    async def send_report(self, report: Report) -> ReportReply:
+        self.reports.append(report)
+        return await super().send_report(report)
+
+
+class EntriesOnly(Noting):
+    offered = (Way.ENTRIES,)
+
+
+class FoldOnly(Noting):
+    offered = (Way.FOLD,)
+
+
+class SnapshotOnly(Noting):
+    offered = (Way.SNAPSHOT,)
+
+
+def advance(coordinator: LocalCoordinator, entry: int) -> None:
+    """Two devices of the test's own bring the ledger to an entry."""
+
+    async def work(service: Service) -> None:
+        devices = [(await service.join(JoinRequest(PROTOCOL, 2**60 + place))).device for place in range(2)]
+        while service.rounds.entry < entry:
+            for device in devices:
+                if service.rounds.entry < entry and device not in service.rounds.reports:
+                    rounds = service.rounds
+                    scalars = np.random.default_rng(100 * rounds.round + device).integers(-3000, 3000, 3)
+                    await Service.send_report(service, Report(1, device, rounds.round, scalars, 4, plan=rounds.plan_id(device)))
+
+    coordinator.call(work)
+
+
+def digest(coordinator: LocalCoordinator) -> str:
+    return coordinator.call(lambda s: s.rounds.parameters.digest().hex())
+
+
+def has_reported(coordinator: LocalCoordinator, count: int = 1) -> bool:
+    return coordinator.call(lambda s: len(s.rounds.reports)) >= count
+
+
+class Fleet:
+    """A coordinator with entries to catch up to, and one agent that is away and comes back."""
+
+    def __init__(self, bundle: Bundle, make: Make, folder: Path) -> None:
+        self.bundle, self._make, self.folder = bundle, make, folder
+
+    def coordinator(self, kind: Callable[[Rounds], Service] = Noting, **changed: Any) -> LocalCoordinator:
+        settings = {"round": PAIR, "rounds": ROUNDS, "digest_every": 4} | changed
+        return LocalCoordinator(self.bundle, self.folder / "run.sqlite", kind, **settings)
+
+    def agent(self, coordinator: LocalCoordinator, **changed: Any) -> Daemon:
+        return self._make(coordinator.address, **{"kind": Eager, "bundle": str(self.bundle.folder)} | changed)
+
+    def away_at(self, coordinator: LocalCoordinator, entry: int, **changed: Any) -> Daemon:
+        """An agent that has come to an entry, saved its position there, and reported, and is gone."""
+        advance(coordinator, entry)
+        daemon = self.agent(coordinator, **changed)
+        with working(daemon):
+            wait_until(lambda: has_reported(coordinator))
+        assert daemon._following.replica.entry == entry
+        return daemon
+
+    def store(self) -> SqliteStore:
+        return SqliteStore(self.folder / "run.sqlite")
+
+
+@pytest.fixture
+def fleet(bert_bundle: Bundle, make: Make, tmp_path: Path) -> Fleet:
+    return Fleet(bert_bundle, make, tmp_path)
+
+
+def ends_equal(daemon: Daemon, coordinator: LocalCoordinator, entry: int = ROUNDS) -> None:
+    advance(coordinator, entry)
+    run_all([daemon])
+    assert (told(daemon)["state"], told(daemon)["digest"]) == ("finished", digest(coordinator))
+    assert daemon._following.replica.entry == entry
+
+
+def messages(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if part in record.getMessage()]
+
+
+def test_after_a_restart_only_what_is_missing_is_replayed(fleet: Fleet) -> None:
+    with fleet.coordinator(EntriesOnly) as coordinator:
+        first = fleet.away_at(coordinator, 5)
+        assert coordinator.call(lambda s: s.sent) == [1, 2, 3, 4, 5]
+        coordinator.call(lambda s: s.sent.clear())
+        second = fleet.agent(coordinator)
+        assert second.state.device_id == first.state.device_id
+        ends_equal(second, coordinator)
+        assert coordinator.call(lambda s: s.sent) == [6, 7, 8, 9, 10, 11, 12]
+        assert coordinator.call(lambda s: s.rounds.store.events(1)) == []
+
+
+def test_a_restart_where_nothing_is_missing_fetches_nothing(fleet: Fleet) -> None:
+    with fleet.coordinator() as coordinator:
+        ends_equal(fleet.agent(coordinator), coordinator)
+        coordinator.call(lambda s: (s.sent.clear(), s.fetched.clear()))
+        ends_equal(fleet.agent(coordinator), coordinator)
+        assert coordinator.call(lambda s: (s.sent, s.fetched)) == ([], [])
+
+
+def test_a_stop_saves_the_position_though_it_was_not_due(fleet: Fleet) -> None:
+    with fleet.coordinator(EntriesOnly) as coordinator:
+        assert Daemon.SAVE_EVERY >= 60
+        fleet.away_at(coordinator, 5, kind=Daemon)
+        coordinator.call(lambda s: s.sent.clear())
+        ends_equal(fleet.agent(coordinator), coordinator)
+        assert coordinator.call(lambda s: s.sent[0]) == 6
+
+
+@pytest.mark.parametrize("place", [0, 200])
+def test_a_position_that_is_altered_is_made_again(place: int, fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    with fleet.coordinator(EntriesOnly) as coordinator:
+        path = fleet.away_at(coordinator, 5).state.folder / "position"
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+        coordinator.call(lambda s: s.sent.clear())
+        ends_equal(fleet.agent(coordinator), coordinator)
+        assert coordinator.call(lambda s: s.sent) == list(range(1, 13))
+    assert len(messages(caplog, "position is not used (it is torn or altered)")) == 1
+    assert path.with_name("position.corrupt").read_bytes() == content
+
+
+@pytest.mark.parametrize("wrong", ["digest", "head", "terms", "values"])
+def test_a_position_that_was_wrong_when_it_was_saved_is_made_again(wrong: str, fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    with fleet.coordinator(EntriesOnly) as coordinator:
+        before = fleet.away_at(coordinator, 5)
+        saved = before.state.position()
+        assert saved is not None
+        change: dict[str, Any] = {
+            "digest": {"digest": bytes(32)},
+            "head": {"head": bytes(32)},
+            "terms": {"terms": (Term((0,), 7, np.array([1])),)},
+            "values": {"values": (GroupValues(0, b"abcd"),)},
+        }
+        before.state.save_position(dataclasses.replace(saved, **change[wrong]))
+        ends_equal(fleet.agent(coordinator), coordinator)
+    assert len(messages(caplog, "position is not used (")) == 1
+
+
+def test_a_position_of_another_run_is_set_aside(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    with fleet.coordinator() as coordinator:
+        fleet.away_at(coordinator, 5)
+    (fleet.folder / "run.sqlite").rename(fleet.folder / "lost.sqlite")
+    with fleet.coordinator(EntriesOnly) as coordinator:
+        ends_equal(fleet.agent(coordinator), coordinator)
+        assert coordinator.call(lambda s: s.sent[0]) == 1
+    assert len(messages(caplog, "position is not used (it is of another run)")) == 1
+
+
+@pytest.mark.parametrize("goes_on_to", [0, 4, 9], ids=["lost entries", "too short", "forked"])
+def test_a_position_that_a_restored_coordinator_does_not_know_is_set_aside(
+    goes_on_to: int, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fleet.coordinator() as coordinator:
+        advance(coordinator, 3)
+    shutil.copy(fleet.folder / "run.sqlite", fleet.folder / "backup.sqlite")
+    with fleet.coordinator() as coordinator:
+        coordinator.call(lambda s: s.rounds.store.set_state(1, "running"))
+        other = coordinator.answer(0, scalars=np.array([5, 6, 7]))
+        coordinator.call(lambda s: s.send_report(other))
+        fleet.away_at(coordinator, 7)
+    shutil.copy(fleet.folder / "backup.sqlite", fleet.folder / "run.sqlite")
+    with fleet.coordinator(EntriesOnly) as coordinator:
+        advance(coordinator, goes_on_to)
+        daemon = fleet.agent(coordinator)
+        with working(daemon):
+            wait_until(lambda: has_reported(coordinator))
+            assert daemon._following.replica.entry == max(3, goes_on_to)
+        ends_equal(fleet.agent(coordinator), coordinator)
+    assert len(messages(caplog, "position is not used (entry 7 is not of the coordinator's history)")) == 1
+
+
+# --- reports ---
+
+
+class LineCut(Noting):
+    """While `cut`, no answer to a report arrives. accepts: the report itself does."""
+
+    cut, accepts = True, False
+
+    async def send_report(self, report: Report) -> ReportReply:
+        if not self.cut:
+            return await super().send_report(report)
+        self.reports.append(report)
+        if self.accepts:
+            await Service.send_report(self, report)
+        raise Refusal(grpc.StatusCode.UNAVAILABLE, "line cut")
+
+
+class AnswersLost(LineCut):
+    accepts = True
+
+
+def test_a_report_that_was_not_delivered_is_sent_again_as_it_was(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with fleet.coordinator(LineCut, round=Round(1, 1, 30.0), rounds=1) as coordinator:
+        with working(fleet.agent(coordinator)):
+            wait_until(lambda: coordinator.call(lambda s: s.reports))
+        coordinator.call(lambda s: setattr(s, "cut", False))
+        run_all([fleet.agent(coordinator)])
+        received = coordinator.call(lambda s: [wire.encode(report) for report in s.reports])
+        assert len(received) >= 2
+        assert set(received) == {received[0]}
+        assert coordinator.call(lambda s: [row["reports"] for row in s.rounds.store.summaries(1)]) == [1]
+    assert len(messages(caplog, "round 1: sending the report that was made before the restart")) == 1
+
+
+def test_a_report_whose_answer_was_lost_counts_once(fleet: Fleet) -> None:
+    with fleet.coordinator(AnswersLost, rounds=1) as coordinator:
+        with working(fleet.agent(coordinator)):
+            wait_until(lambda: has_reported(coordinator))
+        before = coordinator.call(lambda s: (setattr(s, "cut", False), s.asked)[1])
+        with working(fleet.agent(coordinator)):
+            wait_until(lambda: coordinator.call(lambda s: s.asked) > before)
+            assert coordinator.call(lambda s: list(s.rounds.reports)) == [0]
+            assert coordinator.call(lambda s: s.rounds.store.reports(1, 1)[0].device) == 0
+        ends_equal(fleet.agent(coordinator), coordinator, 1)
+        assert coordinator.call(lambda s: [row["reports"] for row in s.rounds.store.summaries(1)]) == [2]
+
+
+def test_a_report_of_a_round_that_is_over_is_not_sent_again(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with fleet.coordinator(LineCut) as coordinator:
+        with working(fleet.agent(coordinator)):
+            wait_until(lambda: coordinator.call(lambda s: s.reports))
+        coordinator.call(lambda s: setattr(s, "cut", False))
+        advance(coordinator, 1)
+        with working(fleet.agent(coordinator)):
+            wait_until(lambda: has_reported(coordinator))
+        assert coordinator.call(lambda s: s.reports[-1].round) == 2
+    assert messages(caplog, "made before the restart") == []
+
+
+# --- every way of catching up ---
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize(("kind", "way"), [(EntriesOnly, Way.ENTRIES), (FoldOnly, Way.FOLD), (SnapshotOnly, Way.SNAPSHOT)])
+def test_every_way_leads_to_the_same_parameters(
+    kind: type[Noting], way: Way, start: int, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    if start:
+        with fleet.coordinator() as coordinator:
+            fleet.away_at(coordinator, start)
+    caplog.set_level("INFO")
+    caplog.clear()
+    with fleet.coordinator(kind) as coordinator:
+        ends_equal(fleet.agent(coordinator), coordinator)
+        sent, fetched = coordinator.call(lambda s: (s.sent, s.fetched))
+    assert sent == (list(range(start + 1, ROUNDS + 1)) if way is Way.ENTRIES else [])
+    assert fetched == ([] if way is Way.ENTRIES else [way])
+    assert len(messages(caplog, f"catching up from entry {start} to {ROUNDS} by {way.name.lower()} ")) == 1
+    assert len(messages(caplog, f"caught up: entry {ROUNDS}")) == 1
+
+
+@pytest.mark.parametrize(("speed", "fetched"), [(1.0, [Way.FOLD]), (1e15, [Way.SNAPSHOT])])
+def test_the_line_decides_which_way_is_taken(speed: float, fetched: list[Way], fleet: Fleet) -> None:
+    with fleet.coordinator() as coordinator:
+        advance(coordinator, ROUNDS)
+        smallest = coordinator.call(lambda s: s._offers.after(0, s.rounds.digest()))
+        assert min(smallest, key=lambda offer: offer.size).way is Way.FOLD
+        ends_equal(fleet.agent(coordinator, link_speed=speed), coordinator)
+        assert coordinator.call(lambda s: s.fetched) == fetched
+
+
+@pytest.mark.parametrize("kind", [EntriesOnly, FoldOnly, SnapshotOnly])
+def test_an_agent_goes_on_working_after_it_has_caught_up(kind: type[Noting], fleet: Fleet) -> None:
+    with fleet.coordinator(kind, round=Round(1, 1, 30.0)) as coordinator:
+        advance(coordinator, 6)
+        daemon = fleet.agent(coordinator)
+        run_all([daemon])
+        assert (told(daemon)["digest"], told(daemon)["reports"]) == (digest(coordinator), 6)
+        assert coordinator.call(lambda s: s.rounds.store.events(1)) == []
+
+
+def test_the_status_tells_the_entry_that_a_checkpoint_led_to(fleet: Fleet) -> None:
+    with fleet.coordinator(FoldOnly) as coordinator:
+        daemon = fleet.agent(coordinator)
+        ends_equal(daemon, coordinator)
+    assert told(daemon)["entry"] == ROUNDS
+
+
+class PromisesOtherwise(Noting):
+    """States a digest, once, that nothing leads to."""
+
+    told = False
+
+    async def catch_up(self, request: CatchUpRequest) -> CatchUpReply:
+        reply = await super().catch_up(request)
+        if self.told or not reply.offers:
+            return reply
+        self.told = True
+        return CatchUpReply(tuple(dataclasses.replace(offer, digest=bytes(32)) for offer in reply.offers))
+
+
+class EntriesOtherwise(PromisesOtherwise, EntriesOnly):
+    pass
+
+
+class FoldOtherwise(PromisesOtherwise, FoldOnly):
+    pass
+
+
+class SnapshotOtherwise(PromisesOtherwise, SnapshotOnly):
+    pass
+
+
+@pytest.mark.parametrize("kind", [EntriesOtherwise, FoldOtherwise, SnapshotOtherwise])
+def test_a_digest_that_is_not_reached_makes_an_agent_begin_again(
+    kind: type[Noting], fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fleet.coordinator(kind) as coordinator:
+        ends_equal(fleet.agent(coordinator), coordinator)
+        assert coordinator.call(lambda s: s.told)
+    assert len(messages(caplog, "; rebuilding the parameters from the bundle")) == 1
+
+
+class Garbles(FoldOnly):
+    """Changes one byte of the first checkpoint that is fetched."""
+
+    place = 0
+
+    async def fetch_checkpoint(self, request: CheckpointRequest) -> FileChunk:
+        first = not self.fetched
+        chunk = await super().fetch_checkpoint(request)
+        content = bytearray(chunk.content)
+        if first:
+            content[int(self.place * (len(content) - 1))] ^= 0x11
+        return FileChunk(bytes(content), chunk.size)
+
+
+class GarblesValues(Garbles):
+    offered = (Way.SNAPSHOT,)
+
+
+@pytest.mark.parametrize("kind", [Garbles, GarblesValues])
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_a_garbled_checkpoint_makes_an_agent_begin_again(
+    kind: type[Garbles], place: float, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fleet.coordinator(type("Here", (kind,), {"place": place})) as coordinator:
+        ends_equal(fleet.agent(coordinator), coordinator)
+        assert len(coordinator.call(lambda s: s.fetched)) == 2
+    assert len(messages(caplog, "; rebuilding the parameters from the bundle")) == 1
+
+
+class ForgetsItsOffers(Noting):
+    """The first checkpoint asked for is not held any more."""
+
+    offered = (Way.FOLD, Way.SNAPSHOT)
+
+    async def fetch_checkpoint(self, request: CheckpointRequest) -> FileChunk:
+        if not self.fetched:
+            self.fetched.append(request.way)
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "that checkpoint is not offered any more; join again")
+        return await super().fetch_checkpoint(request)
+
+
+class CompactsMeanwhile(EntriesOnly):
+    """The entries that were offered are folded before they are asked for."""
+
+    async def request_work(self, request: WorkRequest) -> WorkReply:
+        if self.offered == (Way.ENTRIES,):
+            self.offered = tuple(Way)
+            history.compact_all_but(self.rounds.store, self.rounds.run, self.rounds.bundle, 1)
+        return await super().request_work(request)
+
+
+@pytest.mark.parametrize("kind", [ForgetsItsOffers, CompactsMeanwhile])
+def test_what_was_offered_may_be_gone_when_it_is_asked_for(kind: type[Noting], fleet: Fleet) -> None:
+    with fleet.coordinator(kind) as coordinator:
+        ends_equal(fleet.agent(coordinator), coordinator)
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+def test_an_agent_comes_back_after_the_entries_that_it_lacks_have_been_folded(keep: int, fleet: Fleet) -> None:
+    with fleet.coordinator() as coordinator:
+        fleet.away_at(coordinator, 5)
+        advance(coordinator, ROUNDS)
+        store = fleet.store()
+        assert history.compact_all_but(store, store.run("run"), fleet.bundle, keep) == ROUNDS - keep
+        store.close()
+        coordinator.call(lambda s: (s.sent.clear(), s.fetched.clear()))
+        ends_equal(fleet.agent(coordinator), coordinator)
+        sent, fetched = coordinator.call(lambda s: (s.sent, s.fetched))
+    assert (sent, len(fetched)) == ([], 1)
+
+
+# --- divergence ---
+
+
+class Rotting(Eager):
+    """One value in memory changes when the agent has come to an entry."""
+
+    at, group = 3, 0
+    rotten = False
+
+    def _apply(self, reply: WorkReply) -> None:
+        super()._apply(reply)
+        replica = self._following.replica
+        if replica.entry == self.at and not self.rotten:
+            self.rotten = True
+            group = replica.parameters.groups[self.group]
+            replica.parameters.flat(self.group)[group.size // 2] += np.float32(group.unit)
+
+
+@pytest.mark.parametrize("at", [0, 3, 7])
+def test_bit_rot_is_found_at_the_next_digest_and_mended(at: int, fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    kind = type("RottingHere", (Rotting,), {"at": at})
+    with fleet.coordinator(round=Round(1, 1, 30.0), rounds=8) as coordinator:
+        daemon = fleet.agent(coordinator, kind=kind)
+        run_all([daemon])
+        assert daemon.rotten
+        assert (told(daemon)["state"], told(daemon)["digest"]) == ("finished", digest(coordinator))
+        events = coordinator.call(lambda s: s.rounds.store.events(1))
+        found_at = 4 if at <= 3 else 8  # the round whose plan asks for a digest
+        assert [(kind, text) for _, kind, text in events] == [
+            ("diverged", f"device 0 holds other parameters at entry {found_at - 1}; it was told to rebuild them")
+        ]
+        assert coordinator.call(lambda s: [row["reports"] for row in s.rounds.store.summaries(1)]) == [1] * 8
+    assert len(messages(caplog, "the parameters here are not the fleet's any more; rebuilding the parameters from the bundle")) == 1
+
+
+def test_bit_rot_that_was_saved_is_found_at_the_restart(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    with fleet.coordinator() as coordinator:
+        daemon = fleet.away_at(coordinator, 5, kind=type("RottingHere", (Rotting,), {"at": 5}))
+        assert daemon.rotten
+        ends_equal(fleet.agent(coordinator), coordinator)
+    assert len(messages(caplog, "position is not used (the parameters at entry 5 do not have the digest stated)")) == 1
+
+
+class StatesAnotherDigest(EntriesOnly):
+    """An entry arrives, once, with a digest that it does not lead to."""
+
+    done = False
+
+    async def request_work(self, request: WorkRequest) -> WorkReply:
+        reply = await super().request_work(request)
+        if self.done or not reply.entries:
+            return reply
+        self.done = True
+        return dataclasses.replace(reply, entries=(*reply.entries[:-1], dataclasses.replace(reply.entries[-1], digest=bytes(32))))
+
+
+class ChangesATerm(EntriesOnly):
+    """The steps of an entry arrive, once, changed."""
+
+    done = False
+
+    async def request_work(self, request: WorkRequest) -> WorkReply:
+        reply = await super().request_work(request)
+        if self.done or not reply.entries:
+            return reply
+        self.done = True
+        changed = dataclasses.replace(reply.entries[0], terms=(-reply.entries[0].terms[0], *reply.entries[0].terms[1:]))
+        return dataclasses.replace(reply, entries=(changed, *reply.entries[1:]))
+
+
+@pytest.mark.parametrize("kind", [StatesAnotherDigest, ChangesATerm])
+def test_entries_that_do_not_lead_where_they_should_make_an_agent_begin_again(
+    kind: type[Noting], fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fleet.coordinator(kind) as coordinator:
+        ends_equal(fleet.agent(coordinator), coordinator)
+        assert coordinator.call(lambda s: s.done)
+    assert len(messages(caplog, "; rebuilding the parameters from the bundle")) == 1
+
+
+# --- the operator goes back ---
+
+
+def rollback(fleet: Fleet, to: int) -> Entry:
+    store = fleet.store()
+    try:
+        while True:
+            try:
+                return history.rollback(store, store.run("run"), fleet.bundle, to)
+            except Conflict:
+                pass
+    finally:
+        store.close()
+
+
+def test_agents_follow_a_rollback_while_they_work(fleet: Fleet, make: Make) -> None:
+    with fleet.coordinator(digest_every=2, rounds=16) as coordinator:
+        daemons = [fleet.agent(coordinator, name=name) for name in ("a", "bb")]
+        threads = [threading.Thread(target=daemon.run) for daemon in daemons]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: coordinator.call(lambda s: s.rounds.entry) >= 4)
+        entry = rollback(fleet, 2)
+        coordinator.call(lambda s: s.follow())
+        for thread in threads:
+            thread.join(60)
+        assert [(told(daemon)["state"], told(daemon)["digest"]) for daemon in daemons] == [("finished", digest(coordinator))] * 2
+        summaries = coordinator.call(lambda s: s.rounds.store.summaries(1))
+        kinds = [kind for _, kind, _ in coordinator.call(lambda s: s.rounds.store.events(1))]
+    assert entry.number < 16
+    assert [summary.get("rolled_back_to") for summary in summaries] == [2 if number == entry.number else None for number in range(1, 17)]
+    assert "rolled back" in kinds
+    assert "diverged" not in kinds
+
+
+def test_an_agent_comes_back_after_a_rollback(fleet: Fleet) -> None:
+    with fleet.coordinator(EntriesOnly) as coordinator:
+        fleet.away_at(coordinator, 5)
+        assert rollback(fleet, 3).number == 6
+        coordinator.call(lambda s: s.follow())
+        coordinator.call(lambda s: s.sent.clear())
+        ends_equal(fleet.agent(coordinator), coordinator)
+        assert coordinator.call(lambda s: s.sent[0]) == 6
+
+
+# --- what is written to the disk ---
+
+
+class Counting(Disk):
+    """Adds up what is written."""
+
+    def __init__(self) -> None:
+        self.bytes = self.files = 0
+
+    def write(self, path: Path, content: bytes) -> None:
+        self.bytes += cost(len(content))
+        self.files += 1
+        super().write(path, content)
+
+
+def test_an_agent_without_a_write_budget_trains_and_leaves_only_its_name(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    disk = Counting()
+    with fleet.coordinator(round=Round(1, 1, 30.0), rounds=6) as coordinator:
+        daemon = fleet.agent(coordinator, disk=disk, disk_bytes_per_day=0)
+        run_all([daemon])
+        assert daemon._following.replica.parameters.digest().hex() == digest(coordinator)
+    assert {path.name for path in daemon.state.folder.iterdir()} == {"device_id", "lock"}
+    assert disk.files == 1
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_a_whole_run_writes_less_than_its_budget(fleet: Fleet) -> None:
+    daily, disk = 400_000.0, Counting()
+    with fleet.coordinator(round=Round(1, 1, 30.0), rounds=30) as coordinator:
+        first = fleet.agent(coordinator, disk=disk, disk_bytes_per_day=daily)
+        with working(first):
+            wait_until(lambda: coordinator.call(lambda s: s.rounds.entry) >= 15)
+        second = fleet.agent(coordinator, disk=disk, disk_bytes_per_day=daily)
+        run_all([second])
+        assert second._following.replica.parameters.digest().hex() == digest(coordinator)
+    assert disk.files > 10
+    assert daily / 3 < disk.bytes - cost(17) <= daily / 2 + 1000  # the device's name is not counted
+
+
+def test_a_disk_that_fills_up_does_not_end_the_training(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Disk):
+        calls = 0
+
+        def write(self, path: Path, content: bytes) -> None:
+            self.calls += 1
+            if 5 < self.calls <= 20:
+                raise OSError(28, "No space left on device")
+            super().write(path, content)
+
+    disk = Full()
+    with fleet.coordinator(round=Round(1, 1, 30.0)) as coordinator:
+        daemon = fleet.agent(coordinator, disk=disk)
+        run_all([daemon])
+        assert told(daemon)["digest"] == digest(coordinator)
+    assert disk.calls > 20
+    assert len(messages(caplog, "No space left on device; training goes on")) == 1

@@ -15,7 +15,7 @@ from zo.bundle import Bundle
 from zo.calibration import kinds, one_level
 from zo.engine import Engine
 from zo.estimators import Grid
-from zo.messages import JoinReply, Report
+from zo.messages import Report
 from zo.plan import Node, WorkPlan
 
 GRID, PLAN = Grid(14, 2.0), 2**32 - 7
@@ -43,11 +43,6 @@ def dataset(bert_bundle: Bundle, tmp_path: Path) -> Dataset:
     return Dataset(tmp_path, task, bert_bundle.tokenizer(), held_out_share=0.2, held_out_most=32, balanced=True)
 
 
-@pytest.fixture
-def joined(bert_bundle: Bundle) -> JoinReply:
-    return JoinReply(3, 5, "run", bert_bundle.digest, ())
-
-
 def plan(engine: Engine, count: int = 4, measure: bool = False, digest: bool = False) -> WorkPlan:
     sizes = {kind: engine.manifest.log2_eps(kind) for kind in kinds(engine.manifest)}
     return WorkPlan(9, 0, one_level(engine.manifest, sizes, 100, count), 6, measure, digest, GRID, PLAN)
@@ -57,9 +52,9 @@ def go_on() -> None:
     pass
 
 
-def test_a_report_answers_its_plan(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
+def test_a_report_answers_its_plan(engine: Losing, dataset: Dataset) -> None:
     before = engine.parameters.digest()
-    found = work(plan(engine, measure=True, digest=True), engine, dataset, joined, go_on)
+    found = work(plan(engine, measure=True, digest=True), engine, dataset, go_on, run=3, device=5)
     assert (found.run, found.device, found.round, found.examples, found.dropped) == (3, 5, 9, 6, 0)
     assert found.plan == PLAN
     assert found.scalars.shape == (4,)
@@ -71,32 +66,32 @@ def test_a_report_answers_its_plan(engine: Losing, dataset: Dataset, joined: Joi
     assert found.spent.peak_memory_mib > 10
 
 
-def test_what_is_not_asked_for_is_not_reported(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
-    found = work(plan(engine), engine, dataset, joined, go_on)
+def test_what_is_not_asked_for_is_not_reported(engine: Losing, dataset: Dataset) -> None:
+    found = work(plan(engine), engine, dataset, go_on)
     assert (found.held_out, found.digest) == (None, None)
 
 
-def scalars(engine: Losing, dataset: Dataset, joined: JoinReply, *losses: float) -> Report:
+def scalars(engine: Losing, dataset: Dataset, *losses: float) -> Report:
     engine.losses = losses
-    return work(plan(engine, len(losses) // 2), engine, dataset, joined, go_on)
+    return work(plan(engine, len(losses) // 2), engine, dataset, go_on)
 
 
 @pytest.mark.filterwarnings("error")
-def test_losses_that_are_not_finite_are_dropped_and_counted(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
+def test_losses_that_are_not_finite_are_dropped_and_counted(engine: Losing, dataset: Dataset) -> None:
     nan, inf = float("nan"), float("inf")
-    found = scalars(engine, dataset, joined, 1.5, 1.0, nan, 1.0, 1.0, inf, 1.0, -inf, nan, nan, 1.0, 1.25)
+    found = scalars(engine, dataset, 1.5, 1.0, nan, 1.0, 1.0, inf, 1.0, -inf, nan, nan, 1.0, 1.25)
     assert found.scalars.tolist() == [2**12, 0, 0, 0, 0, -(2**11)]
     assert found.dropped == 4
 
 
-def test_two_infinite_losses_of_a_pair_are_dropped_too(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
+def test_two_infinite_losses_of_a_pair_are_dropped_too(engine: Losing, dataset: Dataset) -> None:
     inf = float("inf")
-    found = scalars(engine, dataset, joined, inf, inf, 2.0, 1.0)
+    found = scalars(engine, dataset, inf, inf, 2.0, 1.0)
     assert (found.scalars.tolist(), found.dropped) == ([0, 2**13], 1)
 
 
-def test_a_report_is_within_the_clip(engine: Losing, dataset: Dataset, joined: JoinReply) -> None:
-    found = scalars(engine, dataset, joined, 1e30, 0.0, 0.0, 1e30, 4.0, 0.0)
+def test_a_report_is_within_the_clip(engine: Losing, dataset: Dataset) -> None:
+    found = scalars(engine, dataset, 1e30, 0.0, 0.0, 1e30, 4.0, 0.0)
     assert found.scalars.tolist() == [GRID.limit, -GRID.limit, GRID.limit]
     assert found.dropped == 0
 
@@ -115,7 +110,7 @@ def test_a_stop_between_probes_ends_the_work_with_the_parameters_restored(bundle
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        work(plan(engine), engine, data, JoinReply(1, 0, "run", bundle.digest, ()), stop_at_the_third)
+        work(plan(engine), engine, data, stop_at_the_third)
     assert engine.parameters.digest() == before
 
 
@@ -131,9 +126,9 @@ class Blown(Losing):
         return float("nan")
 
 
-def test_a_held_out_loss_that_is_not_finite_is_not_reported(bert_bundle: Bundle, dataset: Dataset, joined: JoinReply) -> None:
+def test_a_held_out_loss_that_is_not_finite_is_not_reported(bert_bundle: Bundle, dataset: Dataset) -> None:
     engine = Blown(bert_bundle, bert_bundle.parameters())
-    assert work(plan(engine, measure=True), engine, dataset, joined, go_on).held_out is None
+    assert work(plan(engine, measure=True), engine, dataset, go_on).held_out is None
 
 
 def test_without_held_out_examples_there_is_no_held_out_loss(engine: Losing, dataset: Dataset) -> None:

@@ -115,43 +115,82 @@ def test_weights_scale_each_direction_on_its_own() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.01, 0.5, 0.999, -0.25, -7.75, 100_000.125])
 def test_rounding_is_unbiased_over_first_seeds_within_five_sigma(value: float, run_key: int) -> None:
     streams, count = 400, 50
-    rounded = np.array([round_stochastically(np.full(count, value), run_key, 3, seed) for seed in range(streams)])
+    rounded = np.array([round_stochastically(np.full(count, value), run_key, 3, seed, 1) for seed in range(streams)])
     fraction = value - math.floor(value)
     assert set(rounded.ravel().tolist()) <= {math.floor(value), math.ceil(value)}
     for total, of in ((rounded.sum(), streams * count), (rounded[:, 0].sum(), streams)):
         assert abs(total - of * value) <= 5 * math.sqrt(of * fraction * (1 - fraction))
 
 
+@pytest.mark.parametrize("value", [0.01, 0.5, -7.75])
+def test_rounding_is_unbiased_over_the_rounds_that_share_a_seed_within_five_sigma(value: float) -> None:
+    """With a pool the same seeds come back every few rounds; each time they are rounded afresh."""
+    rounds, count = 400, 50
+    rounded = np.array([round_stochastically(np.full(count, value), 12345, 3, 8, number) for number in range(1, rounds + 1)])
+    fraction = value - math.floor(value)
+    for total, of in ((rounded.sum(), rounds * count), (rounded[:, 0].sum(), rounds)):
+        assert abs(total - of * value) <= 5 * math.sqrt(of * fraction * (1 - fraction))
+
+
+U64 = st.integers(0, 2**64 - 1)
+
+
 @PROPERTY
-@given(st.lists(st.floats(-(2.0**40), 2.0**40), max_size=20), U32, U32, st.integers(0, 2**64 - 1))
-def test_rounding_is_never_off_by_more_than_one_and_repeats_itself(steps: list[float], run_key: int, group: int, first_seed: int) -> None:
-    rounded = round_stochastically(np.array(steps), run_key, group, first_seed)
+@given(st.lists(st.floats(-(2.0**40), 2.0**40), max_size=20), U32, U32, U64, U64)
+def test_rounding_is_never_off_by_more_than_one_and_repeats_itself(
+    steps: list[float], run_key: int, group: int, first_seed: int, number: int
+) -> None:
+    rounded = round_stochastically(np.array(steps), run_key, group, first_seed, number)
     assert rounded.dtype == np.int64
     assert (np.abs(rounded - np.array(steps)) <= 1).all()
-    assert np.array_equal(rounded, round_stochastically(np.array(steps), run_key, group, first_seed))
+    assert np.array_equal(rounded, round_stochastically(np.array(steps), run_key, group, first_seed, number))
 
 
 @pytest.mark.parametrize("largest", [1, 2**20, 2**40, 2**52])
 def test_whole_steps_stay_as_they_are(largest: int) -> None:
     whole = np.random.default_rng(0).integers(-largest, largest, 100_000, endpoint=True)
-    assert np.array_equal(round_stochastically(whole.astype(np.float64), 1, 2, 3), whole)
+    assert np.array_equal(round_stochastically(whole.astype(np.float64), 1, 2, 3, 4), whole)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2.0**53 + 2, -(2.0**53) - 2])
+def test_steps_that_are_no_numbers_or_too_large_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="rate is too high"):
+        round_stochastically(np.array([1.0, bad]), 1, 2, 3, 4)
+    assert round_stochastically(np.array([2.0**53, -(2.0**53)]), 1, 2, 3, 4).tolist() == [2**53, -(2**53)]
 
 
 @pytest.mark.parametrize(
     "keys",
     [
-        [(1, 2, 3), (0, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2)],
-        [(2**32 - 1, 0, 5), (2**32 - 1, 1, 5), (2**32 - 1, 2, 5), (2**31, 0, 5), (2**31, 1, 5)],
-        [(2**31, 0, 2**53), (2**31, 0, 2**53 + 1)],
-        [(0, 0, 2**63), (0, 0, 2**63 + 1), (0, 1, 2**63)],
-        [(7, 2**32 - 1, 5), (7, 2**32 - 2, 5), (7, 0, 5), (8, 0, 5)],
+        [(1, 2, 3, 4), (0, 2, 3, 4), (1, 3, 3, 4), (1, 2, 4, 4), (1, 3, 2, 4), (1, 2, 3, 5), (1, 2, 4, 3), (1, 2, 3, 0)],
+        [(2**32 - 1, 0, 5, 1), (2**32 - 1, 1, 5, 1), (2**32 - 1, 2, 5, 1), (2**31, 0, 5, 1), (2**31, 1, 5, 1)],
+        [(2**31, 0, 2**53, 1), (2**31, 0, 2**53 + 1, 1)],
+        [(0, 0, 2**63, 1), (0, 0, 2**63 + 1, 1), (0, 1, 2**63, 1)],
+        [(7, 2**32 - 1, 5, 1), (7, 2**32 - 2, 5, 1), (7, 0, 5, 1), (8, 0, 5, 1)],
+        [(1, 2, 3, 2**32), (1, 2, 3, 0), (1, 2, 3, 2**53), (1, 2, 3, 2**53 + 1), (1, 2, 3, 2**64 - 1), (1, 2, 3, 2**64 - 2)],
     ],
-    ids=["small", "large run key", "large first seed", "huge first seed", "large group"],
+    ids=["small", "large run key", "large first seed", "huge first seed", "large group", "large round"],
 )
-def test_run_key_group_and_first_seed_each_give_other_draws(keys: list[tuple[int, int, int]]) -> None:
+def test_run_key_group_first_seed_and_round_each_give_other_draws(keys: list[tuple[int, int, int, int]]) -> None:
     assert len({round_stochastically(np.full(200, 0.5), *key).tobytes() for key in keys}) == len(keys)
 
 
+def test_two_rounds_never_share_a_stretch_of_draws() -> None:
+    """The round is not where the stream counts: a long row of one round does not run into that of the next."""
+    rows = [round_stochastically(np.full(4096, 0.5), 1, 2, 3, number) for number in (4, 5)]
+    first, second = (np.packbits(row.astype(np.uint8)).tobytes() for row in rows)
+    for shift in range(8):
+        part = np.packbits(rows[1][shift : shift + 256].astype(np.uint8)).tobytes()
+        assert part not in first
+    assert first != second
+
+
+def test_the_draws_are_the_same_in_every_version() -> None:
+    """A coordinator that was killed before a commit, and updated, makes the same commit."""
+    drawn = [1, 1, 1, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1]
+    assert round_stochastically(np.full(24, 0.5), 0xC0FFEE01, 3, 8, 5).tolist() == drawn
+
+
 def test_rounding_keeps_the_shape() -> None:
-    assert round_stochastically(np.full((3, 4), 0.5), 0, 0, 0).shape == (3, 4)
-    assert round_stochastically(np.empty(0), 0, 0, 0).size == 0
+    assert round_stochastically(np.full((3, 4), 0.5), 0, 0, 0, 0).shape == (3, 4)
+    assert round_stochastically(np.empty(0), 0, 0, 0, 0).size == 0

@@ -513,3 +513,91 @@ def test_a_tensor_of_another_shape_is_refused_not_broadcast(shape: tuple[int, ..
     group = Group(0, "body", 0, (Tensor("t", (3, 4)),))
     with pytest.raises(ValueError, match="shape"):
         Parameters(RUN_KEY, [group], {"t": np.ones(shape, np.float32)})
+
+
+# --- the values of a group ---
+
+
+def test_the_flat_values_are_live_and_in_the_order_of_the_directions() -> None:
+    parameters = made()
+    flat = parameters.flat(3)
+    assert (flat.dtype, flat.shape) == (np.float32, (82,))
+    parameters.add([one(5, 3), one(7, 0)])
+    assert np.ldexp(flat.astype(np.float64), 20).tolist() == added(RUN_KEY, LAYOUT[0], start(LAYOUT)[3], [one(5, 3)])
+    assert np.shares_memory(flat, parameters.tensor("a"))
+    assert np.shares_memory(flat, parameters.tensor("b"))
+    assert parameters.flat(0).size == 300
+    with pytest.raises(KeyError):
+        parameters.flat(ABSENT)
+
+
+@PROPERTY
+@given(cancelling_terms(), cancelling_terms())
+def test_values_that_are_loaded_are_those_of_their_group_and_are_added_to(first: list[Term], then: list[Term]) -> None:
+    source, target, wanted = made(), made(), made()
+    source.add(first)
+    wanted.add(then)
+    live = target.tensors()
+    target.load(9, source.flat(9))
+    assert target.group_digest(9) == source.group_digest(9)
+    assert [target.group_digest(g) for g in (0, 3)] == [made().group_digest(g) for g in (0, 3)]
+    assert all(np.shares_memory(target.tensor(name), values) for name, values in live.items())
+    source.add(then)
+    target.add(then)
+    assert target.group_digest(9) == source.group_digest(9)
+    assert [target.group_digest(g) for g in (0, 3)] == [wanted.group_digest(g) for g in (0, 3)]
+
+
+def test_loaded_values_are_copied() -> None:
+    parameters, given_values = made([flat_group(4, 0)]), np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    parameters.load(0, given_values)
+    given_values[0] = 9
+    assert parameters.flat(0).tolist() == [1, 2, 3, 4]
+
+
+def test_loading_a_read_only_view_of_bytes_leaves_values_that_can_change() -> None:
+    parameters = made([flat_group(4, 0)])
+    parameters.load(0, np.frombuffer(np.array([1, 2, 3, 4], "<f4").tobytes(), "<f4"))
+    parameters.add([one(1)])
+    assert parameters.flat(0).tolist() == [value + sign for value, sign in zip([1, 2, 3, 4], direction(RUN_KEY, 0, 0, 4), strict=True)]
+
+
+@pytest.mark.parametrize("bad", [0.5, math.nan, math.inf, LIMIT + 2.0, -0.0])
+@pytest.mark.parametrize(("place", "name"), [(0, "x"), (1, "y"), (2, "y")])
+def test_values_off_the_lattice_are_not_loaded(bad: float, place: int, name: str) -> None:
+    """Nor is any other value of the group, before or behind them."""
+    group = Group(0, "body", 0, (Tensor("x", (1,)), Tensor("y", (2,))))
+    parameters = made([group])
+    before = parameters.digest()
+    values = np.array([5.0, 6.0, 7.0])
+    values[place] = bad
+    with pytest.raises(RangeError, match=f"'{name}'"):
+        parameters.load(0, values)
+    assert parameters.digest() == before
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (81,), (83,), (77,), (164,), (2, 82), (82, 1)])
+def test_rows_of_another_length_are_not_loaded(shape: tuple[int, ...]) -> None:
+    parameters = made()
+    before = parameters.digest()
+    with pytest.raises((ValueError, IndexError)):
+        parameters.load(3, np.ones(shape, np.float32))
+    assert parameters.digest() == before
+
+
+def test_the_range_is_that_of_the_loaded_values() -> None:
+    """Neither the bound of those before them: refused too late, or for nothing."""
+    group, z = flat_group(4), direction(RUN_KEY, 0, 0, 4)
+    full = np.ldexp(np.array(z, np.float64) * LIMIT, -20)
+    parameters = made([group], {0: [0] * 4})
+    parameters.load(0, full)
+    before = parameters.digest()
+    with pytest.raises(RangeError, match="'flat'"):
+        parameters.add([one(1)])
+    assert parameters.digest() == before
+    out = outputs(parameters, 1)
+    with pytest.raises(RangeError, match="'flat'"):
+        parameters.branches([[one(1)]], out)
+    parameters.load(0, np.zeros(4))
+    parameters.add([one(LIMIT)])
+    assert np.array_equal(parameters.flat(0), full)

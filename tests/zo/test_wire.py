@@ -11,18 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zo import wire
-from zo._pb.edge_zo.v1 import fleet_pb2, plan_pb2, report_pb2
+from zo._pb.edge_zo.v1 import fleet_pb2, ledger_pb2, plan_pb2, report_pb2
+from zo.checkpoint import Checkpoint, GroupValues
 from zo.estimators import Grid
-from zo.ledger import Entry
+from zo.ledger import Entry, Tile
 from zo.messages import (
+    CatchUpReply,
+    CatchUpRequest,
+    CheckpointRequest,
     FileChunk,
     FileRequest,
     JoinReply,
     JoinRequest,
+    Offer,
     Report,
     ReportReply,
     Spent,
     Verdict,
+    Way,
     WorkReply,
     WorkRequest,
 )
@@ -44,26 +50,35 @@ def arrays(one: st.SearchStrategy[int]) -> st.SearchStrategy[np.ndarray]:
 
 
 terms = st.builds(Term, groups, st.integers(0, 2**64 - 8), arrays(st.integers(-STEP_LIMIT, STEP_LIMIT)))
-entries = st.builds(Entry, u64, u64, u32, tuples(terms))
+digests = st.binary(min_size=32, max_size=32)
+entries = st.builds(Entry, u64, u64, u32, tuples(terms), st.none() | digests)
+ways = st.sampled_from(Way)
+offers = st.builds(Offer, ways, u64, u64, u64, digests)
+values = st.builds(GroupValues, u32, st.binary(max_size=40))
 grids = st.builds(Grid, st.integers(0, 20), st.floats(1, 2**10))
 sizes = tuples(st.builds(ProbeSize, groups, u32), 2)
 leaves = st.builds(Node, u32, u64, u32, sizes)
 nodes = st.recursive(leaves, lambda inner: st.builds(Node, u32, u64, u32, sizes, tuples(inner, 2)), max_leaves=4)
 plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans(), grids, u32)
-digests = st.binary(min_size=32, max_size=32)
 
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     JoinRequest: st.builds(JoinRequest, u32, u64),
-    JoinReply: st.builds(JoinReply, u32, u32, text, digests, tuples(text)),
+    JoinReply: st.builds(JoinReply, u32, u32, text, digests, tuples(text), digests, st.just(b"") | digests),
     FileRequest: st.builds(FileRequest, u32, u32, u64),
     FileChunk: st.builds(FileChunk, st.binary(max_size=50), u64),
-    WorkRequest: st.builds(WorkRequest, u32, u32, u64),
+    CatchUpRequest: st.builds(CatchUpRequest, u32, u32, u64, u64),
+    CatchUpReply: st.builds(CatchUpReply, tuples(offers)),
+    Offer: offers,
+    CheckpointRequest: st.builds(CheckpointRequest, u32, ways, u64, u64),
+    WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64),
     WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans()),
     Report: st.builds(
         Report, u32, u32, u64, arrays(s32), u32, u32, st.none() | s64, st.builds(Spent, u32, u32, u32), st.none() | digests, u32
     ),
     ReportReply: st.builds(ReportReply, st.sampled_from(Verdict)),
     Entry: entries,
+    Tile: st.builds(Tile, tuples(entries)),
+    Checkpoint: st.builds(Checkpoint, digests, u64, digests, digests, tuples(terms), tuples(values)),
 }
 
 
@@ -126,6 +141,37 @@ def test_an_unknown_verdict_is_refused() -> None:
         wire.decoder(ReportReply)(b"\x08\x63")
 
 
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (Offer, fleet_pb2.Offer(way=9).SerializeToString()),
+        (CatchUpReply, fleet_pb2.CatchUpReply(offers=[fleet_pb2.Offer(way=1), fleet_pb2.Offer(way=9)]).SerializeToString()),
+        (CheckpointRequest, fleet_pb2.CheckpointRequest(way=9).SerializeToString()),
+    ],
+)
+def test_an_unknown_way_is_refused(kind: type, data: bytes) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decoder(kind)(data)
+
+
+def test_the_names_of_the_ways_are_those_of_the_protocol() -> None:
+    assert dict(fleet_pb2.Offer.Way.items()) == {way.name: way.value for way in Way}
+
+
+def test_digests_keep_the_order_of_their_bytes_and_zeros_are_not_none() -> None:
+    entry = Entry(1, 2, 3, (), bytes(range(32)))
+    assert ledger_pb2.Entry.FromString(wire.encode(entry)).digest.word0 == 0x0706050403020100
+    assert wire.decoder(Entry)(wire.encode(entry)).digest == bytes(range(32))
+    for digest in (None, bytes(32)):
+        assert wire.decoder(Entry)(wire.encode(dataclasses.replace(entry, digest=digest))).digest == digest
+
+
+@pytest.mark.parametrize("length", [0, 8, 31, 33, 64])
+def test_a_digest_of_another_length_is_not_sent(length: int) -> None:
+    with pytest.raises(ValueError, match=r"unpack|multiple"):
+        wire.encode(Entry(1, 2, 3, (), bytes(length)))
+
+
 @given(MESSAGES[Report])
 def test_the_same_report_is_the_same_bytes(report: Report) -> None:
     assert wire.encode(report) == wire.encode(wire.decoder(Report)(wire.encode(report)))
@@ -151,12 +197,13 @@ def holding_text(descriptor: Descriptor, seen: set[str]) -> set[str]:
 def test_nothing_that_a_device_sends_has_a_field_that_could_hold_text() -> None:
     service, seen = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], set[str]()
     assert [name for method in service.methods for name in holding_text(method.input_type, seen)] == []
-    names = ("JoinRequest", "FileRequest", "WorkRequest", "Report", "Spent", "Digest")
+    names = ("JoinRequest", "FileRequest", "CatchUpRequest", "CheckpointRequest", "WorkRequest", "Report", "Spent", "Digest")
     assert seen == {f"edge_zo.v1.{name}" for name in names}
 
 
 def test_the_walk_would_find_such_a_field() -> None:
     assert "edge_zo.v1.JoinReply.run_name" in holding_text(fleet_pb2.JoinReply.DESCRIPTOR, set())
+    assert holding_text(ledger_pb2.Checkpoint.DESCRIPTOR, set()) == {"edge_zo.v1.GroupValues.values"}
 
 
 def test_the_calls_are_those_of_the_service() -> None:
@@ -166,9 +213,6 @@ def test_the_calls_are_those_of_the_service() -> None:
 
 @pytest.mark.parametrize("kind", MESSAGES)
 def test_a_message_has_the_fields_of_its_dataclass_in_order(kind: type) -> None:
-    message = (
-        next(getattr(module, kind.__name__) for module in (fleet_pb2, report_pb2) if hasattr(module, kind.__name__))
-        if (kind is not Entry)
-        else fleet_pb2.WorkReply.DESCRIPTOR.fields_by_name["entries"].message_type._concrete_class
-    )
+    modules = (fleet_pb2, report_pb2, ledger_pb2)
+    message = next(getattr(module, kind.__name__) for module in modules if hasattr(module, kind.__name__))
     assert [field.name for field in message.DESCRIPTOR.fields] == [field.name for field in dataclasses.fields(kind)]

@@ -19,18 +19,22 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., device_id: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("run", "device", "run_name", "bundle_digest", "bundle_files")
+    __slots__ = ("run", "device", "run_name", "bundle_digest", "bundle_files", "genesis", "tiles_key")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     RUN_NAME_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FILES_FIELD_NUMBER: _ClassVar[int]
+    GENESIS_FIELD_NUMBER: _ClassVar[int]
+    TILES_KEY_FIELD_NUMBER: _ClassVar[int]
     run: int
     device: int
     run_name: str
     bundle_digest: bytes
     bundle_files: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., run_name: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., bundle_files: _Optional[_Iterable[str]] = ...) -> None: ...
+    genesis: _ledger_pb2.Digest
+    tiles_key: bytes
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., run_name: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., bundle_files: _Optional[_Iterable[str]] = ..., genesis: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ..., tiles_key: _Optional[bytes] = ...) -> None: ...
 
 class FileRequest(_message.Message):
     __slots__ = ("run", "file", "offset")
@@ -50,15 +54,71 @@ class FileChunk(_message.Message):
     size: int
     def __init__(self, content: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
-class WorkRequest(_message.Message):
-    __slots__ = ("run", "device", "entry")
+class CatchUpRequest(_message.Message):
+    __slots__ = ("run", "device", "entry", "chain")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
     run: int
     device: int
     entry: int
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ...) -> None: ...
+    chain: int
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ..., chain: _Optional[int] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("way", "entry", "size", "signs", "digest")
+    class Way(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        WAY_UNSPECIFIED: _ClassVar[Offer.Way]
+        ENTRIES: _ClassVar[Offer.Way]
+        FOLD: _ClassVar[Offer.Way]
+        SNAPSHOT: _ClassVar[Offer.Way]
+    WAY_UNSPECIFIED: Offer.Way
+    ENTRIES: Offer.Way
+    FOLD: Offer.Way
+    SNAPSHOT: Offer.Way
+    WAY_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SIGNS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    way: Offer.Way
+    entry: int
+    size: int
+    signs: int
+    digest: _ledger_pb2.Digest
+    def __init__(self, way: _Optional[_Union[Offer.Way, str]] = ..., entry: _Optional[int] = ..., size: _Optional[int] = ..., signs: _Optional[int] = ..., digest: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ...) -> None: ...
+
+class CatchUpReply(_message.Message):
+    __slots__ = ("offers",)
+    OFFERS_FIELD_NUMBER: _ClassVar[int]
+    offers: _containers.RepeatedCompositeFieldContainer[Offer]
+    def __init__(self, offers: _Optional[_Iterable[_Union[Offer, _Mapping]]] = ...) -> None: ...
+
+class CheckpointRequest(_message.Message):
+    __slots__ = ("run", "way", "entry", "offset")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    WAY_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    run: int
+    way: Offer.Way
+    entry: int
+    offset: int
+    def __init__(self, run: _Optional[int] = ..., way: _Optional[_Union[Offer.Way, str]] = ..., entry: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class WorkRequest(_message.Message):
+    __slots__ = ("run", "device", "entry", "chain")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    run: int
+    device: int
+    entry: int
+    chain: int
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ..., chain: _Optional[int] = ...) -> None: ...
 
 class WorkReply(_message.Message):
     __slots__ = ("entries", "plan", "retry_after_ms", "reason", "finished")

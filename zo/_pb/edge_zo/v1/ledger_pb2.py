@@ -24,15 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64ge_zo/v1/ledger.proto\x12\nedge_zo.v1\"9\n\x04Term\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x12\n\nfirst_seed\x18\x02 \x01(\x06\x12\r\n\x05steps\x18\x03 \x03(\x12\"]\n\x05\x45ntry\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x14\n\x0c\x63ontributors\x18\x03 \x01(\r\x12\x1f\n\x05terms\x18\x04 \x03(\x0b\x32\x10.edge_zo.v1.Termb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64ge_zo/v1/ledger.proto\x12\nedge_zo.v1\"D\n\x06\x44igest\x12\r\n\x05word0\x18\x01 \x01(\x06\x12\r\n\x05word1\x18\x02 \x01(\x06\x12\r\n\x05word2\x18\x03 \x01(\x06\x12\r\n\x05word3\x18\x04 \x01(\x06\"9\n\x04Term\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x12\n\nfirst_seed\x18\x02 \x01(\x06\x12\r\n\x05steps\x18\x03 \x03(\x12\"\x81\x01\n\x05\x45ntry\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x14\n\x0c\x63ontributors\x18\x03 \x01(\r\x12\x1f\n\x05terms\x18\x04 \x03(\x0b\x32\x10.edge_zo.v1.Term\x12\"\n\x06\x64igest\x18\x05 \x01(\x0b\x32\x12.edge_zo.v1.Digest\"*\n\x04Tile\x12\"\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x11.edge_zo.v1.Entry\",\n\x0bGroupValues\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"\xd0\x01\n\nCheckpoint\x12#\n\x07genesis\x18\x01 \x01(\x0b\x32\x12.edge_zo.v1.Digest\x12\r\n\x05\x65ntry\x18\x02 \x01(\x04\x12 \n\x04head\x18\x03 \x01(\x0b\x32\x12.edge_zo.v1.Digest\x12\"\n\x06\x64igest\x18\x04 \x01(\x0b\x32\x12.edge_zo.v1.Digest\x12\x1f\n\x05terms\x18\x05 \x03(\x0b\x32\x10.edge_zo.v1.Term\x12\'\n\x06values\x18\x06 \x03(\x0b\x32\x17.edge_zo.v1.GroupValuesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edge_zo.v1.ledger_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TERM']._serialized_start=39
-  _globals['_TERM']._serialized_end=96
-  _globals['_ENTRY']._serialized_start=98
-  _globals['_ENTRY']._serialized_end=191
+  _globals['_DIGEST']._serialized_start=39
+  _globals['_DIGEST']._serialized_end=107
+  _globals['_TERM']._serialized_start=109
+  _globals['_TERM']._serialized_end=166
+  _globals['_ENTRY']._serialized_start=169
+  _globals['_ENTRY']._serialized_end=298
+  _globals['_TILE']._serialized_start=300
+  _globals['_TILE']._serialized_end=342
+  _globals['_GROUPVALUES']._serialized_start=344
+  _globals['_GROUPVALUES']._serialized_end=388
+  _globals['_CHECKPOINT']._serialized_start=391
+  _globals['_CHECKPOINT']._serialized_end=599
 # @@protoc_insertion_point(module_scope)

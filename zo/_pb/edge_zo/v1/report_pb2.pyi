@@ -1,3 +1,4 @@
+from zo._pb.edge_zo.v1 import ledger_pb2 as _ledger_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -5,18 +6,6 @@ from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class Digest(_message.Message):
-    __slots__ = ("word0", "word1", "word2", "word3")
-    WORD0_FIELD_NUMBER: _ClassVar[int]
-    WORD1_FIELD_NUMBER: _ClassVar[int]
-    WORD2_FIELD_NUMBER: _ClassVar[int]
-    WORD3_FIELD_NUMBER: _ClassVar[int]
-    word0: int
-    word1: int
-    word2: int
-    word3: int
-    def __init__(self, word0: _Optional[int] = ..., word1: _Optional[int] = ..., word2: _Optional[int] = ..., word3: _Optional[int] = ...) -> None: ...
 
 class Spent(_message.Message):
     __slots__ = ("peak_memory_mib", "milliseconds", "cpu_milliseconds")
@@ -48,6 +37,6 @@ class Report(_message.Message):
     dropped: int
     held_out: int
     spent: Spent
-    digest: Digest
+    digest: _ledger_pb2.Digest
     plan: int
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., plan: _Optional[int] = ...) -> None: ...
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ..., plan: _Optional[int] = ...) -> None: ...

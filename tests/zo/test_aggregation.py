@@ -5,21 +5,20 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from local_coordinator import report, settings
 
-from coordinator import aggregation
-from coordinator.aggregation import Rates, aggregate, decay, rates
-from coordinator.config import Probe, Rate
-from zo import reference
+from zo import aggregation, reference
+from zo.aggregation import Rates, aggregate, decay, rates
 from zo.bundle import Bundle
 from zo.calibration import one_level
 from zo.directions import signs
-from zo.errors import BundleError
+from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, half_differences
 from zo.lattice import snap
 from zo.manifest import Calibration, Manifest, Stage, Task
+from zo.messages import Report
 from zo.parameters import Group, Parameters, Tensor
 from zo.plan import Node
+from zo.recipe import Probe, Rate
 
 GRID = Grid(14, 2.0)
 SIZE = 24
@@ -35,6 +34,10 @@ def manifest(bert_bundle: Bundle) -> Manifest:
 
 
 GIVEN = Rates(signal=0.5, by_kind={"body": 0.25, "head": 0.5}, log2_eps={"body": -4, "head": -6})
+
+
+def report(device: int, number: int = 1, scalars: tuple[int, ...] = (), examples: int = 4) -> Report:
+    return Report(1, device, number, np.array(scalars), examples)
 
 
 def nodes(manifest: Manifest, counts: list[int]) -> list[Node]:
@@ -65,7 +68,7 @@ def test_the_order_of_reports_does_not_matter(manifest: Manifest) -> None:
     assert all(each == found[0] for each in found)
 
 
-def test_the_same_reports_are_always_rounded_alike_and_those_of_other_seeds_otherwise(manifest: Manifest) -> None:
+def test_the_same_reports_are_always_rounded_alike_and_those_of_other_seeds_or_rounds_otherwise(manifest: Manifest) -> None:
     def found(first_seed: int, device: int = 0, number: int = 1) -> tuple[list[int], list[int]]:
         node = one_level(manifest, GIVEN.log2_eps, first_seed, 64)
         terms = aggregate([report(device, number, scalars=tuple(range(1, 65)))], [node], GIVEN, 0.05, manifest, GRID)
@@ -74,9 +77,19 @@ def test_the_same_reports_are_always_rounded_alike_and_those_of_other_seeds_othe
 
     body, head = found(1000)
     assert found(1000) == (body, head)
-    assert found(1000, device=5, number=9) == (body, head)  # the seed already tells round and device
-    assert found(2000)[0] != body
-    assert found(2000)[1] != head
+    assert found(1000, device=5) == (body, head)  # the seed tells who it was
+    for other in (found(2000), found(1000, number=2)):  # with a pool, seeds come back in other rounds
+        assert other[0] != body
+        assert other[1] != head
+
+
+def test_reports_on_the_same_slot_of_a_pool_are_summed_seed_by_seed(manifest: Manifest) -> None:
+    node = one_level(manifest, GIVEN.log2_eps, 8, 2)
+    reports = [report(0, scalars=(1 << 13, 1 << 12)), report(1, scalars=(1 << 13, -(1 << 12)))]
+    steps = steps_of(aggregate(reports, [node, node], GIVEN, 1.0, manifest, GRID), 0)
+    assert steps == {8: -(2**15)}  # the second seed cancels
+    terms = aggregate(reports, [node, node], GIVEN, 1.0, manifest, GRID)
+    assert all(term.steps.size == 1 for term in terms)
 
 
 def test_groups_are_rounded_apart(manifest: Manifest) -> None:
@@ -107,35 +120,54 @@ def test_scalars_of_zero_leave_no_terms(manifest: Manifest) -> None:
     assert aggregate([report(0, scalars=(0, 0))], nodes(manifest, [2]), GIVEN, 1.0, manifest, GRID) == ()
 
 
-def test_the_rate_falls_linearly_to_its_share(bert_bundle: Bundle) -> None:
-    config = settings(bert_bundle, rounds=10, rate=Rate(final=0.1))
-    falling = [decay(config, number) for number in range(1, 11)]
+def test_the_rate_falls_linearly_to_its_share() -> None:
+    falling = [decay(Rate(final=0.1), number, 10) for number in range(1, 11)]
     assert falling[0] == 1
     assert np.allclose(np.diff(falling), -0.09)
-    assert decay(config, 11) == pytest.approx(0.1)
-    assert decay(settings(bert_bundle, rounds=10, rate=Rate(final=1.0)), 7) == 1
+    assert decay(Rate(final=0.1), 11, 10) == pytest.approx(0.1)
+    assert decay(Rate(final=1.0), 7, 10) == 1
 
 
-def test_rates_and_probe_sizes_are_the_bundles_where_nothing_is_stated(manifest: Manifest, bert_bundle: Bundle) -> None:
-    found = rates(settings(bert_bundle), manifest)
+def test_rates_and_probe_sizes_are_the_bundles_where_nothing_is_stated(manifest: Manifest) -> None:
+    found = rates(Probe(), Rate(), manifest)
     assert found.log2_eps == {"body": -4, "head": -4}
-    assert set(found.by_kind.values()) == {aggregation.default_rate(bert_bundle.manifest.task)}
+    assert set(found.by_kind.values()) == {aggregation.default_rate(manifest.task)}
     assert found.signal == pytest.approx(0.3 * 2**0.5)
 
 
-def test_what_is_stated_counts_and_the_signal_follows_the_probe_size(manifest: Manifest, bert_bundle: Bundle) -> None:
-    config = settings(bert_bundle, rate=Rate(body=0.0, head=2.0), probe=Probe(log2_eps_head=-2))
-    found = rates(config, manifest)
+def test_what_is_stated_counts_and_the_signal_follows_the_probe_size(manifest: Manifest) -> None:
+    found = rates(Probe(log2_eps_head=-2), Rate(body=0.0, head=2.0), manifest)
     assert (found.log2_eps, found.by_kind) == ({"body": -4, "head": -2}, {"body": 0.0, "head": 2.0})
     assert found.signal == pytest.approx(np.hypot(0.3, 1.2))
 
 
-def test_a_bundle_that_was_never_calibrated_is_refused(manifest: Manifest, bert_bundle: Bundle) -> None:
+def test_a_bundle_that_was_never_calibrated_is_refused(manifest: Manifest) -> None:
     bare = dataclasses.replace(manifest, calibration=())
     with pytest.raises(BundleError, match="bundle calibrate"):
-        rates(settings(bert_bundle), bare)
+        rates(Probe(), Rate(), bare)
     with pytest.raises(BundleError, match="calibrat"):
-        rates(settings(bert_bundle, probe=Probe(log2_eps_body=-4, log2_eps_head=-4)), bare)
+        rates(Probe(log2_eps_body=-4, log2_eps_head=-4), Rate(), bare)
+
+
+@pytest.mark.parametrize(("kind", "log2"), [("body", -21), ("body", 4), ("head", -19), ("head", 6)])
+def test_a_probe_below_a_unit_or_beyond_the_lattice_is_refused_by_its_name(manifest: Manifest, kind: str, log2: int) -> None:
+    inwards = log2 + (1 if log2 < 0 else -1)
+    assert rates(Probe(**{f"log2_eps_{kind}": inwards}), Rate(), manifest).log2_eps[kind] == inwards
+    with pytest.raises(ConfigError, match=f"log2_eps_{kind} = {log2}"):
+        rates(Probe(**{f"log2_eps_{kind}": log2}), Rate(), manifest)
+
+
+@pytest.mark.parametrize("bad", [{"directions": 0}, {"directions": 4097}, {"examples": 0}, {"examples": 4097}])
+def test_probes_without_directions_or_examples_are_refused(bad: dict[str, int]) -> None:
+    (name,) = bad
+    with pytest.raises(ValueError, match=name):
+        Probe(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"body": -0.1}, {"head": float("nan")}, {"final": float("inf")}])
+def test_rates_that_are_no_positive_numbers_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="rate"):
+        Rate(**bad)
 
 
 # --- downhill ---

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coordinator.config import RunConfig
 from zo.calibration import kinds, probe_sizes
 from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, mezo_steps, round_stochastically
@@ -13,6 +12,7 @@ from zo.ledger import fold
 from zo.manifest import Manifest, Task
 from zo.messages import Report
 from zo.plan import Node
+from zo.recipe import Probe, Rate
 from zo.terms import Term
 
 MOST_DIRECTIONS = 256  # the update grows with the count of directions up to here; beyond, more only steady it
@@ -27,10 +27,10 @@ class Rates:
     log2_eps: dict[str, int]
 
 
-def rates(config: RunConfig, manifest: Manifest) -> Rates:
-    """Rates and probe sizes of a run: the configuration's where it states them, else the bundle's calibration and defaults."""
-    stated = {"body": config.rate.body, "head": config.rate.head}
-    sizes = {"body": config.probe.log2_eps_body, "head": config.probe.log2_eps_head}
+def rates(probe: Probe, rate: Rate, manifest: Manifest) -> Rates:
+    """Rates and probe sizes of a run: the settings' where they state them, else the bundle's calibration and defaults."""
+    stated = {"body": rate.body, "head": rate.head}
+    sizes = {"body": probe.log2_eps_body, "head": probe.log2_eps_head}
     present = kinds(manifest)
     usual = default_rate(manifest.task)
     by_kind = {kind: usual if stated[kind] is None else float(stated[kind] or 0.0) for kind in present}
@@ -50,9 +50,9 @@ def default_rate(task: Task) -> float:
     return 0.2 / math.sqrt(len(task.labels)) if task.labels else 0.3
 
 
-def decay(config: RunConfig, round_number: int) -> float:
+def decay(rate: Rate, round_number: int, rounds: int) -> float:
     """Share of the rate in force in a round (1, 2, ...): linear from 1 to `rate.final`."""
-    return 1 - (1 - config.rate.final) * (round_number - 1) / config.rounds
+    return 1 - (1 - rate.final) * (round_number - 1) / rounds
 
 
 def aggregate(
@@ -74,6 +74,6 @@ def aggregate(
             log2_eps = size.log2_e + group.log2_unit
             rate = scale * given.by_kind[group.kind] / given.signal * 4.0**log2_eps
             steps = mezo_steps(grid.values(report.scalars), weight, rate, log2_eps, group.log2_unit)
-            rounded = round_stochastically(steps, manifest.run_key, group.id, node.first_seed)
+            rounded = round_stochastically(steps, manifest.run_key, group.id, node.first_seed, report.round)
             terms.append(Term(size.groups, node.first_seed, rounded))
     return fold(terms)

@@ -1,0 +1,109 @@
+"""`scripts/bench catchup`: what it takes a device to come back after ten thousand rounds, by each of the three ways."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coordinator.build.build import build
+from coordinator.build.layers import Training
+from coordinator.demo import household
+from coordinator.demo.packaged import packaged_model
+from zo import aggregation, catchup, wire
+from zo.bundle import Bundle, open_bundle
+from zo.calibration import one_level
+from zo.checkpoint import signs
+from zo.estimators import Grid
+from zo.ledger import Entry, Folding, Tile
+from zo.manifest import Task
+from zo.messages import Offer, Report, Way
+from zo.recipe import Probe, Rate
+from zo.replica import Replica
+from zo.seeds import first_seed
+
+GRID = Grid(14, 2.0)
+LINK_SPEED = 125_000.0  # bytes a second: the agent's default
+SAMPLE = 100  # entries whose replay is timed; the rest is in proportion
+
+
+def build_bundle(folder: Path) -> Path:
+    """A bundle of all-MiniLM-L6-v2 with A and B of its adapters trained."""
+    labels = tuple(household.generate(0, 1).labels)
+    task = Task("classification", 32, "prototypes", labels)
+    build(packaged_model(), folder, task, Training("lora", "fp32", run_key=0), [])
+    return folder
+
+
+def measure(path: Path, rounds: int, reports: int, pool: int, folder: Path) -> dict[str, Any]:
+    """Bytes and seconds from zero by each way, on one core, and which one an agent would choose."""
+    bundle = open_bundle(path)
+    entries, replica = _ledger(bundle, rounds, reports, pool)
+    bodies = [wire.encode(entry) for entry in entries]
+    fold, snapshot = replica.checkpoint(), replica.snapshot()
+    of_entries = sum(signs(entry.terms, replica.sizes) for entry in entries)
+    sample = _timed(path, folder, Tile(tuple(entries[:SAMPLE])), "entries")
+    of_fold, of_snapshot = _timed(path, folder, fold, "checkpoint"), _timed(path, folder, snapshot, "checkpoint")
+    offers = [
+        Offer(Way.ENTRIES, rounds, sum(map(len, bodies)), of_entries, fold.digest),
+        Offer(Way.FOLD, rounds, len(wire.encode(fold)), signs(fold.terms, replica.sizes), fold.digest),
+        Offer(Way.SNAPSHOT, rounds, len(wire.encode(snapshot)), 0, fold.digest),
+    ]
+    speed = of_fold["replay_speed"]
+    return {
+        "rounds": rounds,
+        "reports": reports,
+        "pool": pool,
+        "values": sum(replica.sizes.values()),
+        "entries_bytes": offers[0].size,
+        "fold_bytes": offers[1].size,
+        "snapshot_bytes": offers[2].size,
+        "entries_replay_seconds": round(sample["seconds"] * len(entries) / min(SAMPLE, len(entries)), 1),
+        "fold_replay_seconds": round(of_fold["seconds"], 3),
+        "snapshot_replay_seconds": round(of_snapshot["seconds"], 3),
+        "million_signs_per_second": round(speed / 1e6),
+        "predicted_seconds": {offer.way.name.lower(): round(catchup.seconds(offer, LINK_SPEED, speed), 1) for offer in offers},
+        "chosen": catchup.cheapest(tuple(offers), LINK_SPEED, speed).way.name.lower(),
+        "digests_equal": of_fold["digest"] == of_snapshot["digest"] == fold.digest.hex(),
+    }
+
+
+def told(found: dict[str, Any]) -> str:
+    """The figures for a person."""
+    lines = [f"{found['rounds']} rounds of {found['reports']} reports, {found['values']:,} trained values, pool of {found['pool']} seeds"]
+    lines.append("way            bytes  replay, one core  in all at 125 kB/s")
+    for way, seconds in found["predicted_seconds"].items():
+        lines += [f"{way:8} {found[f'{way}_bytes']:11,} {found[f'{way}_replay_seconds']:15.2f} s {seconds:17.1f} s"]
+    return "\n".join([*lines, f"an agent chooses: {found['chosen']}"])
+
+
+def _ledger(bundle: Bundle, rounds: int, reports: int, pool: int) -> tuple[list[Entry], Replica]:
+    """A ledger such as training leaves: half differences drawn at random, as large as at calibration."""
+    manifest, probe, rate = bundle.manifest, Probe(), Rate()
+    rates, generator = aggregation.rates(probe, rate, manifest), np.random.default_rng(0)
+    replica = Replica(bundle.parameters(), bytes(32), bundle.initial_tensors)
+    everything = Folding(dict.fromkeys(replica.sizes, 10**9))
+    entries = []
+    for number in range(1, rounds + 1):
+        nodes, sent = [], []
+        for device in range(reports):
+            first = first_seed(manifest.run_key, number, device, probe.directions, pool)
+            nodes.append(one_level(manifest, rates.log2_eps, first, probe.directions))
+            half = GRID.integers(generator.standard_normal(probe.directions) * rates.signal)
+            sent.append(Report(1, device, number, half, probe.examples))
+        terms = aggregation.aggregate(sent, nodes, rates, aggregation.decay(rate, number, rounds), manifest, GRID)
+        entries.append(Entry(number, number, reports, terms))
+        replica.advance(entries[-1])
+        everything.add(terms)
+    replica.parameters.add(everything.terms())
+    return entries, replica
+
+
+def _timed(bundle: Path, folder: Path, message: Any, kind: str) -> dict[str, Any]:
+    """What a device with one core makes of it."""
+    file = folder / "message"
+    file.write_bytes(wire.encode(message))
+    command = [sys.executable, "-m", "edge_agent.bench.replay", str(bundle), str(file), kind]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

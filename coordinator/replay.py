@@ -1,0 +1,76 @@
+"""Parameters at any entry of a stored run: from the nearest checkpoint before it, along the ledger."""
+
+import logging
+from pathlib import Path
+
+from coordinator.store import RunRow, Store
+from zo.bundle import Bundle, open_bundle
+from zo.errors import StorageError
+from zo.replica import LedgerError, Replica
+
+log = logging.getLogger(__name__)
+
+
+def replica(store: Store, run: RunRow, bundle: Bundle, entry: int | None = None) -> Replica:
+    """A replica at an entry of the run, the last by default.
+
+    StorageError where the ledger is damaged, or its terms before the entry have been compacted away.
+    """
+    store.check_chain(run)
+    made = Replica(bundle.parameters(), run.genesis, bundle.initial_tensors)
+    move(made, store, run, store.head(run.id)[0] if entry is None else entry)
+    return made
+
+
+def move(replica: Replica, store: Store, run: RunRow, entry: int) -> None:
+    """Bring a replica to an entry, before or after where it is."""
+    checkpoints = [each for each in store.checkpoints(run.id) if each <= entry]
+    if not max(checkpoints, default=0) <= replica.entry <= entry:
+        _start(replica, store, run, checkpoints)
+    try:
+        for each in store.entries(run.id, replica.entry, entry - replica.entry):
+            replica.apply(each)
+    except ValueError as error:
+        raise StorageError(f"run {run.name!r}: {error}; restore the store from a backup") from None
+    if (replica.entry, replica.head) != store.head(run.id, entry):
+        raise StorageError(
+            f"run {run.name!r}: the entries up to {entry} do not lead to the identity stored; restore the store from a backup"
+        )
+
+
+def _start(replica: Replica, store: Store, run: RunRow, checkpoints: list[int]) -> None:
+    """Go to the last of some checkpoints that is sound, or to the bundle."""
+    for entry in reversed(checkpoints):
+        try:
+            checkpoint = store.checkpoint(run.id, entry)
+            if checkpoint is None or (checkpoint.entry, checkpoint.head) != store.head(run.id, entry):
+                raise LedgerError("it is of another ledger")
+            replica.restore(checkpoint)
+            return
+        except (StorageError, ValueError) as error:  # it has rotted: what is before it may still be there
+            log.warning("the checkpoint at entry %d is not used: %s", entry, error)
+    replica.reset()
+
+
+def best_entry(store: Store, run: int) -> int:
+    """The evaluated entry with the lowest validation loss (class-balanced for classification); the last one if none was."""
+    evaluated = store.evaluations(run, "validation")
+    if not evaluated:
+        return store.head(run)[0]
+    return min(evaluated, key=lambda entry: (evaluated[entry]["balanced_loss"], entry))
+
+
+def drop_checkpoints(store: Store, run: int, keep: int = 0) -> None:
+    """Keep the checkpoints that something depends on: the newest two, the one that stands for compacted entries, the best.
+
+    keep: where entries are to be compacted once they are this many behind, also the next one that this can be done at.
+    """
+    have, compacted = store.checkpoints(run), store.compacted(run)
+    following = [entry for entry in have if entry >= compacted + keep][:1] if keep else []
+    kept = {*have[-2:], *following, compacted, best_entry(store, run)}
+    store.drop_checkpoints(run, [entry for entry in have if entry not in kept])
+
+
+def opened(run: RunRow, folder: Path | None = None) -> Bundle:
+    """The run's bundle. folder: where it lies now, if it has moved."""
+    return open_bundle(folder or run.bundle)

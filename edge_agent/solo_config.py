@@ -1,0 +1,44 @@
+"""Settings of training alone: flags, environment (EDGE_SOLO_...) and a TOML file."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from edge_agent.config import AgentConfig
+from zo.config import setting
+from zo.estimators import Grid
+from zo.recipe import Probe, Rate
+
+_AS_IN_A_FLEET = {field.name: setting(field.metadata["help"], field.default) for field in dataclasses.fields(AgentConfig)}
+
+
+@dataclass(frozen=True)
+class SoloConfig:
+    """What the owner of a device decides who trains without a coordinator."""
+
+    data: str = _AS_IN_A_FLEET["data"]
+    bundle: str = setting("folder with the bundle to begin from")
+    state: str = _AS_IN_A_FLEET["state"]
+    rounds: int = setting("rounds until the local ledger is complete; a ledger that has fewer is gone on with", 100)
+    threads: int = _AS_IN_A_FLEET["threads"]
+    max_rows: int = _AS_IN_A_FLEET["max_rows"]
+    held_out_share: float = _AS_IN_A_FLEET["held_out_share"]
+    held_out_most: int = _AS_IN_A_FLEET["held_out_most"]
+    balanced: bool = _AS_IN_A_FLEET["balanced"]
+    disk_bytes_per_day: float = _AS_IN_A_FLEET["disk_bytes_per_day"]
+    log2_levels: int = setting("losses are rounded to 2**-this nats", 14)
+    clip: float = setting("half differences of losses are clipped at +- this many nats", 2.0)
+    probe: Probe = setting("", Probe())
+    rate: Rate = setting("", Rate())
+
+    def __post_init__(self) -> None:
+        AgentConfig(
+            self.data,
+            threads=self.threads,
+            max_rows=self.max_rows,
+            held_out_share=self.held_out_share,
+            held_out_most=self.held_out_most,
+            disk_bytes_per_day=self.disk_bytes_per_day,
+        )
+        Grid(self.log2_levels, self.clip)
+        if not 1 <= self.rounds < 2**29:
+            raise ValueError(f"rounds = {self.rounds} must be at least 1, and below 2**29")

@@ -1,0 +1,177 @@
+"""What the agent keeps on its disk: its name, where it stands in the ledger, and a report that is under way.
+
+Everything here can be lost without harm: it is rebuilt from the bundle and the coordinator. So a file that is torn or
+altered is set aside with a message, and a disk that cannot be written is told once and lived with.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edge_agent.flash import WriteBudget, cost
+from zo import wire
+from zo.checkpoint import Checkpoint
+from zo.disk import Disk, sealed, unsealed
+from zo.errors import StorageError
+from zo.messages import Report
+
+log = logging.getLogger(__name__)
+
+DEVICE_ID, POSITION, REPORT, STATUS, LOCK = "device_id", "position", "report", "status.json", "lock"
+TILES_HEAD = "tiles_head"
+ROOM = 128  # bytes of the line that every saved file begins with
+
+
+class State:
+    """The state folder of one agent. daily: bytes that may be written to it in a day, downloads not counted.
+
+    StorageError where it cannot be made, or another agent works in it.
+    """
+
+    def __init__(self, folder: Path, daily: float, disk: Disk | None = None) -> None:
+        self.folder, self._disk = folder, disk or Disk()
+        self._told, self._held = False, -1
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        self.device_id = self._device_id()
+        self.budget = WriteBudget(daily, *self._budget())
+
+    def position(self) -> Checkpoint | None:
+        """Where the agent stood when it last saved; None where that is not known."""
+        return self._read(POSITION, Checkpoint)
+
+    def save_position(self, checkpoint: Checkpoint) -> bool:
+        """Save where the agent stands, if the budget allows."""
+        return self._save(POSITION, wire.encode(checkpoint))
+
+    def forget_position(self, why: str) -> None:
+        """Set the position aside: it is not to be trusted."""
+        self._set_aside(POSITION, why)
+
+    def report(self) -> Report | None:
+        """The report that was last made, perhaps not delivered; None where that is not known."""
+        return self._read(REPORT, Report)
+
+    def save_report(self, report: Report, position_size: int) -> bool:
+        """Save a report before it is sent, if the budget allows that and a position beside it."""
+        return self._save(REPORT, wire.encode(report), reserve=cost(position_size))
+
+    def tiles_head(self) -> bytes:
+        """The signed head of the tiles that were followed last; empty where there is none."""
+        try:
+            return (self.folder / TILES_HEAD).read_bytes()
+        except OSError:
+            return b""
+
+    def save_tiles_head(self, head: bytes) -> bool:
+        """Keep it, so that no older one is followed later, nor one of another history."""
+        return self.budget.take(len(head)) and self._try(lambda: self._disk.replace(self.folder / TILES_HEAD, head))
+
+    def save_status(self, facts: dict[str, Any], reserve: float = 0.0) -> bool:
+        """Write what a person may read, if the budget allows; a power cut may lose it."""
+        text = json.dumps(facts | {"write_budget": self.budget.record()}) + "\n"
+        if not self.budget.take(len(text), reserve):
+            return False
+        temporary, path = self.folder / f"{STATUS}.new", self.folder / STATUS
+
+        def write() -> None:
+            self._disk.write(temporary, text.encode())
+            self._disk.rename(temporary, path)
+
+        return self._try(write)
+
+    def close(self) -> None:
+        """Let another agent work in this folder."""
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+    def _save(self, name: str, content: bytes, reserve: float = 0.0) -> bool:
+        if not self.budget.take(len(content) + ROOM, reserve):
+            return False
+        record = json.dumps(self.budget.record()).encode() + b"\n"
+        return self._try(lambda: self._disk.replace(self.folder / name, sealed(record + content)))
+
+    def _try(self, write: Callable[[], None]) -> bool:
+        try:
+            write()
+        except OSError as error:
+            if not self._told:
+                log.warning(
+                    "%s: %s; training goes on, but after a restart it begins again from the bundle: make room, or allow writing",
+                    self.folder,
+                    error.strerror,
+                )
+            self._told = True
+            return False
+        self._told = False
+        return True
+
+    def _read(self, name: str, kind: Any) -> Any:
+        try:
+            return wire.decoder(kind)(self._split(name)[1])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self._set_aside(name, str(error))
+            return None
+
+    def _set_aside(self, name: str, why: str) -> None:
+        path = self.folder / name
+        if path.exists():
+            log.warning("%s is not used (%s); it is kept as %s.corrupt, and made again", path, why, name)
+            self._try(lambda: self._disk.rename(path, path.with_name(f"{name}.corrupt")))
+
+    def _lock(self) -> None:
+        """Keep other agents out of this folder while the process lives."""
+        try:
+            self._held = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise StorageError(
+                f"another agent works in {self.folder}; stop it, or give this one a folder of its own with --state"
+            ) from None
+        except OSError:
+            pass  # a folder that cannot be written holds nothing that two agents could spoil
+
+    def _split(self, name: str) -> tuple[dict[str, Any], bytes]:
+        """What the write budget was when a file was saved, and its content. OSError or ValueError where that cannot be read."""
+        record, _, content = unsealed((self.folder / name).read_bytes()).partition(b"\n")
+        return json.loads(record), content
+
+    def _budget(self) -> tuple[float | None, float, float]:
+        """What the process before this one left of the write budget, as its newest file says; nothing where none can be read."""
+        names = [name for name in (POSITION, REPORT, STATUS) if (self.folder / name).exists()]
+        if not names:
+            return None, 0.0, 0.0
+        found = []
+        for name in names:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                path = self.folder / name
+                record = json.loads(path.read_text())["write_budget"] if name == STATUS else self._split(name)[0]
+                found.append((float(record["written"]), float(record["left"]), float(record["at"])))
+        written, left, at = max(found, default=(0.0, 0.0, 0.0))
+        return left, at, written
+
+    def _device_id(self) -> int:
+        """The random 64-bit name of this device, made on first use."""
+        path = self.folder / DEVICE_ID
+        try:
+            if not path.exists():
+                self._disk.replace(path, f"{secrets.randbits(64):016x}\n".encode())
+            name = int(path.read_text(), 16)
+            if not 0 <= name < 2**64:
+                raise ValueError
+            return name
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}; give a folder that can be written with --state") from None
+        except ValueError:
+            raise StorageError(f"{path} does not hold a device's name; remove it to join as a new device") from None

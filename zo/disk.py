@@ -1,0 +1,63 @@
+"""Durable writes: what must be on the disk before anyone hears of it. The seam where tests put crashes and full disks."""
+
+import hashlib
+import os
+from pathlib import Path
+
+CHECKSUM = 32  # bytes, at the end of a sealed file
+
+
+class Disk:
+    """The file system, as far as durability goes. Every method may raise OSError."""
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a whole file; a power cut may lose or tear it."""
+        path.write_bytes(content)
+
+    def append(self, path: Path, start: int, content: bytes) -> None:
+        """Write behind the first `start` bytes of a file; whatever was there goes. A power cut may lose or tear it."""
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.truncate()
+            file.write(content)
+
+    def sync(self, path: Path) -> None:
+        """Return when all that was written to a file is on the disk."""
+        _sync(path, os.O_RDWR)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file another name, in place of whatever had it."""
+        old.replace(new)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Return when the names in a folder are on the disk."""
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    def replace(self, path: Path, content: bytes) -> None:
+        """Put a file in place, durably: at any instant the old content is there, or the new."""
+        temporary = path.with_name(path.name + ".new")
+        self.write(temporary, content)
+        self.sync(temporary)
+        self.rename(temporary, path)
+        self.sync_folder(path.parent)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sealed(content: bytes) -> bytes:
+    """The content with its BLAKE2b-256 checksum behind it."""
+    return content + hashlib.blake2b(content, digest_size=CHECKSUM).digest()
+
+
+def unsealed(data: bytes) -> bytes:
+    """The content of a sealed file. ValueError where it is torn or altered."""
+    content = data[:-CHECKSUM]
+    if sealed(content) != data:
+        raise ValueError("it is torn or altered")
+    return content
