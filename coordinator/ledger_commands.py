@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ def _verify(given: argparse.Namespace) -> None:
 def _verified_tiles(given: argparse.Namespace) -> dict[str, Any]:
     if given.bundle is None or given.key is None:
         raise ConfigError("--tiles needs --bundle FOLDER and --key HEX")
+    if not re.fullmatch("[0-9a-fA-F]{64}", given.key):
+        raise ConfigError(f"--key {given.key!r} must be 64 hexadecimal digits; the coordinator's log states it")
     try:
         return history.verify_tiles(Tiles(given.tiles), bytes.fromhex(given.key), open_bundle(given.bundle), given.run)
     except (TilesUnavailable, ValueError) as error:

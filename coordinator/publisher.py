@@ -30,7 +30,7 @@ class Publisher:
         folder, run = Path(config.tiles.folder), rounds.run
         self._writer = TileWriter(folder, key, run.genesis, run.bundle_digest, rounds.replica.sizes)
         self._published = self._checkpoint = -1
-        self._due, self._told = 0.0, ""
+        self._due, self._told = 0.0, False
         self._server = tile_server.serve(folder, config.tiles.listen) if config.tiles.listen else None
         log.info("tiles in %s are signed with the key %s", folder, self.public_key.hex())
 
@@ -51,12 +51,12 @@ class Publisher:
                 replica.head,
                 replica.checkpoint() if renewed else None,
             )
-            self._published, self._told = replica.entry, ""
+            self._published, self._told = replica.entry, False
             self._checkpoint = replica.entry if renewed else self._checkpoint
         except StorageError as error:
-            if self._told != str(error):
+            if not self._told:
                 log.error("%s; the run goes on without tiles", error)
-            self._told = str(error)
+            self._told = True
 
     def close(self) -> None:
         """Publish what is left, and stop handing out."""

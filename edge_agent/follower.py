@@ -39,24 +39,24 @@ class Follower:
         self.replica, self.joined, self._state, self._config = replica, joined, state, config
         self._ask, self._go_on, self._save_every = ask, go_on, save_every
         self._promised: Offer | None = None
+        self._tiles = config.tiles if joined.tiles_key else ""
         self._saved_at, self.position_size = time.monotonic(), 0
 
     def catch_up(self) -> None:
         """Come to the fleet's parameters from where this device is, or was when it last saved, by the cheapest way."""
         replica, saved = self.replica, self._saved()
-        if self._config.tiles and self.joined.tiles_key:
+        if self._tiles:
             if saved:
                 replica.restore(saved)
-            tile_source.follow(self._config.tiles, self.joined.tiles_key, self._state, replica, self._go_on)
             saved = None
+            self._follow_tiles()
         place: Checkpoint | Replica = saved or replica
         try:
             offers = self._ask(CatchUpRequest(self.joined.run, self.joined.device, place.entry, short(place.head))).offers
         except Rejoin:
             if not place.entry:
                 raise
-            self.rebuild(f"entry {place.entry} is not of the coordinator's history")
-            self._state.save_tiles_head(b"")  # nor need be the tiles that were followed
+            self._forget(f"entry {place.entry} is not of the coordinator's history")
             return self.catch_up()
         if saved:
             again = signs(saved.terms, replica.sizes)
@@ -82,10 +82,9 @@ class Follower:
             self.save()
 
     def rebuild(self, why: str) -> None:
-        """Trust neither the parameters in memory nor those on the disk: back to the bundle."""
-        self._state.forget_position(why)
-        self._promised = None
-        self.replica.reset()
+        """Trust neither the parameters in memory, nor those on the disk, nor tiles: back to the bundle."""
+        self._tiles = ""
+        self._forget(why)
 
     def save(self) -> None:
         """Save the position."""
@@ -94,6 +93,21 @@ class Follower:
             self._state.save_position(checkpoint)
             self.position_size = sum(len(g.values) for g in checkpoint.values) + sum(8 * t.steps.size for t in checkpoint.terms)
         self._saved_at = time.monotonic()
+
+    def _forget(self, why: str) -> None:
+        self._state.forget_position(why)
+        self._promised = None
+        self.replica.reset()
+
+    def _follow_tiles(self) -> None:
+        """Begin with the tiles. A head followed before that the coordinator does not know (its store was restored) is forgotten."""
+        key, known = self.joined.tiles_key, tile_source.followed(self._state, self.joined.tiles_key, self.joined.genesis)
+        if tile_source.follow(self._tiles, key, self._state, self.replica, self._go_on) or known is None:
+            return
+        try:
+            self._ask(CatchUpRequest(self.joined.run, self.joined.device, known.entries, short(known.chain)))
+        except Rejoin:
+            self._state.save_tiles_head(b"")
 
     def _saved(self) -> Checkpoint | None:
         """The position on the disk, where it is of use."""

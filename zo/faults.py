@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Set
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -74,7 +75,7 @@ class FaultyDisk(Disk):
         self.pass_by(Fault.BEFORE_SYNC)
         super().sync_folder(folder)
         if folder.absolute() == self.folder.absolute():
-            self._keep({new: synced(self.folder) / old for old, new in self._renamed})
+            self._keep({new: synced(self.folder) / old for old, new in self._renamed}, gone={old for old, _ in self._renamed})
             self._renamed.clear()
         self.pass_by(Fault.AFTER_SYNC)
 
@@ -86,8 +87,8 @@ class FaultyDisk(Disk):
             if death.countdown <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def _keep(self, changed: dict[str, Path]) -> None:
-        """A new copy of the folder, put in place in one instant: these files anew, the others as they were."""
+    def _keep(self, changed: dict[str, Path], gone: Set[str] = frozenset()) -> None:
+        """A new copy of the folder, put in place in one instant: these files anew, the others, but for `gone`, as they were."""
         current = synced(self.folder)
         number = int(current.resolve().name) + 1 if current.exists() else 1
         fresh = self._copies / str(number)
@@ -99,7 +100,7 @@ class FaultyDisk(Disk):
             if name.endswith("-wal"):
                 _copy_database(source.with_name(name[:-4]), fresh, current)
         for path in current.iterdir() if current.exists() else ():
-            if not (fresh / path.name).exists():
+            if path.name not in gone and not (fresh / path.name).exists():
                 os.link(path, fresh / path.name)
         pointer = self._copies / "next"
         pointer.unlink(missing_ok=True)
