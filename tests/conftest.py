@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import tiny_models
 
+from coordinator.bench import tiny_models
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from zo.bundle import Bundle, open_bundle

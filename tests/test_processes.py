@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 from conftest import Bundles
 from local_coordinator import LocalCoordinator, answer, free_port
 
+from coordinator.bench import tiny_models
 from coordinator.config import Round
 from coordinator.sqlite_store import SqliteStore
 from zo.bundle import Bundle

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_models
 from test_export import trained
 
+from coordinator.bench import tiny_models
 from coordinator.sqlite_store import SqliteStore
 from zo.bundle import Bundle
 from zo.engine import Engine

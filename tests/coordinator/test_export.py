@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-import tiny_models
 from conftest import Bundles
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from coordinator import replay
+from coordinator.bench import tiny_models
 from coordinator.cli import main
 from coordinator.export import MODEL, TRAINED, export
 from coordinator.history import NOTHING_DONE

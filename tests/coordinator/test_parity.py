@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 
+from coordinator.bench import tiny_models
 from coordinator.build import chain
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 from local_coordinator import answer, free_port, settings
 from store_faults import FailingSync
 
 from coordinator import cli
+from coordinator.bench import tiny_models
 from coordinator.config import Round, RunConfig, TileSettings
 from coordinator.publisher import Publisher
 from coordinator.rounds import Rounds

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_models
 from local_coordinator import settings
 from test_evaluation import write
 from test_export import trained
 
+from coordinator.bench import tiny_models
 from coordinator.config import Evaluation
 from coordinator.serve import TRIES, Evaluator
 from zo.bundle import Bundle

@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import tiny_models
 from local_coordinator import LocalCoordinator, free_port
 
 from coordinator import history
+from coordinator.bench import tiny_models
 from coordinator.config import Round
 from coordinator.rounds import Rounds
 from coordinator.service import Refusal, Service

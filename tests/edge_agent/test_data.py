@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 
+from coordinator.bench import tiny_models
 from edge_agent.data import Dataset
 from zo.batches import Batch, Encoded
 from zo.errors import DataError

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 from conftest import Bundles
 
+from coordinator.bench import tiny_models
 from edge_agent.flash import WriteBudget
 from edge_agent.journal import NAME, Journal, Opening, read
 from edge_agent.overlay import Overlay

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 from conftest import Bundles
 
+from coordinator.bench import tiny_models
 from edge_agent.flash import WriteBudget
 from edge_agent.journal import NAME, Contents, read
 from edge_agent.overlay import Overlay

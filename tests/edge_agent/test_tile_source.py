@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from local_coordinator import LocalCoordinator, free_port
 from test_daemon import PAIR, ROUNDS, Eager, EntriesOnly, advance, digest, ends_equal, has_reported, messages, wait_until, working
 
+from coordinator.bench import tiny_models
 from coordinator.config import Round, TileSettings
 from coordinator.publisher import Publisher
 from coordinator.rounds import Rounds

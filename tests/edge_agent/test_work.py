@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 
+from coordinator.bench import tiny_models
 from edge_agent.data import Dataset
 from edge_agent.work import held_out_loss, work
 from zo.batches import Batch

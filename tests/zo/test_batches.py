@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from coordinator.bench import tiny_models
 from zo.batches import BUCKET, LONGEST_TOKEN, Batch, Encoded, collate, encode
 from zo.examples import Example
 from zo.manifest import Task

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-import tiny_models
 
+from coordinator.bench import tiny_models
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
 from zo.calibration import CANDIDATES, choose, correlation_here, kinds, measure, one_level, probe_sizes

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import tiny_models
 from numpy_models import NumpyModel
 
+from coordinator.bench import tiny_models
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
 from zo.calibration import one_level

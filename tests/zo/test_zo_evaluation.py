@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 
+from coordinator.bench import tiny_models
 from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.errors import DataError

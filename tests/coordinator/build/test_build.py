@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import tiny_models
 from safetensors.numpy import load_file, save_file
 
 from coordinator.architectures import ARCHITECTURES
 from coordinator.architectures.bert import Bert
+from coordinator.bench import tiny_models
 from coordinator.build import chain, head
 from coordinator.build.build import build, calibration_batches, prove_live
 from coordinator.build.checkpoint import Checkpoint

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 from numpy_models import NumpyModel
 from safetensors.numpy import load_file
 
+from coordinator.bench import tiny_models
 from coordinator.build import chain
 from coordinator.build.build import calibration_batches
 from coordinator.build.checkpoint import Checkpoint

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 
+from coordinator.bench import tiny_models
 from coordinator.demo.__main__ import _prepare_data, main
 from zo import examples
 from zo.errors import ConfigError, DataError, StorageError

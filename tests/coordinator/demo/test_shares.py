@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import CLASSIFICATION, LANGUAGE
 
+from coordinator.bench.tiny_models import CLASSIFICATION, LANGUAGE
 from coordinator.demo import shares
 from coordinator.demo.shares import FEWEST, divide
 from zo import examples
