@@ -9,6 +9,8 @@ from zo.recipe import Probe, Rate
 from zo.seeds import MOST_POOL
 from zo.tiles import TILE
 
+MOST_SCALARS = 1 << 18  # of a round: its entry must fit a message
+
 
 @dataclass(frozen=True)
 class Round:
@@ -98,6 +100,10 @@ class RunConfig:
             raise ValueError(f"keep_entries = {self.keep_entries} must be 0, or at least {2 * TILE}, where tiles are written")
         if self.evaluation.validation and 0 < self.keep_entries < 2 * self.evaluation.every:
             raise ValueError(f"keep_entries = {self.keep_entries} must be 0, or at least twice evaluation.every = {self.evaluation.every}")
+        if self.round.goal * self.probe.directions > MOST_SCALARS:
+            raise ValueError(
+                f"round.goal = {self.round.goal} times probe.directions = {self.probe.directions} must be at most {MOST_SCALARS}"
+            )
         if 0 < self.seeds.pool < self.probe.directions:
             raise ValueError(f"seeds.pool = {self.seeds.pool} must be 0, or at least probe.directions = {self.probe.directions}")
         Grid(self.log2_levels, self.clip)

@@ -13,7 +13,7 @@ from zo.checkpoint import signs
 from zo.errors import ConfigError, StorageError
 from zo.ledger import Entry, chain
 from zo.replica import Replica
-from zo.terms import negated
+from zo.terms import Term
 from zo.tiles import Tiles
 
 NOTHING_DONE: dict[str, Any] = {
@@ -33,7 +33,7 @@ def entry_at(store: Store, run: RunRow, round_number: int) -> int:
         return 0
     rounds = {header.round: header.number for header, _ in store.headers(run.id)}
     if round_number not in rounds:
-        raise ConfigError(f"run {run.name!r} has closed rounds 1 to {max(rounds, default=0)}, not {round_number}")
+        raise ConfigError(f"run {run.name!r} has closed rounds 1 to {max(rounds, default=0)}, not {round_number}; 0 is the bundle")
     return rounds[round_number]
 
 
@@ -105,7 +105,7 @@ def verify_run(store: Store, run: RunRow, bundle: Bundle) -> dict[str, Any]:
     compacted = store.compacted(run.id)
     replica = replay.replica(store, run, bundle, compacted)
     heads = [head for _, head in store.headers(run.id, compacted)]
-    compared = verify(store.entries(run.id, compacted, len(heads)), heads, replica)
+    compared = verify(store.walk(run.id, compacted, compacted + len(heads)), heads, replica)
     return {
         "run": run.name,
         "entries": replica.entry,
@@ -126,8 +126,12 @@ def verify_tiles(tiles: Tiles, key: bytes, bundle: Bundle, name: str) -> dict[st
         raise StorageError(f"{bundle.folder} is not the bundle that these tiles were begun with")
     replica = Replica(bundle.parameters(), head.genesis, bundle.initial_tensors)
     compared = 0
-    for entry in tiles.entries(head, 0, head.genesis):
-        compared += verify([entry], [chain(replica.head, entry.header)], replica)
+    for entry in tiles.entries(head, 0, head.genesis):  # which checks the hash chain
+        try:
+            replica.apply(entry)
+        except ValueError as error:
+            raise StorageError(f"entry {entry.number}: {error}") from None
+        compared += entry.digest is not None
     return {
         "run": name,
         "entries": replica.entry,
@@ -144,19 +148,21 @@ def rollback(store: Store, run: RunRow, bundle: Bundle, to: int) -> Entry:
     The round that is open now is closed by it; reports it had are dropped. Compacted where that is too long ago.
     """
     back_to = entry_at(store, run, to)
-    replica = replay.replica(store, run, bundle)
-    while True:
-        terms = ledger.rollback(store.entries(run.id, back_to, replica.entry - back_to))
-        round_number = 1 + max((header.round for header, _ in store.headers(run.id)[: replica.entry]), default=0)
-        replica.parameters.add(terms)
-        digest = replica.parameters.digest()
-        entry = Entry(replica.entry + 1, round_number, 0, terms, digest)
+    if back_to < store.compacted(run.id):
+        store.entries(run.id, back_to, 1)  # raises Compacted, and says up to where
+    replica = replay.replica(store, run, bundle, back_to)
+    digest, terms = replica.parameters.digest(), tuple[Term, ...]()
+    last, head, round_number = back_to, replica.head, to + 1
+    while True:  # only what is new each time, or a run whose rounds close faster than this takes could never be overtaken
+        new = store.entries(run.id, last)
+        for each in new:
+            last, head, round_number = each.number, chain(head, each.header), each.round + 1
+        terms = (*terms, *ledger.rollback(new))
+        entry = Entry(last + 1, round_number, 0, terms, digest)
         summary = NOTHING_DONE | {"round": round_number, "rolled_back_to": to, "digest": digest.hex()}
         try:
-            store.commit(run.id, entry, replica.head, signs(terms, replica.sizes), summary)
+            store.commit(run.id, entry, head, signs(terms, replica.sizes), summary)
         except Conflict:  # a round has closed meanwhile
-            replica.parameters.add(negated(terms))
-            replay.move(replica, store, run, store.head(run.id)[0])
             continue
         store.add_event(run.id, "rolled back", f"entry {entry.number} takes the parameters back to round {to}")
         return entry
@@ -185,8 +191,12 @@ def compact_all_but(store: Store, run: RunRow, bundle: Bundle, keep: int) -> int
     return compact(store, run, entry)
 
 
-def compact_when_due(store: Store, run: RunRow, keep: int) -> int:
-    """Fold old entries once a checkpoint is `keep` entries behind the last; gives how many lost their terms."""
+def compact_when_due(store: Store, run: RunRow, keep: int, most: int | None = None) -> int:
+    """Fold old entries once a checkpoint is `keep` entries behind the last; gives how many lost their terms.
+
+    most: the last entry that may be folded, where others still need what is above.
+    """
     last, compacted = store.head(run.id)[0], store.compacted(run.id)
-    due = [entry for entry in store.checkpoints(run.id) if compacted < entry <= last - keep]
+    stop = last - keep if most is None else min(most, last - keep)
+    due = [entry for entry in store.checkpoints(run.id) if compacted < entry <= stop]
     return compact(store, run, due[-1], keep) if due else 0

@@ -11,7 +11,7 @@ from coordinator.sqlite_store import SqliteStore
 from coordinator.store import RunRow, Store
 from zo.bundle import open_bundle
 from zo.errors import ConfigError, StorageError
-from zo.tiles import Tiles, TilesUnavailable
+from zo.tiles import TILE, Tiles, TilesUnavailable
 
 
 def add(commands: argparse._SubParsersAction, store: Path) -> None:
@@ -113,6 +113,8 @@ def _rollback(given: argparse.Namespace) -> None:
 def _compact(given: argparse.Namespace) -> None:
     if given.keep < 0:
         raise ConfigError(f"--keep {given.keep} must not be negative")
+    if given.keep < 2 * TILE and Path(f"{given.store}.tiles-key").exists():
+        raise ConfigError(f"--keep {given.keep} must be at least {2 * TILE} where tiles are written")
     store, run = _opened(given)
     dropped = history.compact_all_but(store, run, replay.opened(run), given.keep)
     print(

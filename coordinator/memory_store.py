@@ -112,7 +112,8 @@ class MemoryStore(Store):
 
     def cost(self, run: int, after: int) -> Cost:
         rows = self.data[run].rows[after:]
-        return Cost(len(rows), sum(len(wire.encode(row.entry)) for row in rows if row.entry), sum(row.signs for row in rows))
+        sizes = [len(wire.encode(row.entry)) for row in rows if row.entry]
+        return Cost(sum(sizes), max(sizes, default=0), sum(row.signs for row in rows))
 
     def add_checkpoint(self, run: int, checkpoint: Checkpoint) -> None:
         self.data[run].checkpoints[checkpoint.entry] = checkpoint

@@ -8,6 +8,7 @@ from zo.checkpoint import Checkpoint, signs
 from zo.messages import FileChunk, Offer, Way
 from zo.replica import Replica
 
+LARGEST_ENTRY = 1 << 19  # bytes; a device is not sent what is more, as a long way back may be
 RENEWED_AFTER = 64  # entries; until then the checkpoints made last are offered, and the few entries after them
 
 
@@ -41,8 +42,8 @@ class Offers:
         for (way, at), ready in self._ready.items():
             if at == self._entry > entry:
                 offers.append(Offer(way, at, len(ready.body) + rest.size, ready.signs + rest.signs, ready.digest))
-        if entry >= self.store.compacted(self.run):
-            cost = self.store.cost(self.run, entry)
+        cost = self.store.cost(self.run, entry)
+        if entry >= self.store.compacted(self.run) and cost.largest <= LARGEST_ENTRY:
             offers.append(Offer(Way.ENTRIES, last, cost.size, cost.signs, digest))
         return tuple(offers)
 

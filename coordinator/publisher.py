@@ -34,6 +34,11 @@ class Publisher:
         self._server = tile_server.serve(folder, config.tiles.listen) if config.tiles.listen else None
         log.info("tiles in %s are signed with the key %s", folder, self.public_key.hex())
 
+    @property
+    def complete(self) -> int:
+        """The last entry of the last full tile that is published: what comes after is still needed whole."""
+        return max(0, self._published) // TILE * TILE
+
     def publish_when_due(self) -> None:
         """Bring the folder up to the last entry, if that is new and the last time is long enough ago."""
         if self._rounds.entry != self._published and time.monotonic() >= self._due:

@@ -28,7 +28,7 @@ def move(replica: Replica, store: Store, run: RunRow, entry: int) -> None:
     if not max(checkpoints, default=0) <= replica.entry <= entry:
         _start(replica, store, run, checkpoints)
     try:
-        for each in store.entries(run.id, replica.entry, entry - replica.entry):
+        for each in store.walk(run.id, replica.entry, entry):
             replica.apply(each)
     except ValueError as error:
         raise StorageError(f"run {run.name!r}: {error}; restore the store from a backup") from None
@@ -45,6 +45,9 @@ def _start(replica: Replica, store: Store, run: RunRow, checkpoints: list[int]) 
             checkpoint = store.checkpoint(run.id, entry)
             if checkpoint is None or (checkpoint.entry, checkpoint.head) != store.head(run.id, entry):
                 raise LedgerError("it is of another ledger")
+            stated = store.headers(run.id, entry - 1)[0][0].digest if entry else None
+            if stated not in (None, checkpoint.digest):
+                raise LedgerError("it is not what the ledger states at its entry")
             replica.restore(checkpoint)
             return
         except (StorageError, ValueError) as error:  # it has rotted: what is before it may still be there

@@ -48,7 +48,7 @@ class Rounds:
         self.replica = replay.replica(store, run, bundle)
         self._digest: tuple[int, bytes] | None = None
         self.devices = store.device_count(run.id)
-        self.round = 1 + max((summary["round"] for summary in store.summaries(run.id)), default=0)
+        self.round = 1 + (store.headers(run.id, self.entry - 1)[-1][0].round if self.entry else 0)
         self._open()
         if self.finished != (run.state == "finished"):  # a crash came between, or the run was prolonged
             store.set_state(run.id, "finished" if self.finished else "running")
@@ -200,8 +200,9 @@ class Rounds:
 
     @property
     def overdue(self) -> bool:
-        """Whether the open round is past its deadline."""
-        return not self.finished and self._waited() > self.config.round.deadline
+        """Whether the open round is past its deadline, and still lacks reports."""
+        limits = self.config.round
+        return not self.finished and len(self.reports) < limits.minimum and self._waited() > limits.deadline
 
     def note(self, kind: str, text: str) -> None:
         """An event for the log and the store."""

@@ -123,7 +123,8 @@ class Serving:
                 if self.tiles:
                     self.tiles.publish_when_due()
                 if self.config.keep_entries:
-                    history.compact_when_due(self.store, self.rounds.run, self.config.keep_entries)
+                    most = self.tiles.complete if self.tiles else None
+                    history.compact_when_due(self.store, self.rounds.run, self.config.keep_entries, most)
             except StorageError as error:
                 if self.store.unsafe:
                     raise

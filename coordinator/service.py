@@ -147,6 +147,8 @@ class Service:
             entries = _fitting(rounds.store.entries(rounds.run.id, request.entry, most))
         except Compacted:
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the entries after {request.entry} have been folded; join again") from None
+        if entries and _steps(entries[0]) > MOST_STEPS:  # as a long way back may have; a checkpoint spares it
+            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"entry {entries[0].number} is too large to be sent; join again")
         complete = request.entry + len(entries) == rounds.entry
         plan = rounds.plan(request.device) if complete else None
         finished = complete and rounds.finished
@@ -170,10 +172,14 @@ def _fitting(entries: list[Entry]) -> tuple[Entry, ...]:
     """As many of the first entries as one message holds; at least one."""
     steps = 0
     for place, entry in enumerate(entries):
-        steps += sum(term.steps.size + len(term.groups) + 3 for term in entry.terms)
+        steps += _steps(entry)
         if place and steps > MOST_STEPS:
             return tuple(entries[:place])
     return tuple(entries)
+
+
+def _steps(entry: Entry) -> int:
+    return sum(term.steps.size + len(term.groups) + 3 for term in entry.terms)
 
 
 def _piece(path: Path, offset: int) -> FileChunk:

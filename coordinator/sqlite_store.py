@@ -42,6 +42,7 @@ class SqliteStore(Store):
     def __init__(self, path: Path, *, create: bool = False, disk: Disk | None = None) -> None:
         self.path, self._disk = path, disk or Disk()
         self._log = path.with_name(path.name + "-wal")
+        self._named = False  # the log's name is on the disk
         if not create and not path.is_file():
             raise StorageError(f"{path} does not exist; give the store of a coordinator with --store")
         with self._errors():
@@ -150,7 +151,8 @@ class SqliteStore(Store):
         return 0, self._rows("SELECT genesis FROM runs WHERE id = ?", (run,))[0][0]
 
     def cost(self, run: int, after: int) -> Cost:
-        query = "SELECT count(*), coalesce(sum(length(body)), 0), coalesce(sum(signs), 0) FROM entries WHERE run = ? AND number > ?"
+        sums = "coalesce(sum(length(body)), 0), coalesce(max(length(body)), 0), coalesce(sum(signs), 0)"
+        query = f"SELECT {sums} FROM entries WHERE run = ? AND number > ?"
         return Cost(*self._rows(query, (run, after))[0])
 
     def add_checkpoint(self, run: int, checkpoint: Checkpoint) -> None:
@@ -174,9 +176,10 @@ class SqliteStore(Store):
         with self._transaction():
             if entry not in self.checkpoints(run):
                 raise StorageError(f"{self.path}: there is no checkpoint at entry {entry} that could stand for the entries before")
+            query = "UPDATE entries SET body = NULL WHERE run = ? AND number > ? AND number <= ?"  # not all of the past each time
+            dropped = self._db.execute(query, (run, self.compacted(run), entry)).rowcount
             self._db.execute("UPDATE runs SET compacted = max(compacted, ?) WHERE id = ?", (entry, run))
-            query = "UPDATE entries SET body = NULL WHERE run = ? AND number <= ? AND body IS NOT NULL"
-            return self._db.execute(query, (run, entry)).rowcount
+            return dropped
 
     def compacted(self, run: int) -> int:
         return int(self._rows("SELECT compacted FROM runs WHERE id = ?", (run,))[0][0])
@@ -226,7 +229,8 @@ class SqliteStore(Store):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        self._sync()
+        self._sync(None if self._named else self.path.absolute().parent)
+        self._named = True
 
     def _write(self) -> None:
         self._db.execute("COMMIT")

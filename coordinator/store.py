@@ -2,7 +2,7 @@
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from zo.checkpoint import Checkpoint
 from zo.errors import StorageError
 from zo.ledger import Entry, Header, chain
 from zo.messages import Report
+
+BATCH = 256  # entries read together
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,10 @@ class RunRow:
 
 @dataclass(frozen=True)
 class Cost:
-    """What sending and replaying some entries takes: their count, bytes, and signs of directions to be made."""
+    """What sending and replaying some entries takes: bytes (largest: of one of them), and signs of directions to be made."""
 
-    entries: int
     size: int
+    largest: int
     signs: int
 
 
@@ -154,6 +156,15 @@ class Store(ABC):
     @abstractmethod
     def events(self, run: int) -> list[tuple[float, str, str]]:
         """(unix time, kind, text) in order."""
+
+    def walk(self, run: int, after: int, stop: int) -> Iterator[Entry]:
+        """Entries above `after` up to `stop`, a few in memory at a time."""
+        while after < stop:
+            entries = self.entries(run, after, min(BATCH, stop - after))
+            if not entries:
+                return
+            yield from entries
+            after = entries[-1].number
 
     def run(self, name: str) -> RunRow:
         """The run of that name. StorageError names the runs there are."""

@@ -78,7 +78,7 @@ class TileWriter:
                 state = ledger.chain(state, entry.header)
         if state != chain:
             raise StorageError(
-                f"{self.folder} was published up to entry {before.entries} and entry {last} of the store does not go on from there;"
+                f"{self.folder} was published up to entry {before.entries} and the store does not go on from there;"
                 " if the store was restored from an older backup, choose a new folder for its tiles"
             )
 

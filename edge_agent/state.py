@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 DEVICE_ID, POSITION, REPORT, STATUS, LOCK = "device_id", "position", "report", "status.json", "lock"
 TILES_HEAD = "tiles_head"
+STATUSES = 4 * cost(0)  # bytes left for telling what the agent is doing, when that changes
 ROOM = 128  # bytes of the line that every saved file begins with
 
 
@@ -36,7 +37,7 @@ class State:
 
     def __init__(self, folder: Path, daily: float, disk: Disk | None = None) -> None:
         self.folder, self._disk = folder, disk or Disk()
-        self._told, self._held = False, -1
+        self._told, self._too_large, self._held = False, False, -1
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock()
@@ -49,7 +50,11 @@ class State:
 
     def save_position(self, checkpoint: Checkpoint) -> bool:
         """Save where the agent stands, if the budget allows."""
-        return self._save(POSITION, wire.encode(checkpoint))
+        content = wire.encode(checkpoint)
+        if cost(len(content) + ROOM) > self.budget.most > 0 and not self._too_large:
+            log.warning("the position takes %.1f kB and is not saved; allow more with --disk-bytes-per-day", len(content) / 1e3)
+            self._too_large = True
+        return self._save(POSITION, content)
 
     def forget_position(self, why: str) -> None:
         """Set the position aside: it is not to be trusted."""
@@ -61,7 +66,7 @@ class State:
 
     def save_report(self, report: Report, position_size: int) -> bool:
         """Save a report before it is sent, if the budget allows that and a position beside it."""
-        return self._save(REPORT, wire.encode(report), reserve=cost(position_size))
+        return self._save(REPORT, wire.encode(report), reserve=cost(position_size) + STATUSES)
 
     def tiles_head(self) -> bytes:
         """The signed head of the tiles that were followed last; empty where there is none."""

@@ -13,6 +13,7 @@ from edge_agent.state import STATUS, State
 from zo.errors import StorageError
 
 INTERVAL = 5.0  # seconds between writes while nothing changes its state: flash is precious
+SELDOM = 300.0  # the same, when little is left of the write budget
 
 
 class Status:
@@ -22,21 +23,24 @@ class Status:
     """
 
     def __init__(self, folder: State) -> None:
-        self._folder, self._written = folder, 0.0
+        self._folder, self._written, self._saved = folder, 0.0, time.monotonic()
         self.facts: dict[str, Any] = {"state": "joining", "pid": os.getpid()}
 
     def update(self, **facts: Any) -> None:
         """Note facts; written at once where the state changes, else at intervals."""
-        changed = facts.get("state", self.facts["state"]) != self.facts["state"] and facts.get("state") not in ("working", "waiting")
+        before, now_in = self.facts["state"], facts.get("state", self.facts["state"])
+        changed = now_in != before and not {before, now_in} <= {"working", "waiting"}
         self.facts |= facts
-        if changed or time.monotonic() - self._written >= INTERVAL:
-            self.write(0.0 if changed else self._folder.budget.most / 2)
+        now = time.monotonic()
+        if changed or now - self._written >= INTERVAL:
+            self.write(0.0 if changed or now - self._saved >= SELDOM else self._folder.budget.most / 2)
 
     def write(self, reserve: float = 0.0) -> None:
         """Write the file now, if that leaves `reserve` of the write budget."""
         self.facts |= {"at": round(time.time(), 1), "peak_memory_mib": peak_memory_mib()}
-        self._folder.save_status(self.facts, reserve)
         self._written = time.monotonic()
+        if self._folder.save_status(self.facts, reserve):
+            self._saved = self._written
 
 
 def read(folder: Path) -> dict[str, Any]:

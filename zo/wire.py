@@ -6,6 +6,7 @@ A message has the fields of the dataclass of the same name, so one walk over the
 import dataclasses
 import types
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -93,9 +94,14 @@ def _to_message(value: Any) -> Message:
 
 
 def _from_message(kind: Any, message: Message) -> Any:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     values = {field.name: _field(hints[field.name], message, field.name) for field in dataclasses.fields(kind)}
     return kind(**values)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _field(hint: Any, message: Any, name: str) -> Any:

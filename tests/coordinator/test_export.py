@@ -156,5 +156,5 @@ def test_a_round_that_is_not_closed_cannot_be_exported(bert_bundle: Bundle, tmp_
     trained(bert_bundle, tmp_path).store.close()
     out = tmp_path / "out"
     assert main(["export", "run", str(out), f"--store={tmp_path / 'run.sqlite'}", "--at=4"]) == ConfigError.exit_code
-    assert capsys.readouterr().err == "edge-coordinator: run 'run' has closed rounds 1 to 3, not 4\n"
+    assert capsys.readouterr().err == "edge-coordinator: run 'run' has closed rounds 1 to 3, not 4; 0 is the bundle\n"
     assert not out.exists()

@@ -363,7 +363,7 @@ def test_diff_as_a_command(command: Command, run: Run, bert_bundle: Bundle) -> N
     assert told(command("diff", 0, "--json"))["groups"] == history.diff(run.store, run.run, bert_bundle, 0, 6)
     code, out, _ = command("diff", 1, 3)
     assert (code, len(out.splitlines())) == (0, 1 + len(bert_bundle.manifest.groups))
-    assert command("diff", 0, 7) == (3, "", "edge-coordinator: run 'run' has closed rounds 1 to 6, not 7\n")
+    assert command("diff", 0, 7) == (3, "", "edge-coordinator: run 'run' has closed rounds 1 to 6, not 7; 0 is the bundle\n")
 
 
 def test_verify_as_a_command(command: Command, run: Run, bert_bundle: Bundle, tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_rollback_as_a_command(command: Command, run: Run, bert_bundle: Bundle) 
     assert told(command("rollback", "--to=3", "--json")) == {"entry": 7, "rolled_back_to": 3, "digest": wanted}
     assert command("rollback", "--to=7") == (0, f"entry 8 takes run 'run' back to round 7: digest {wanted}\n", "")
     code, out, err = command("rollback", "--to=9")
-    assert (code, out, err) == (ConfigError.exit_code, "", "edge-coordinator: run 'run' has closed rounds 1 to 8, not 9\n")
+    assert (code, out, err) == (ConfigError.exit_code, "", "edge-coordinator: run 'run' has closed rounds 1 to 8, not 9; 0 is the bundle\n")
     assert (command("status")[0], told(command("status", "--json"))["entry"]) == (0, 8)
 
 

@@ -294,8 +294,8 @@ class StoreContract:
     def test_the_cost_of_entries_is_their_bytes_and_signs(self, store: Store) -> None:
         run = begun(store, 4)
         sizes = [len(wire.encode(entry(number))) for number in range(1, 5)]
-        assert store.cost(run, 0) == Cost(4, sum(sizes), 100)
-        assert store.cost(run, 3) == Cost(1, sizes[3], 40)
+        assert store.cost(run, 0) == Cost(sum(sizes), max(sizes), 100)
+        assert store.cost(run, 3) == Cost(sizes[3], sizes[3], 40)
         assert store.cost(run, 4) == store.cost(run, 9) == Cost(0, 0, 0)
 
     def test_a_whole_chain_is_in_order(self, store: Store) -> None:
@@ -358,7 +358,7 @@ class StoreContract:
         assert (bodies(again.reports(run, 4)), again.checkpoints(run)) == (reports, [1, 2])
         assert [again.head(run, number) for number in range(4)] == list(enumerate(heads(store, 3)))
         again.check_chain(again.run("run"))
-        assert (again.entries(run, 2), again.cost(run, 2)) == ([entry(3)], Cost(1, len(wire.encode(entry(3))), 30))
+        assert (again.entries(run, 2), again.cost(run, 2)) == ([entry(3)], Cost(len(wire.encode(entry(3))), len(wire.encode(entry(3))), 30))
         for after in (0, 1):
             with pytest.raises(Compacted, match=f"the terms of entry {after + 1} have been compacted away; entries up to 2 have none"):
                 again.entries(run, after)

@@ -48,7 +48,7 @@ def test_a_change_of_state_is_written_at_once(make: Make, tmp_path: Path) -> Non
 
 def test_progress_is_written_at_intervals_only(make: Make, tmp_path: Path) -> None:
     made = make()
-    made.write()
+    made.update(state="working")
     before = (tmp_path / STATUS).stat().st_mtime_ns
     for number in range(100):
         made.update(state="working", reason=f"round {number}")
