@@ -234,7 +234,7 @@ def test_an_agent_that_is_killed_goes_on_from_the_position_that_it_saved_last(pr
     assert killed_at < 40
     assert [agent.wait(60) for agent in (fleet.agent("a"), other)] == [0, 0]
     places = [(int(found[1]), int(found[2])) for found in re.finditer(r"catching up from entry (\d+) to (\d+) by", fleet.log("a"))]
-    assert places[-1] == (saved, killed_at)
+    assert places[-1] in ((saved, killed_at), (saved, killed_at + 1))  # its last report may have been enough to close a round
     assert {first for first, _ in places} <= {0, saved}
     digest = fleet.summaries()[-1]["digest"]
     assert [fleet.status(name)["digest"] for name in ("a", "bb")] == [digest, digest]
