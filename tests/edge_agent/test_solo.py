@@ -198,11 +198,19 @@ def test_a_device_is_personal_and_of_the_fleet(configure: Configure, bert_bundle
 # --- what goes wrong ---
 
 
-def test_rates_too_high_are_said(configure: Configure, bert_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    config = configure(rounds=10, rate=Rate(body=50.0, head=50.0))
-    Solo(config, threading.Event()).run()
+class Worsening(Solo):
+    """Its model is worse after every round."""
+
+    def _look(self) -> None:
+        super()._look()
+        self.loss = 1.0 + self.round
+
+
+def test_a_model_that_became_worse_is_said(configure: Configure, bert_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    config = configure(rounds=5)
+    Worsening(config, threading.Event()).run()
     assert "training made the model worse" in caplog.text
-    assert len(ledger(config, bert_bundle).entries) == 10
+    assert len(ledger(config, bert_bundle).entries) == 5
 
 
 def test_rates_beyond_the_lattice_end_it(configure: Configure, bert_bundle: Bundle) -> None:
