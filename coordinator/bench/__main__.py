@@ -2,28 +2,24 @@
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from zo import cli, kernel
-from zo.parameters import Group, Parameters, Tensor
-from zo.terms import Term
+from zo import cli
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     top, commands = cli.parser("scripts/bench", __doc__ or "")
     perturb = commands.add_parser("perturb", help="one pass of parameters.add over numpy's w += c on the same count of floats")
-    perturb.add_argument("--elements", type=int, default=50_000_000, help="[50000000]")
-    perturb.add_argument("--chunk", type=int, default=kernel.CHUNK, help=f"values a pass [{kernel.CHUNK}]")
-    perturb.add_argument("--repeats", type=int, default=9, help="[9]")
     perturb.set_defaults(command=_perturb)
+    replay = commands.add_parser("replay", help="many terms in one addition, as in catching up")
+    replay.set_defaults(command=_replay)
+    for command, repeats in ((perturb, 9), (replay, 3)):
+        command.add_argument("--elements", type=int, default=50_000_000, help="[50000000]")
+        command.add_argument("--repeats", type=int, default=repeats, help=f"[{repeats}]")
     probe = commands.add_parser("linear-probe", help="what logistic regression on the frozen encoder reaches, for comparison")
     probe.add_argument("bundle", type=Path, help="as built by scripts/demo (OUT/bundle)")
     probe.add_argument("--data", type=Path, required=True, help="folder with train, validation and test .jsonl")
@@ -43,26 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     catchup.add_argument("--reports", type=int, default=8, help="a round [8]")
     catchup.add_argument("--pool", type=int, default=4096, help="seeds that the run shares; 0: every round its own [4096]")
     catchup.set_defaults(command=_catchup)
-    for command in (perturb, probe, memory, crash, catchup):
+    for command in (perturb, replay, probe, memory, crash, catchup):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
 
 def _perturb(given: argparse.Namespace) -> None:
-    group = Group(0, "body", -20, (Tensor("w", (given.elements,)),))
-    parameters = Parameters(0, [group], {"w": np.zeros(given.elements, np.float32)}, chunk=given.chunk)
-    plain = np.zeros(given.elements, np.float32)
-    seeds = iter(range(2 * given.repeats))
+    from coordinator.bench import perturb
 
-    def numpy_add() -> None:
-        np.add(plain, np.float32(1e-6), out=plain)
+    found = perturb.perturb(given.elements, given.repeats)
+    for name, milliseconds in found["milliseconds"].items():
+        print(f"{name:10} {milliseconds:8.1f} ms {found['milliseconds']['w += c'] / milliseconds:8.2f} of the bandwidth of w += c")
+    if given.json:
+        print(json.dumps(found))
 
-    def add() -> None:
-        parameters.add([Term((0,), next(seeds), np.array([3]))])
 
-    of_numpy, of_add = _alternating([numpy_add, add], given.repeats)
-    found = {"elements": given.elements, "numpy_ms": of_numpy, "add_ms": of_add, "bandwidth_fraction_numpy": round(of_numpy / of_add, 3)}
-    print(f"w += c: {of_numpy:.1f} ms; add of one term: {of_add:.1f} ms; {of_numpy / of_add:.2f} of numpy's bandwidth")
+def _replay(given: argparse.Namespace) -> None:
+    from coordinator.bench import perturb
+
+    found = perturb.replay(given.elements, given.repeats)
+    print(f"{found['terms']} terms over {found['elements']:,} values, ns a value and term:")
+    print(f"compiled {found['ns_per_element_term']}, numpy {found['ns_per_element_term_numpy']}")
     if given.json:
         print(json.dumps(found))
 
@@ -109,18 +106,6 @@ def _linear_probe(given: argparse.Namespace) -> None:
     print(linear_probe.told(found))
     if given.json:
         print(json.dumps(found))
-
-
-def _alternating(calls: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """Median milliseconds of each call, taken in turns so that drifts of the machine hit all alike; the first turn warms up."""
-    taken: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 1):
-        for call, times in zip(calls, taken, strict=True):
-            began = time.perf_counter()
-            call()
-            if turn:
-                times.append((time.perf_counter() - began) * 1e3)
-    return [statistics.median(times) for times in taken]
 
 
 if __name__ == "__main__":
