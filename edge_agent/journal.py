@@ -50,9 +50,10 @@ def read(path: Path, bundle: bytes) -> Contents | None:
     bundle: digest of the one in use. StorageError where the ledger is of another; ValueError where its opening is damaged.
     """
     try:
-        contents = _parse(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
+    contents = _parse(data)
     if contents.opening.bundle != bundle:
         raise StorageError(f"{path} was begun with another bundle; give that with --bundle, choose another --state, or remove the file")
     return contents

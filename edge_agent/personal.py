@@ -5,6 +5,7 @@ Only reads, so that it can go on beside a working agent.
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ import numpy as np
 
 from edge_agent import journal
 from edge_agent.overlay import Overlay, common_parameters
-from edge_agent.state import POSITION
+from edge_agent.state import POSITION, split
 from zo import evaluation, manifest, wire
 from zo.batches import collate, encode
 from zo.bundle import open_bundle
 from zo.checkpoint import Checkpoint
-from zo.disk import unsealed
 from zo.engine import Engine
 from zo.errors import BundleError, DataError, StorageError
 from zo.examples import Example
 from zo.lattice import RangeError
+
+log = logging.getLogger(__name__)
 
 
 class Models:
@@ -42,6 +44,8 @@ class Models:
         path = state / journal.NAME
         try:
             ledger = journal.read(path, self.bundle.digest)
+            if ledger and path.stat().st_size > ledger.size:
+                log.warning("%s: what follows round %d cannot be read, and is left out", path, len(ledger.entries))
             self.overlay = Overlay.of(ledger.entries) if ledger else None
             self.rounds = len(ledger.entries) if ledger else 0
             if self.overlay:
@@ -96,7 +100,7 @@ def _newest_bundle(state: Path) -> Path:
 def _position(path: Path) -> Checkpoint | None:
     """The fleet's position that an agent last saved; None where there is none."""
     try:
-        return wire.decoder(Checkpoint)(unsealed(path.read_bytes()).partition(b"\n")[2])
+        return wire.decoder(Checkpoint)(split(path)[1])
     except FileNotFoundError:
         return None
     except ValueError as error:

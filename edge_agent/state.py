@@ -121,7 +121,7 @@ class State:
 
     def _read(self, name: str, kind: Any) -> Any:
         try:
-            return wire.decoder(kind)(self._split(name)[1])
+            return wire.decoder(kind)(split(self.folder / name)[1])
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -147,11 +147,6 @@ class State:
         except OSError:
             pass  # a folder that cannot be written holds nothing that two agents could spoil
 
-    def _split(self, name: str) -> tuple[dict[str, Any], bytes]:
-        """What the write budget was when a file was saved, and its content. OSError or ValueError where that cannot be read."""
-        record, _, content = unsealed((self.folder / name).read_bytes()).partition(b"\n")
-        return json.loads(record), content
-
     def _budget(self) -> tuple[float | None, float, float]:
         """What the process before this one left of the write budget, as its newest file says; nothing where none can be read."""
         names = [name for name in (POSITION, REPORT, STATUS) if (self.folder / name).exists()]
@@ -161,7 +156,7 @@ class State:
         for name in names:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 path = self.folder / name
-                record = json.loads(path.read_text())["write_budget"] if name == STATUS else self._split(name)[0]
+                record = json.loads(path.read_text())["write_budget"] if name == STATUS else split(self.folder / name)[0]
                 found.append((float(record["written"]), float(record["left"]), float(record["at"])))
         written, left, at = max(found, default=(0.0, 0.0, 0.0))
         return left, at, written
@@ -180,3 +175,9 @@ class State:
             raise StorageError(f"{path}: {error.strerror}; give a folder that can be written with --state") from None
         except ValueError:
             raise StorageError(f"{path} does not hold a device's name; remove it to join as a new device") from None
+
+
+def split(path: Path) -> tuple[dict[str, Any], bytes]:
+    """What the write budget was when a file was saved, and its content. OSError or ValueError where that cannot be read."""
+    record, _, content = unsealed(path.read_bytes()).partition(b"\n")
+    return json.loads(record), content
