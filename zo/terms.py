@@ -63,6 +63,9 @@ def collect(terms: Iterable[Term], group: int) -> tuple[np.ndarray, np.ndarray]:
     mine = [term for term in terms if group in term.groups]
     if not mine:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
+    if len(mine) == 1:  # consecutive already, as every probe's are
+        kept = mine[0].steps != 0
+        return mine[0].seeds[kept], mine[0].steps[kept]
     return sum_by_seed(np.concatenate([t.seeds for t in mine]), np.concatenate([t.steps for t in mine]))
 
 
