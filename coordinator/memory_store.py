@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,13 @@ class MemoryStore(Store):
     def device_count(self, run: int) -> int:
         return len(self.data[run].devices)
 
-    def add_report(self, report: Report) -> bool:
-        key, reports = (report.round, report.device), self.data[report.run].reports
-        fresh = key not in reports
-        reports.setdefault(key, report)
+    def add_reports(self, reports: Sequence[Report]) -> list[bool]:
+        return [self._add_report(report) for report in reports]
+
+    def _add_report(self, report: Report) -> bool:
+        key, kept = (report.round, report.device), self.data[report.run].reports
+        fresh = key not in kept
+        kept.setdefault(key, report)
         return fresh
 
     def drop_reports(self, run: int, devices: Iterable[int]) -> None:

@@ -3,7 +3,8 @@
 import logging
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ class Rounds:
         self.store, self.run, self.bundle, self.config, self._clock = store, run, bundle, config, clock
         self.grid = Grid(config.log2_levels, config.clip)
         self.rates = aggregation.rates(config.probe, config.rate, bundle.manifest)
+        self._shape = one_level(bundle.manifest, self.rates.log2_eps, 0, config.probe.directions)  # of every device's node
+        self._id_start = zlib.crc32(run.genesis + wire.encode(self.grid))
         self.replica = replay.replica(store, run, bundle)
         self._digest: tuple[int, bytes] | None = None
         self.devices = store.device_count(run.id)
@@ -99,16 +102,41 @@ class Rounds:
 
     def plan_id(self, device: int) -> int:
         """32 bits that stand for all that gives the scalars of a device in the open round their meaning."""
-        return zlib.crc32(self.run.genesis + wire.encode(self.grid) + wire.encode(self.node(self.round, device)))
+        return zlib.crc32(wire.encode(self.node(self.round, device)), self._id_start)
 
     def node(self, round_number: int, device: int) -> Node:
         """The directions of a device in a round: seeds of its own, next to those of its neighbours."""
         count, manifest = self.config.probe.directions, self.bundle.manifest
         first = first_seed(manifest.run_key, round_number, device, count, self.config.seeds.pool)
-        return one_level(manifest, self.rates.log2_eps, first, count)
+        return replace(self._shape, first_seed=first)
 
     def accept(self, report: Report) -> Verdict:
         """Take a report in, durably; ReportRefused where it cannot be an answer to this run's plans."""
+        answer = self.accept_all([report])[0]
+        if isinstance(answer, ReportRefused):
+            raise answer
+        return answer
+
+    def accept_all(self, reports: Sequence[Report]) -> list[Verdict | ReportRefused]:
+        """Take reports in, in this order, durably and with one sync; an answer for each. StorageError: none was taken in."""
+        answers = [self._judged(report) for report in reports]
+        kept = [place for place, answer in enumerate(answers) if answer is Verdict.ACCEPTED]
+        fresh = self.store.add_reports([reports[place] for place in kept]) if kept else []
+        for place, is_fresh in zip(kept, fresh, strict=True):
+            if is_fresh:
+                self.reports[reports[place].device] = reports[place]
+            else:
+                answers[place] = Verdict.DUPLICATE
+        return answers
+
+    def _judged(self, report: Report) -> Verdict | ReportRefused:
+        """The answer to a report, were it the first of its device in this round."""
+        try:
+            return self._verdict(report)
+        except ReportRefused as error:
+            return error
+
+    def _verdict(self, report: Report) -> Verdict:
         if not 0 <= report.device < self.devices:
             raise ReportRefused(f"device {report.device} has not joined this run")
         if self.finished or report.round != self.round or report.plan != self.plan_id(report.device):
@@ -122,9 +150,6 @@ class Rounds:
         if report.digest is not None and report.digest != self.digest():
             self.note("diverged", f"device {report.device} holds other parameters at entry {self.entry}; it was told to rebuild them")
             return Verdict.DIVERGED
-        if not self.store.add_report(report):
-            return Verdict.DUPLICATE
-        self.reports[report.device] = report
         return Verdict.ACCEPTED
 
     def close_if_due(self) -> bool:

@@ -1,9 +1,11 @@
 """`edge-coordinator serve`: one run, from its first round to the evaluation of what came of it."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -67,6 +69,13 @@ class Evaluator:
         return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, start_new_session=True)  # away from Ctrl-C
 
 
+def allow_connections() -> None:
+    """Let this process open as many files as the system allows it: each agent's connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Serving:
     """A running coordinator of one run."""
 
@@ -88,6 +97,7 @@ class Serving:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
+        allow_connections()
         server = await service.start(self.service, self.config.listen, self.config.insecure_loopback)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from coordinator.group import Group
 from coordinator.offers import Offers
 from coordinator.rounds import ReportRefused, Rounds
 from coordinator.store import Compacted
@@ -40,11 +41,14 @@ CHUNK = 1 << 22  # bytes of a bundle file a call
 MOST_ENTRIES = 256  # a reply
 MOST_STEPS = 1 << 20  # a reply, beyond its first entry: at most 10 bytes each, so that it stays below wire.MAX_MESSAGE
 RETRY_MS = 1000
+PENDING = 10_000  # calls that have come, and not begun; beyond, some are refused
 
 OPTIONS = [
     ("grpc.max_receive_message_length", 1 << 20),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.so_reuseport", 0),
+    ("grpc.server.max_pending_requests", PENDING),  # else a part of them is refused where a whole fleet calls at once
+    ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING),
 ]
 
 
@@ -63,6 +67,7 @@ class Service:
         self.rounds, self._tiles_key = rounds, tiles_key
         self._offers = Offers(rounds.store, rounds.run.id, rounds.replica)
         self.changed = asyncio.Condition()
+        self._arriving = Group(self._take)
         self.files = (manifest_file.FILE, *rounds.bundle.manifest.files)
         self.stopping = False
 
@@ -114,16 +119,22 @@ class Service:
         return reply or WorkReply(retry_after_ms=RETRY_MS, reason=self.rounds.why_waiting())
 
     async def send_report(self, report: Report) -> ReportReply:
-        """Take a report in; commits the round when it was the last one awaited."""
+        """Take a report in, with those that arrive together with it; commits the round when it was the last one awaited."""
         self._check(report.run, report.device)
-        try:
-            verdict = self.rounds.accept(report)
-        except ReportRefused as error:
-            self.rounds.note("bad report", f"device {report.device}: {error}")
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
-        if verdict is Verdict.ACCEPTED:
-            await self.close_if_due()
-        return ReportReply(verdict)
+        answer = await self._arriving.add(report)
+        if isinstance(answer, ReportRefused):
+            self.rounds.note("bad report", f"device {report.device}: {answer}")
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(answer))
+        return ReportReply(answer)
+
+    async def _take(self, reports: Sequence[Report]) -> Sequence[Verdict | ReportRefused]:
+        answers = self.rounds.accept_all(reports)
+        if Verdict.ACCEPTED in answers:
+            try:
+                await self.close_if_due()
+            except StorageError as error:  # the round stays open, and these reports are kept in it
+                log.error("%s", error)
+        return answers
 
     async def close_if_due(self) -> None:
         """Commit the open round if it is due, then wake everyone who waits for it."""

@@ -5,7 +5,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,10 @@ class SqliteStore(Store):
     def device_count(self, run: int) -> int:
         return int(self._rows("SELECT count(*) FROM devices WHERE run = ?", (run,))[0][0])
 
-    def add_report(self, report: Report) -> bool:
+    def add_reports(self, reports: Sequence[Report]) -> list[bool]:
+        rows = [(report.run, report.round, report.device, wire.encode(report)) for report in reports]
         with self._transaction():
-            row = (report.run, report.round, report.device, wire.encode(report))
-            return self._db.execute("INSERT OR IGNORE INTO reports VALUES (?, ?, ?, ?)", row).rowcount == 1
+            return [self._db.execute("INSERT OR IGNORE INTO reports VALUES (?, ?, ?, ?)", row).rowcount == 1 for row in rows]
 
     def drop_reports(self, run: int, devices: Iterable[int]) -> None:
         with self._transaction():

@@ -2,7 +2,7 @@
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ class Store(ABC):
         """How many devices ever joined a run."""
 
     @abstractmethod
-    def add_report(self, report: Report) -> bool:
-        """Keep a report; False if one of this run, round and device is kept already."""
+    def add_reports(self, reports: Sequence[Report]) -> list[bool]:
+        """Keep reports, all with one sync; False for each of whose run, round and device one is kept already, or comes before it."""
 
     @abstractmethod
     def drop_reports(self, run: int, devices: Iterable[int]) -> None:
@@ -156,6 +156,10 @@ class Store(ABC):
     @abstractmethod
     def events(self, run: int) -> list[tuple[float, str, str]]:
         """(unix time, kind, text) in order."""
+
+    def add_report(self, report: Report) -> bool:
+        """Keep one report, as `add_reports` does."""
+        return self.add_reports([report])[0]
 
     def walk(self, run: int, after: int, stop: int) -> Iterator[Entry]:
         """Entries above `after` up to `stop`, a few in memory at a time."""

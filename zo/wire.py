@@ -6,7 +6,7 @@ A message has the fields of the dataclass of the same name, so one walk over the
 import dataclasses
 import types
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -55,73 +55,86 @@ def encode(value: Any) -> bytes:
 
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
     """The function that reads protobuf bytes as `kind`; it raises WireError."""
+    made: Any = kind
+    parse = _message_class(made).FromString
 
     def decode(data: bytes) -> T:
-        message = _message_class(kind)()
         try:
-            message.ParseFromString(data)
-            return _from_message(kind, message)
+            return _from_message(kind, parse(data))
         except (DecodeError, ValueError, TypeError) as error:
             raise WireError(f"no valid {kind.__name__}: {error}") from None
 
     return decode
 
 
-def _message_class(kind: type) -> type[Message]:
+def _to_message(value: Any) -> Message:
+    kind: Any = type(value)
+    items = {}
+    for name, _, pack, _ in _fields(kind):
+        item = getattr(value, name)
+        if item is not None:
+            items[name] = pack(item) if pack else item
+    return _message_class(kind)(**items)
+
+
+def _from_message(kind: Any, message: Message) -> Any:
+    values = []
+    for name, optional, _, read in _fields(kind):
+        item = getattr(message, name) if not optional or message.HasField(name) else None
+        values.append(read(item) if read and item is not None else item)
+    return kind(*values)
+
+
+class _Field(NamedTuple):
+    """How a field of a dataclass travels; a function is None where the value stays as it is."""
+
+    name: str
+    optional: bool
+    pack: Callable[[Any], Any] | None
+    read: Callable[[Any], Any] | None
+
+
+@cache
+def _message_class(kind: Any) -> type[Message]:
     for module in (fleet_pb2, report_pb2, plan_pb2, ledger_pb2):
         if hasattr(module, kind.__name__):
             return getattr(module, kind.__name__)
     raise TypeError(f"{kind.__name__} has no message")
 
 
-def _to_message(value: Any) -> Message:
-    message = _message_class(type(value))()
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if item is None:
-            continue
-        if isinstance(item, np.ndarray):
-            getattr(message, field.name).extend(item.tolist())
-        elif isinstance(item, tuple):
-            getattr(message, field.name).extend(_to_message(one) if dataclasses.is_dataclass(one) else one for one in item)
-        elif dataclasses.is_dataclass(item):
-            getattr(message, field.name).CopyFrom(_to_message(item))
-        elif isinstance(item, bytes) and message.DESCRIPTOR.fields_by_name[field.name].message_type:
-            getattr(message, field.name).CopyFrom(_digest_message(item))
-        else:
-            setattr(message, field.name, item)
-    return message
-
-
-def _from_message(kind: Any, message: Message) -> Any:
-    hints = _hints(kind)
-    values = {field.name: _field(hints[field.name], message, field.name) for field in dataclasses.fields(kind)}
-    return kind(**values)
-
-
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _fields(kind: Any) -> tuple[_Field, ...]:
+    """Of a dataclass, in order: looked up once, since there are hundreds of thousands of messages."""
+    hints, described, fields = get_type_hints(kind), _message_class(kind).DESCRIPTOR.fields_by_name, []
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        optional = get_origin(hint) in (Union, types.UnionType)
+        if optional:
+            hint = next(one for one in get_args(hint) if one is not type(None))
+        is_digest = hint is bytes and described[field.name].message_type is not None
+        fields.append(_Field(field.name, optional, *(_DIGEST if is_digest else _functions(hint))))
+    return tuple(fields)
 
 
-def _field(hint: Any, message: Any, name: str) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        if not message.HasField(name):
-            return None
-        hint = next(kind for kind in get_args(hint) if kind is not type(None))
-    item = getattr(message, name)
-    if get_origin(hint) is tuple:
-        inner = get_args(hint)[0]
-        return tuple(_from_message(inner, one) if dataclasses.is_dataclass(inner) else one for one in item)
+def _functions(hint: Any) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None]:
+    """What packs a value of a type, and what reads it back."""
     if hint is np.ndarray:
-        return np.array(item, np.int64)
+        return np.ndarray.tolist, lambda items: np.array(items, np.int64)
     if dataclasses.is_dataclass(hint):
-        return _from_message(hint, item)
-    if hint is bytes and isinstance(item, ledger_pb2.Digest):
-        return np.array([item.word0, item.word1, item.word2, item.word3], "<u8").tobytes()
-    return hint(item)
+        return _to_message, partial(_from_message, hint)
+    if get_origin(hint) is tuple:
+        pack, read = _functions(get_args(hint)[0])
+        return (lambda items: list(map(pack, items))) if pack else None, (lambda items: tuple(map(read, items))) if read else tuple
+    return None, None if hint in (int, str, bytes, bool, float) else hint
 
 
 def _digest_message(digest: bytes) -> ledger_pb2.Digest:
     word0, word1, word2, word3 = np.frombuffer(digest, "<u8").tolist()
     return ledger_pb2.Digest(word0=word0, word1=word1, word2=word2, word3=word3)
+
+
+def _digest_bytes(message: ledger_pb2.Digest) -> bytes:
+    return np.array([message.word0, message.word1, message.word2, message.word3], "<u8").tobytes()
+
+
+_DIGEST = (_digest_message, _digest_bytes)

@@ -14,11 +14,13 @@ class PowerCut(Disk):
     def __init__(self) -> None:
         self.kept: dict[Path, bytes] = {}
         self.folders: list[Path] = []
+        self.syncs = 0
 
     def sync(self, path: Path) -> None:
         content = path.read_bytes()
         super().sync(path)
         self.kept[path] = content
+        self.syncs += 1
 
     def sync_folder(self, folder: Path) -> None:
         super().sync_folder(folder)

@@ -1,7 +1,7 @@
 """A round closes when it should, takes in what it should, and survives its coordinator."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from zo.checkpoint import Checkpoint
 from zo.errors import StorageError
 from zo.estimators import Grid
 from zo.ledger import Entry, rollback
-from zo.messages import Verdict
+from zo.messages import Report, Verdict
 from zo.seeds import MOST_DEVICES, SEEDS_PER_ROUND
 from zo.terms import Term, negated
 
@@ -63,6 +63,14 @@ class FailingStore(SqliteStore):
         if self.failing == "add_checkpoint":
             raise StorageError("disk full")
         super().add_checkpoint(run, checkpoint)
+
+    def add_reports(self, reports: Sequence[Report]) -> list[bool]:
+        if self.failing == "add_reports":
+            raise StorageError("disk full")
+        kept = super().add_reports(reports)
+        if self.failing == "after add_reports":
+            raise StorageError("disk ill")
+        return kept
 
     def set_state(self, run: int, state: str) -> None:
         if self.failing == "set_state":
@@ -240,6 +248,44 @@ def test_a_second_report_of_a_round_is_a_duplicate_and_changes_nothing(make: Mak
     assert rounds.accept(first) is Verdict.ACCEPTED
     assert rounds.accept(answer(rounds, 0, scalars=(1, 1, 1))) is Verdict.DUPLICATE
     assert rounds.reports[0] is first
+
+
+def test_reports_taken_in_together_are_answered_each_for_itself(make: Make) -> None:
+    rounds = make(devices=6, round=Round(9, 9, 30.0))
+    rounds.accept(answer(rounds, 5))
+    first, again = answer(rounds, 0), answer(rounds, 0, scalars=(1, 1, 1))
+    wrong, late, diverged = answer(rounds, 1, examples=99), answer(rounds, 2, 2), answer(rounds, 3, digest=bytes(32))
+    unknown = answer(rounds, 6)
+    group = [first, wrong, again, late, answer(rounds, 5), diverged, unknown, answer(rounds, 4)]
+    answers = rounds.accept_all(group)
+    accepted, duplicate = Verdict.ACCEPTED, Verdict.DUPLICATE
+    assert [str(each) if isinstance(each, ReportRefused) else each for each in answers] == [
+        accepted,
+        "99 examples are not between 1 and 4",
+        duplicate,
+        Verdict.LATE,
+        duplicate,
+        Verdict.DIVERGED,
+        "device 6 has not joined this run",
+        accepted,
+    ]
+    assert sorted(rounds.reports) == [0, 4, 5] == [each.device for each in rounds.store.reports(rounds.run.id, 1)]
+    assert rounds.reports[0] is first
+    assert rounds.accept_all([]) == []
+
+
+@pytest.mark.parametrize("failing", ["add_reports", "after add_reports"])
+def test_of_reports_that_cannot_be_kept_none_is_counted(failing: str, make: Make) -> None:
+    rounds = make()
+    rounds.store.failing = failing
+    with pytest.raises(StorageError):
+        rounds.accept_all([answer(rounds, device) for device in (0, 1)])
+    assert rounds.reports == {}
+    rounds.store.failing = ""
+    kept = failing == "after add_reports"  # and are found at the next start
+    assert sorted(make(devices=0).reports) == ([0, 1] if kept else [])
+    expected = Verdict.DUPLICATE if kept else Verdict.ACCEPTED
+    assert rounds.accept_all([answer(rounds, device) for device in (0, 1)]) == [expected] * 2
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 2**63])

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,3 +75,10 @@ def test_an_answer_after_the_process_was_killed_is_the_same(bert_bundle: Bundle,
 
     first, second = asyncio.run(asyncio.wait_for(go(), 60))
     assert first == second == pytest.approx(evaluate(Engine(bert_bundle, model.parameters), batches(bert_bundle, path)))
+
+
+def test_a_coordinator_takes_all_the_connections_that_the_system_allows() -> None:
+    code = "import resource as r; kind = r.RLIMIT_NOFILE; hard = r.getrlimit(kind)[1]; r.setrlimit(kind, (64, hard));"
+    code += "from coordinator.serve import allow_connections; allow_connections(); print(r.getrlimit(kind) == (hard, hard))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from local_coordinator import LocalCoordinator, free_port, report, settings
-from store_faults import NoSync, PowerCut
+from store_faults import FailingSync, NoSync, PowerCut
 
 from coordinator import history, offers, service
 from coordinator.config import Round
@@ -24,6 +26,7 @@ from zo import manifest as manifest_file
 from zo import wire
 from zo.bundle import Bundle
 from zo.checkpoint import Checkpoint, signs
+from zo.disk import Disk
 from zo.errors import ConfigError, ConnectionFailed, RunRefused, StorageError
 from zo.ledger import Entry, rollback, short
 from zo.messages import (
@@ -399,11 +402,111 @@ def test_sync_precedes_every_reply_that_promises_durability(bert_bundle: Bundle,
         coordinator.call(lambda s: s.follow())
         assert [entry.number for entry in link.ask(work(coordinator, 0, 2)).entries] == [3]
         other.close()
-        commit_by_reports(coordinator, link, 4)
+        together = [coordinator.answer(device) for device in (0, 1)]
+        assert coordinator.call(lambda s: at_once(s, [*together, together[0]])) == [Verdict.ACCEPTED, Verdict.ACCEPTED, Verdict.DUPLICATE]
         assert link.ask(work(coordinator, 0, 3)).finished
         link.close()
     assert [name for name in ("join", "entries", "ACCEPTED", "DUPLICATE") if name not in checked] == []
-    assert len(checked) == 13
+    assert len(checked) == 14
+
+
+# --- many reports at once ---
+
+
+async def at_once(served: Service, reports: Sequence[Report]) -> list[Verdict | str]:
+    """The verdicts on reports that arrive together; what is raised, as text."""
+    found = await asyncio.gather(*(served.send_report(each) for each in reports), return_exceptions=True)
+    return [str(each) if isinstance(each, BaseException) else each.verdict for each in found]
+
+
+@contextlib.contextmanager
+def fleet(bundle: Bundle, store: Path, devices: int, disk: Disk | None = None, **changed: Any) -> Iterator[LocalCoordinator]:
+    """A coordinator that so many devices have joined."""
+    with LocalCoordinator(bundle, store, disk=disk, **changed) as coordinator:
+        coordinator.call(lambda s: [s.rounds.enrol(1000 + device) for device in range(devices)])
+        yield coordinator
+
+
+def test_reports_that_arrive_together_are_written_with_one_sync_and_answered_each_for_itself(bert_bundle: Bundle, tmp_path: Path) -> None:
+    disk = PowerCut()
+    with fleet(bert_bundle, tmp_path / "run.sqlite", 20, disk, round=Round(99, 1, 30.0)) as coordinator:
+        sent = [coordinator.answer(device) for device in range(20)]
+        before = disk.syncs
+        verdicts = coordinator.call(lambda s: at_once(s, [*sent, sent[3], dataclasses.replace(sent[4], round=7)]))
+        assert verdicts == [Verdict.ACCEPTED] * 20 + [Verdict.DUPLICATE, Verdict.LATE]
+        assert disk.syncs == before + 1
+        wrong = coordinator.answer(0, scalars=(1,))
+        assert coordinator.call(lambda s: at_once(s, [sent[0], wrong])) == [Verdict.DUPLICATE, "a report holds 3 scalars, not 1"]
+        assert len(coordinator.call(lambda s: s.rounds.store.reports(1, 1))) == 20
+
+
+def test_reports_beyond_the_goal_that_arrive_together_count_in_the_round_that_they_close(bert_bundle: Bundle, tmp_path: Path) -> None:
+    with fleet(bert_bundle, tmp_path / "run.sqlite", 5) as coordinator:
+        sent = [coordinator.answer(device) for device in range(5)]
+        assert coordinator.call(lambda s: at_once(s, sent)) == [Verdict.ACCEPTED] * 5
+        assert coordinator.call(lambda s: [each.contributors for each in s.rounds.store.entries(1)]) == [5]
+        assert coordinator.call(lambda s: at_once(s, sent)) == [Verdict.LATE] * 5
+
+
+def test_a_report_whose_round_closes_before_it_is_written_is_late(bert_bundle: Bundle, tmp_path: Path) -> None:
+    async def overtaken(served: Service, last: Report) -> list[Verdict | str]:
+        waiting = asyncio.create_task(at_once(served, [last]))
+        await asyncio.sleep(0)
+        served.rounds.commit()
+        return await waiting
+
+    with fleet(bert_bundle, tmp_path / "run.sqlite", 2) as coordinator:
+        first, last = coordinator.answer(0), coordinator.answer(1)
+        coordinator.call(lambda s: s.rounds.accept(first))
+        assert coordinator.call(lambda s: overtaken(s, last)) == [Verdict.LATE]
+        assert coordinator.call(lambda s: (s.rounds.store.entries(1)[0].contributors, s.rounds.store.reports(1, 1))) == (1, [])
+
+
+def test_a_sync_that_fails_is_told_to_all_who_wait_and_nothing_is_counted(bert_bundle: Bundle, tmp_path: Path) -> None:
+    disk = FailingSync()
+    with fleet(bert_bundle, tmp_path / "run.sqlite", 3, disk) as coordinator:
+        sent = [coordinator.answer(device) for device in range(3)]
+        disk.failing = True
+        link = Link(coordinator.address, threading.Event(), insecure_loopback=True)
+        with ThreadPoolExecutor(3) as pool:
+            asked = [pool.submit(link.ask, each) for each in sent]
+            for each in asked:
+                with pytest.raises(Unreachable, match="cannot write its store"):
+                    each.result(10)
+        assert coordinator.call(lambda s: (s.rounds.reports, s.rounds.entry, s.rounds.store.unsafe)) == ({}, 0, True)
+        disk.failing = False
+        assert all("could not be synced" in said for said in coordinator.call(lambda s: at_once(s, sent)))
+        link.close()
+
+
+class NoCommit(SqliteStore):
+    """Has room for reports, and none for an entry, while `failing`."""
+
+    failing = True
+
+    def commit(self, run: int, entry: Entry, previous: bytes, signs: int, summary: dict[str, Any]) -> bytes:
+        if self.failing:
+            raise StorageError("disk full")
+        return super().commit(run, entry, previous, signs, summary)
+
+
+class OnNoCommit(Service):
+    """Over such a store."""
+
+    def __init__(self, rounds: Rounds) -> None:
+        rounds.store = NoCommit(rounds.store.path)
+        super().__init__(rounds)
+
+
+def test_reports_that_are_kept_are_accepted_although_their_round_cannot_be_committed(bert_bundle: Bundle, tmp_path: Path) -> None:
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", OnNoCommit) as coordinator:
+        coordinator.call(lambda s: [s.rounds.enrol(name) for name in (77, 78)])
+        sent = [coordinator.answer(device) for device in (0, 1)]
+        assert coordinator.call(lambda s: at_once(s, sent)) == [Verdict.ACCEPTED] * 2
+        assert coordinator.call(lambda s: (s.rounds.entry, sorted(s.rounds.reports))) == (0, [0, 1])
+        coordinator.call(lambda s: setattr(s.rounds.store, "failing", False))
+        coordinator.call(lambda s: s.close_if_due())
+        assert coordinator.call(lambda s: (s.rounds.entry, s.rounds.store.entries(1)[0].contributors)) == (1, 2)
 
 
 # --- refusals ---
@@ -474,7 +577,7 @@ def test_a_message_larger_than_any_report_is_refused(coordinator: LocalCoordinat
 class FullStore(SqliteStore):
     """Takes no reports."""
 
-    def add_report(self, report: Report) -> bool:
+    def add_reports(self, reports: Sequence[Report]) -> list[bool]:
         raise StorageError("disk full")
 
 

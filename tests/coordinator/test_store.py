@@ -87,7 +87,7 @@ WRITES: dict[str, Callable[[Store, int], object]] = {
     "open_run": lambda store, run: store.open_run("another", BUNDLE, DIGEST),
     "set_state": lambda store, run: store.set_state(run, "finished"),
     "enrol": lambda store, run: store.enrol(run, 77),
-    "add_report": lambda store, run: store.add_report(report(1, 4)),
+    "add_reports": lambda store, run: store.add_reports([report(1, 4), report(2, 4)]),
     "drop_reports": lambda store, run: store.drop_reports(run, [0]),
     "commit": lambda store, run: store.commit(run, entry(4), heads(store, 3)[-1], 40, {"round": 4}),
     "add_checkpoint": lambda store, run: store.add_checkpoint(run, checkpoint(store, 3)),
@@ -216,6 +216,17 @@ class StoreContract:
         for fresh in (report(0), report(1, 2), report(1, run=other)):
             assert store.add_report(fresh)
         assert bodies(opened().reports(run, 1)) == bodies([report(0), first])
+
+    def test_of_reports_kept_together_the_first_of_each_device_counts(self, opened: Opened) -> None:
+        store = opened()
+        run, other = begun(store), store.open_run("other", BUNDLE, DIGEST).id
+        store.add_report(report(2))
+        first, again, known = report(1, scalars=(1, 1, 1)), report(1, scalars=(2, 2, 2)), report(2, scalars=(3, 3, 3))
+        group = [first, again, known, report(0), first, report(1, run=other), report(1, 2)]
+        assert store.add_reports(group) == [True, False, False, True, False, True, True]
+        assert bodies(opened().reports(run, 1)) == bodies([report(0), first, report(2)])
+        assert opened().add_reports(group) == [False] * len(group)
+        assert opened().add_reports([]) == []
 
     def test_reports_that_are_dropped_may_come_again(self, opened: Opened) -> None:
         store = opened()
@@ -525,6 +536,14 @@ class TestSqliteStore(StoreContract):
         WRITES[name](store, run)
         assert everything(disk.left(path, tmp_path / "left"), run) == everything(store, run)
 
+    def test_reports_kept_together_take_one_sync(self, path: Path) -> None:
+        disk = PowerCut()
+        store = SqliteStore(path, create=True, disk=disk)
+        begun(store)
+        before = disk.syncs
+        assert all(store.add_reports([report(device) for device in range(50)]))
+        assert disk.syncs == before + 1
+
     def test_a_new_file_and_its_folder_are_synced(self, path: Path) -> None:
         disk = PowerCut()
         SqliteStore(path, create=True, disk=disk)
@@ -557,7 +576,7 @@ class TestSqliteStore(StoreContract):
         again = opened()
         again.check_chain(again.run("run"))
         assert again.head(run)[0] == 3 + (name == "commit")
-        assert len(again.reports(run, 4)) == {"commit": 0, "drop_reports": 0, "add_report": 2}.get(name, 1)
+        assert len(again.reports(run, 4)) == {"commit": 0, "drop_reports": 0, "add_reports": 3}.get(name, 1)
 
     def test_a_new_file_that_cannot_be_synced_is_told(self, path: Path) -> None:
         disk = FailingSync()
@@ -599,6 +618,17 @@ class TestSqliteStore(StoreContract):
         store.limit(100)
         store.commit(run, entry(4, steps=20_000), store.head(run)[1], 0, {"round": 4})
         assert opened().entries(run, 3) == [entry(4, steps=20_000)]
+
+    def test_of_reports_that_find_no_room_none_is_kept(self, path: Path, opened: Opened) -> None:
+        store = Small(path, create=True)
+        run, many = busy(store), [report(device, 4) for device in range(1, 2000)]
+        store.limit(2)
+        with pytest.raises(StorageError, match="database or disk is full"):
+            store.add_reports(many)
+        assert bodies(opened().reports(run, 4)) == bodies([report(0, 4)])
+        store.limit(1000)
+        assert all(store.add_reports(many))
+        assert len(opened().reports(run, 4)) == 2000
 
     @pytest.mark.root
     def test_a_full_file_system_loses_nothing_and_is_written_again_when_there_is_room(self, mounted: Path) -> None:
