@@ -15,13 +15,17 @@ DEFAULT_MAX_TOKENS = 128
 
 @dataclass(frozen=True)
 class TaskFile:
-    """The keys of a task file. labels: one describing sentence a label. label_count: instead, where no sentences are known."""
+    """The keys of a task file. labels: one describing sentence a label. label_count: instead, where no sentences are known.
+
+    label_words: instead, for a causal model, the word that it is to say after the prompt, each one token.
+    """
 
     labels: tuple[str, ...] = ()
     label_count: int = 0
+    label_words: tuple[str, ...] = ()
     template: str = "{text}"
     max_tokens: int = DEFAULT_MAX_TOKENS
-    head: Literal["prototypes", "linear"] | None = None
+    head: Literal["prototypes", "linear", "label-words"] | None = None
 
 
 def read(path: Path | None, max_tokens: int | None = None) -> Task:
@@ -40,7 +44,12 @@ def read(path: Path | None, max_tokens: int | None = None) -> Task:
         raise ConfigError(f"{path}: {error}") from None
     if given.label_count < 0:
         raise ConfigError(f"{path}: label_count = {given.label_count} must not be negative")
-    labels = given.labels or tuple(f"label {number}" for number in range(given.label_count))
+    if given.label_words and (given.labels or given.label_count):
+        raise ConfigError(f"{path}: label_words stand instead of labels and label_count; leave those out")
+    head = given.head or ("label-words" if given.label_words else "prototypes" if given.labels else "linear")
+    if (head == "label-words") != bool(given.label_words):
+        raise ConfigError(f"{path}: label_words and head = 'label-words' go together, but head is {head!r}")
+    labels = given.labels or given.label_words or tuple(f"label {number}" for number in range(given.label_count))
     if labels and len(labels) < 2:
         raise ConfigError(f"{path}: a classification task needs at least two labels")
     if given.labels and given.label_count not in (0, len(given.labels)):
@@ -51,7 +60,7 @@ def read(path: Path | None, max_tokens: int | None = None) -> Task:
         raise ConfigError(f"{path}: template {given.template!r} does not contain {{text}}")
     if not labels:
         return Task("language-modelling", given.max_tokens, "vocabulary")
-    return Task("classification", given.max_tokens, given.head or ("prototypes" if given.labels else "linear"), labels, given.template)
+    return Task("classification", given.max_tokens, head, labels, given.template)
 
 
 def _plain(path: Path) -> Any:

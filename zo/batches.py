@@ -68,7 +68,7 @@ def encode(example: Example, task: Task, tokenizer: Tokenizer) -> list[Encoded]:
     fields = {"{text}": text, "{text_pair}": pair}
     prompt = re.sub(r"\{text(_pair)?\}", lambda found: fields[found[0]], task.template)
     separate = pair if pair and "{text_pair}" not in task.template else None
-    tokenizer.enable_truncation(task.max_tokens)
+    tokenizer.enable_truncation(task.max_tokens, direction="left" if task.head == "label-words" else "right")
     found = tokenizer.encode(prompt, separate)
     return [Encoded(np.array(found.ids, np.int32), np.array(found.type_ids, np.int8), -1 if example.label is None else example.label)]
 

@@ -13,7 +13,7 @@ from zo.structure import StructureError, from_plain
 SCHEMA_VERSION = 1
 FILE = "manifest.json"
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "w8", "w4", "int8"]
 TrainableSet = Literal["lora", "lora-fa", "norms", "full"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TRAINABLE_SETS: tuple[TrainableSet, ...] = get_args(TrainableSet)
@@ -25,12 +25,13 @@ class Task:
 
     kind: "classification" or "language-modelling". labels: one describing sentence a label, by index. template: the
     prompt, with {text} (and {text_pair}). max_tokens: longer texts are cut (or, for language modelling, split).
-    head: "prototypes" (scaled cosine to trained label vectors), "linear", or "vocabulary".
+    head: "prototypes" (scaled cosine to trained label vectors), "linear", "label-words" (which of the labels, each one
+    token, a causal model says next; long prompts are cut on the left), or "vocabulary".
     """
 
     kind: Literal["classification", "language-modelling"]
     max_tokens: int
-    head: Literal["prototypes", "linear", "vocabulary"]
+    head: Literal["prototypes", "linear", "label-words", "vocabulary"]
     labels: tuple[str, ...] = ()
     template: str = "{text}"
 

@@ -28,8 +28,8 @@ class Bert:
         self.activation = ACTIVATIONS[config["hidden_act"]]
         if config.get("position_embedding_type", "absolute") != "absolute":
             raise BundleError("only absolute position embeddings are known for BERT")
-        if task.kind != "classification":
-            raise BundleError("a BERT model is built for classification; give a task with labels")
+        if task.head not in ("prototypes", "linear"):
+            raise BundleError("a BERT model is built for classification with prototypes or a linear head; give a task with labels")
 
     def embed(self) -> str:
         """Words + positions + segments, normalised: [1, batch, tokens, width]."""

@@ -1,4 +1,4 @@
-"""Llama family: a causal language model with grouped-query attention, RoPE, RMSNorm and SwiGLU."""
+"""Llama family: a causal model with grouped-query attention, RoPE, RMSNorm and SwiGLU, for language or for label words."""
 
 import math
 from typing import Any
@@ -28,8 +28,10 @@ class Llama:
         self.theta = _rope_theta(config)
         if config.get("hidden_act", "silu") != "silu":
             raise BundleError(f"activation {config['hidden_act']!r} is not known for Llama; known is 'silu'")
-        if task.kind != "language-modelling":
-            raise BundleError("a Llama model is built for language modelling; leave the labels out of the task")
+        if task.head not in ("vocabulary", "label-words"):
+            raise BundleError(
+                "a Llama model is built for language modelling or label words; leave the labels out of the task, or give label_words"
+            )
 
     def embed(self) -> str:
         """Words: [1, batch, tokens, width]."""
@@ -46,17 +48,28 @@ class Llama:
         return g.op("Add", x, layers.linear(wide, f"{name}.mlp.down_proj"))
 
     def select(self, x: str) -> str:
-        """The positions where a next token is to be predicted."""
+        """The positions where a next token is to be predicted: of a classification the last of each example."""
+        if self.task.head == "label-words":
+            return head.last_token(self.layers, x, self.width)
         return head.chosen_positions(self.layers, x, self.width)
 
     def head(self, x: str) -> None:
-        """Final norm and the vocabulary; an untied vocabulary matrix is trained in `full`."""
+        """Final norm and the vocabulary; an untied vocabulary matrix is trained in `full`. Of label words only their rows, trained."""
         x = self.layers.norm(x, "norm", self.epsilon)
-        if self.tied or "lm_head.weight" not in self.weights:
+        if self.task.head == "label-words":
+            ids = head.token_ids(self.weights.tokenizer(), self.task.labels)
+            rows = self.weights["embed_tokens.weight" if self._shares_vocabulary else "lm_head.weight"][ids]
+            logits = head.linear_logits(self.layers, x, rows.T, np.zeros(len(ids), np.float32))
+            return head.finish(self.layers, logits, len(ids))
+        if self._shares_vocabulary:
             logits = self.layers.frozen_linear(x, "lm_head.tied", self.weights["embed_tokens.weight"].T)
         else:
             logits = self.layers.linear(x, "lm_head")
         head.finish(self.layers, logits, self.vocabulary)
+
+    @property
+    def _shares_vocabulary(self) -> bool:
+        return self.tied or "lm_head.weight" not in self.weights
 
     def _attend(self, name: str, x: str) -> str:
         """Causal grouped-query attention; adapters on query and value. Padding is on the right, so it is never attended to."""

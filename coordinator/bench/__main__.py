@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zo import cli
+from zo.manifest import TRAINABLE_SETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     catchup.add_argument("--reports", type=int, default=8, help="a round [8]")
     catchup.add_argument("--pool", type=int, default=4096, help="seeds that the run shares; 0: every round its own [4096]")
     catchup.set_defaults(command=_catchup)
-    for command in (perturb, replay, probe, memory, crash, catchup):
+    precisions = commands.add_parser("precisions", help="time, memory and signal of every base precision; which gives most signal a second")
+    precisions.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and labels.json")
+    precisions.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    precisions.add_argument("--trainable", choices=[each for each in TRAINABLE_SETS if each != "full"], default="lora-fa", help="[lora-fa]")
+    precisions.add_argument("--repeats", type=int, default=15, help="[15]")
+    precisions.set_defaults(command=_precisions)
+    a_round = commands.add_parser("round", help="what a report costs the coordinator without the network; the commit by its reports")
+    a_round.add_argument("--reports", type=int, default=2000, help="a round [2000]")
+    a_round.add_argument("--repeats", type=int, default=5, help="[5]")
+    a_round.set_defaults(command=_round)
+    coordinator = commands.add_parser("coordinator", help="reports a second that one coordinator takes from a fleet, all of it connected")
+    coordinator.add_argument("--agents", type=int, default=5000, help="[5000]")
+    coordinator.add_argument("--rounds", type=int, default=5, help="of one report an agent [5]")
+    coordinator.add_argument("--at-once", type=int, default=256, help="calls under way [256]")
+    coordinator.set_defaults(command=_coordinator)
+    for command in (a_round, coordinator):
+        command.add_argument("--bundle", type=Path, help="folder of a bundle [all-MiniLM-L6-v2, lora]")
+        command.add_argument("--disk", type=Path, metavar="FOLDER", help="on the disk that is synced to [where temporary files go]")
+    for command in (perturb, replay, probe, memory, crash, catchup, precisions, a_round, coordinator):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
@@ -95,6 +114,44 @@ def _catchup(given: argparse.Namespace) -> None:
         bundle = given.bundle or catchup.build_bundle(Path(scratch) / "bundle")
         found = catchup.measure(bundle, given.rounds, given.reports, given.pool, Path(scratch))
     print(catchup.told(found))
+    if given.json:
+        print(json.dumps(found))
+
+
+def _precisions(given: argparse.Namespace) -> None:
+    from coordinator import task as task_file
+    from coordinator.bench import precisions
+    from coordinator.demo.packaged import packaged_model
+    from zo import examples
+
+    task = task_file.read(given.data / "labels.json")
+    held_out, private = (examples.read(given.data / f"{split}.jsonl", task).examples for split in ("validation", "train"))
+    with tempfile.TemporaryDirectory() as scratch:
+        bundles = precisions.build_all(given.model or packaged_model(), Path(scratch), task, given.trainable, held_out)
+        found = precisions.measure(bundles, private, given.repeats)
+    print(precisions.told(found))
+    if given.json:
+        print(json.dumps(found))
+
+
+def _round(given: argparse.Namespace) -> None:
+    from coordinator.bench import catchup, reports
+
+    with tempfile.TemporaryDirectory(dir=given.disk) as scratch:
+        bundle = given.bundle or catchup.build_bundle(Path(scratch) / "bundle")
+        found = reports.measure(bundle, given.reports, given.repeats, Path(scratch))
+    print(reports.told(found))
+    if given.json:
+        print(json.dumps(found))
+
+
+def _coordinator(given: argparse.Namespace) -> None:
+    from coordinator.bench import catchup, throughput
+
+    with tempfile.TemporaryDirectory(dir=given.disk) as scratch:
+        bundle = given.bundle or catchup.build_bundle(Path(scratch) / "bundle")
+        found = throughput.measure(bundle, given.agents, given.rounds, given.at_once, Path(scratch))
+    print(throughput.told(found))
     if given.json:
         print(json.dumps(found))
 

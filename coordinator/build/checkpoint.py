@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from zo.bundle import TOKENIZER
 from zo.errors import BundleError
@@ -36,6 +37,17 @@ class Checkpoint:
             if any(name.startswith(prefix) for name in self._place):
                 return prefix
         return ""
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's own, with its padding and truncation switched off. BundleError where the file is none."""
+        file = self.folder / TOKENIZER
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception
+            raise BundleError(f"{file} is not a tokenizer ({error}); put the model's own there") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     def __contains__(self, name: str) -> bool:
         return name in self._full

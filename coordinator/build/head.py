@@ -1,10 +1,14 @@
 """Heads: from selected hidden states [P, rows, width] to logits [P, rows, classes] and the loss of every branch [P]."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from tokenizers import Tokenizer
 
 from coordinator.build.graph import INT64
 from coordinator.build.layers import Layers
 from zo import directions
+from zo.errors import BundleError
 
 COSINE_SCALE = 20.0
 INITIAL_WEIGHT = 0.02  # as BERT's initializer_range
@@ -22,6 +26,15 @@ def mean_over_tokens(layers: Layers, x: str) -> str:
 def first_token(layers: Layers, x: str) -> str:
     """The first token of each example: [P, batch, tokens, width] -> [P, batch, width]."""
     return layers.graph.op("Gather", x, layers.graph.constant(0, np.int64), axis=2)
+
+
+def last_token(layers: Layers, x: str, width: int) -> str:
+    """The last real token of each example: [P, batch, tokens, width] -> [P, batch, width]."""
+    g, mask = layers.graph, layers.tokens("attention_mask")
+    count = g.op("Squeeze", g.op("Shape", mask, start=0, end=1))
+    starts = g.op("Mul", g.op("Range", g.constant(0, np.int64), count, g.constant(1, np.int64)), g.op("Shape", mask, start=1, end=2))
+    last = g.op("Sub", g.op("ReduceSum", mask, g.indices(1), keepdims=0), g.indices(1))
+    return g.op("Gather", g.op("Reshape", x, g.indices(0, -1, width)), g.op("Add", starts, last), axis=1)
 
 
 def chosen_positions(layers: Layers, x: str, width: int) -> str:
@@ -55,6 +68,19 @@ def initial_weight(layers: Layers, width: int, classes: int) -> np.ndarray:
     """Small random weights [width, classes], from the run key; all zeros would give the body no slope."""
     signs = directions.signs(layers.training.run_key, HEAD_GROUP, np.zeros(1, np.uint64), 0, width * classes)
     return signs.reshape(width, classes) * np.float32(INITIAL_WEIGHT)
+
+
+def token_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
+    """The one token that each label word is. BundleError where it is none, several, or another label's."""
+    found = []
+    for word in words:
+        ids = tokenizer.encode(word, add_special_tokens=False).ids
+        if len(ids) != 1 or tokenizer.decode(ids).strip() != word.strip():
+            raise BundleError(f"label word {word!r} is not one token of the model, but {len(ids)}; choose another, or try it with a space")
+        if ids[0] in found:
+            raise BundleError(f"label word {word!r} is the same token as another; choose one that is not")
+        found += ids
+    return found
 
 
 def finish(layers: Layers, logits: str, classes: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from coordinator.build import quantised
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.graph import CONTRIB, FLOAT, INT64, Frozen, Graph
 from zo import directions
@@ -122,23 +123,32 @@ class Layers:
 
     def frozen_linear(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
         """x @ weight + bias in the base precision; weight [in, out]."""
-        g = self.graph
-        if self.training.precision == "int8":
-            scale = np.maximum(np.abs(weight).max(axis=0), 1e-12).astype(np.float32) / 127
-            quantised = np.rint(weight / scale).astype(np.int8)
-            inputs = [x, g.weight(f"{name}.int8", quantised), g.weight(f"{name}.scale", scale), ""]
-            inputs += [] if bias is None else [g.weight(f"{name}.added", bias)]
-            return g.op("DynamicQuantizeMatMul", *inputs, domain=CONTRIB)
+        g, precision = self.graph, self.training.precision
+        added = [] if bias is None else [g.weight(f"{name}.added", bias)]
+        if precision == "int8":
+            codes, scale = quantised.along(weight, 0)
+            inputs = [x, g.weight(f"{name}.int8", codes), g.weight(f"{name}.scale", scale[0]), ""]
+            return g.op("DynamicQuantizeMatMul", *inputs, *added, domain=CONTRIB)
+        if precision in quantised.BITS:
+            return self._few_bits(x, name, weight, added, quantised.BITS[precision])
         y = g.op("MatMul", x, g.weight(name, weight))
-        return y if bias is None else g.op("Add", y, g.weight(f"{name}.added", bias))
+        return g.op("Add", y, *added) if added else y
+
+    def _few_bits(self, x: str, name: str, weight: np.ndarray, added: list[str], bits: int) -> str:
+        """x @ weight + added with the weights alone quantised: the operator computes in float (accuracy_level 1)."""
+        g, (inner, outer) = self.graph, weight.shape
+        packed, scales = quantised.blocks(weight, bits)
+        inputs = [x, g.weight(f"{name}.w{bits}", packed), g.weight(f"{name}.scale", scales), *(["", "", *added] if added else [])]
+        shape = {"K": inner, "N": outer, "bits": bits, "block_size": quantised.BLOCK}
+        return g.op("MatMulNBits", *inputs, domain=CONTRIB, accuracy_level=1, **shape)
 
     def embedding(self, ids: str, name: str) -> str:
-        """Rows of a frozen table by id; in int8 with a scale a row, which quarters the download and what stays resident."""
+        """Rows of a frozen table by id; but for fp32 in int8 with a scale a row, a quarter to download and to keep resident."""
         g, table = self.graph, self.checkpoint[name]
-        if self.training.precision != "int8":
+        if self.training.precision == "fp32":
             return g.op("Gather", g.weight(name, table), ids)
-        scale = (np.maximum(np.abs(table).max(axis=1, keepdims=True), 1e-12) / 127).astype(np.float32)
-        rows = g.op("Gather", g.weight(f"{name}.int8", np.rint(table / scale).astype(np.int8)), ids)
+        codes, scale = quantised.along(table, 1)
+        rows = g.op("Gather", g.weight(f"{name}.int8", codes), ids)
         return g.op("Mul", g.op("Cast", rows, to=FLOAT), g.op("Gather", g.weight(f"{name}.scale", scale), ids))
 
     def norm(self, x: str, name: str, epsilon: float) -> str:

@@ -34,6 +34,8 @@ from zo.terms import Term
 KINDS = [
     ("bert", "lora-fa", "fp32"),
     ("bert", "lora-fa", "int8"),
+    ("bert", "lora-fa", "w4"),
+    ("llama", "lora-fa", "w8"),
     ("bert-classifier", "norms", "fp32"),
     ("llama-tied", "full", "fp32"),
     ("llama-tied", "lora", "fp32"),

@@ -24,7 +24,7 @@ from zo.manifest import PRECISIONS, Precision, Task
 ROOT = Path(__file__).resolve().parents[2]
 STORIES = ROOT.parent / "shared/models/stories260K"
 GOLDEN: dict[str, Any] = json.loads((ROOT / "tests/golden/parity.json").read_text(encoding="utf-8"))
-SAME = 1e-4
+FURTHEST = {"fp32": 1e-4, "w8": 0.25}  # from transformers; of the others it is only told
 
 
 def engine(model: Path, out: Path, task: Task, precision: Precision) -> Engine:
@@ -41,11 +41,11 @@ def rows(golden: dict[str, Any], label: int) -> list[Encoded]:
 
 
 def compare(what: str, precision: Precision, found: np.ndarray, golden: Any) -> None:
-    """Within SAME in float32; in int8 told, and finite."""
+    """Within FURTHEST; told, and finite."""
     assert found.shape == np.shape(golden)
     difference = np.abs(found - np.array(golden)).max()
     print(f"{what} {precision}: at most {difference:.2g} from transformers")
-    assert difference <= (SAME if precision == "fp32" else np.finfo(np.float32).max)
+    assert difference <= FURTHEST.get(precision, np.finfo(np.float32).max)
 
 
 def compare_language(what: str, precision: Precision, model: Engine, batch: Batch, golden: dict[str, Any]) -> None:

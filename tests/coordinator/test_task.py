@@ -43,6 +43,13 @@ def test_a_count_of_labels_serves_where_no_sentences_are_known(tmp_path: Path) -
     assert task.read(write(tmp_path, {"label_count": 2, "labels": ["a", "b"]})).labels == ("a", "b")
 
 
+def test_label_words_are_the_labels_of_a_causal_model(tmp_path: Path) -> None:
+    expected = Task("classification", DEFAULT_MAX_TOKENS, "label-words", ("no", "yes"), "{text} Spam?")
+    plain = {"label_words": ["no", "yes"], "template": "{text} Spam?"}
+    assert task.read(write(tmp_path, plain)) == expected
+    assert task.read(write(tmp_path, plain | {"head": "label-words"})) == expected
+
+
 def test_max_tokens_of_the_command_line_come_first(tmp_path: Path) -> None:
     assert task.read(write(tmp_path, {"labels": ["a", "b"], "max_tokens": 9}), 33).max_tokens == 33
 
@@ -54,6 +61,12 @@ def test_max_tokens_of_the_command_line_come_first(tmp_path: Path) -> None:
         ({"label_count": 1}, "at least two labels"),
         ({"label_count": -5}, "label_count"),
         ({"labels": ["a", "b"], "label_count": 3}, "label_count = 3, but there are 2 labels"),
+        ({"label_words": ["a"]}, "at least two labels"),
+        ({"label_words": ["a", "b"], "labels": ["a", "b"]}, "label_words stand instead of labels"),
+        ({"label_words": ["a", "b"], "label_count": 2}, "label_words stand instead of labels"),
+        ({"label_words": ["a", "b"], "head": "linear"}, "go together, but head is 'linear'"),
+        ({"labels": ["a", "b"], "head": "label-words"}, "go together, but head is 'label-words'"),
+        ({"head": "label-words"}, "go together"),
         ({"labels": ["a", "b"], "max_tokens": 1}, "max_tokens = 1 must be at least 2"),
         ({"labels": ["a", "b"], "template": "no place"}, "does not contain {text}"),
         ({"labels": ["a", "b"], "haed": "linear"}, "unknown key 'haed'; did you mean 'head'?"),

@@ -84,7 +84,7 @@ def test_what_is_no_json_table_is_refused(content: bytes, tmp_path: Path) -> Non
     ("changes", "said"),
     [
         ({"trainables": "lora"}, "unknown key 'trainables'; did you mean 'trainable'?"),
-        ({"precision": "int4"}, "precision must be one of 'fp32', 'int8', not 'int4'"),
+        ({"precision": "int4"}, "precision must be one of 'fp32', 'w8', 'w4', 'int8', not 'int4'"),
         ({"run_key": "7"}, "run_key must be a whole number"),
         ({"groups": [{"id": 0, "kind": "body", "log2_unit": -20, "tensor": []}]}, "'groups[0].tensor'; did you mean 'tensors'?"),
         ({"stages": {}}, "stages must be a list"),

@@ -23,7 +23,7 @@ from zo.bundle import BASE, Bundle, open_bundle
 from zo.engine import Engine
 from zo.errors import BundleError, DataError
 from zo.examples import Example
-from zo.manifest import TRAINABLE_SETS, Task
+from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task
 
 SMALL = Training(rank=4)
 BODIES = [(model, trainable) for model in ("bert", "llama-tied") for trainable in TRAINABLE_SETS]
@@ -167,9 +167,9 @@ def test_a_linear_head_starts_as_the_checkpoints_classifier_where_it_fits(
     assert not np.array_equal(weights[0]["head.weight"], weights[2]["head.weight"])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_linear_head_is_built_on_a_bare_bert(precision: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
-    training = Training("lora-fa", precision, rank=4)  # type: ignore[arg-type]
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_linear_head_is_built_on_a_bare_bert(precision: Precision, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    training = Training("lora-fa", precision, rank=4)
     build(folders("bert"), tmp_path / "out", tiny_models.LINEAR, training, tiny_models.examples(tiny_models.LINEAR))
     calibration = open_bundle(tmp_path / "out").manifest.calibration
     assert {each.kind for each in calibration} == {"body", "head"}
@@ -189,7 +189,7 @@ def test_gains_and_biases_of_early_checkpoints_are_read(folders: Callable[[str],
         assert chain.digests(old.folder) == chain.digests(new.folder)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("model", "trainable"), [("bert", "lora"), ("bert", "lora-fa"), ("llama", "lora-fa")])
 def test_every_digest_and_tensor_of_a_build_recurs_when_it_is_repeated(
     model: str, trainable: str, precision: str, folders: Callable[[str], Path], tmp_path: Path
@@ -232,7 +232,7 @@ def test_all_tensors_are_live(model: str, trainable: str, folders: Callable[[str
 # --- files ---
 
 
-@pytest.mark.parametrize(("model", "precision"), [("bert", "fp32"), ("bert", "int8"), ("llama", "fp32")])
+@pytest.mark.parametrize(("model", "precision"), [("bert", "fp32"), ("bert", "int8"), ("bert", "w4"), ("llama", "fp32"), ("llama", "w8")])
 def test_the_base_is_a_standard_file_into_which_the_graphs_point(model: str, precision: str, bundles: Callable[..., Bundle]) -> None:
     folder = bundles(model, precision=precision).folder
     tensors = load_file(folder / BASE)
@@ -244,6 +244,16 @@ def test_the_base_is_a_standard_file_into_which_the_graphs_point(model: str, pre
                 np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight), tensors[weight.name])
                 pointed.add(weight.name)
     assert pointed == tensors.keys()
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("w8", 8), ("w4", 4)])
+def test_weights_in_blocks_take_their_bits_and_a_scale_a_block(precision: str, bits: int, bundles: Callable[..., Bundle]) -> None:
+    exact, coarse = (load_file(bundles("bert", precision=each).folder / BASE) for each in ("fp32", precision))
+    name = "encoder.layer.1.output.dense.weight"
+    assert coarse[f"{name}.{precision}"].nbytes == exact[name].size * bits // 8
+    assert coarse[f"{name}.scale"].nbytes == exact[name].size // 32 * 4
+    assert coarse["embeddings.word_embeddings.weight.int8"].dtype == np.int8
+    assert not {name, "embeddings.word_embeddings.weight"} & coarse.keys()
 
 
 def test_int8_holds_the_weight_matrices_in_a_quarter_of_the_bytes(bundles: Callable[..., Bundle]) -> None:
@@ -349,8 +359,9 @@ def test_a_vocabulary_smaller_than_the_model_knows_is_no_problem(folders: Callab
     assert draft(folder, tmp_path / "out", task).tokenizer().get_vocab_size() == 60
 
 
-def test_full_with_int8_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training("full", "int8"), ()))
+@pytest.mark.parametrize("precision", [each for each in PRECISIONS if each != "fp32"])
+def test_full_with_quantised_weights_is_refused(precision: Precision, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training("full", precision), ()))
     assert "'full'" in said
     assert "needs precision 'fp32'" in said
     assert list(tmp_path.iterdir()) == []

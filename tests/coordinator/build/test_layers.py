@@ -81,9 +81,10 @@ def test_no_two_adapters_share_their_a(bundles: Callable[..., Bundle]) -> None:
     assert len(set(matrices)) == len(matrices) == 6
 
 
-@pytest.mark.parametrize("model", ["bert", "llama"])
-def test_the_same_start_in_fp32_and_int8(model: str, bundles: Callable[..., Bundle]) -> None:
-    exact, coarse = (bundles(model, "lora", precision) for precision in ("fp32", "int8"))
+@pytest.mark.parametrize(("model", "precision"), [("bert", "int8"), ("llama", "int8"), ("llama", "w8"), ("bert", "w4")])
+def test_the_same_start_in_every_precision(model: str, precision: str, bundles: Callable[..., Bundle]) -> None:
+    trainable = "lora" if precision == "int8" else "lora-fa"
+    exact, coarse = (bundles(model, trainable, each) for each in ("fp32", precision))
     assert exact.parameters().digest() == coarse.parameters().digest()
     assert exact.manifest.groups == coarse.manifest.groups
 

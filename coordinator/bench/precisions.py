@@ -1,0 +1,131 @@
+"""`scripts/bench precisions`: what each base precision costs, and which gives most signal per second (DESIGN sections 5 and 6).
+
+The signal of a probe is the squared correlation of the body's scalar, at the eps that calibration chose, with the float32
+model's at a small eps: probes with correlation r are worth r**2 as many exact ones.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from coordinator.bench.perturb import alternating
+from coordinator.build.build import build, calibration_batches
+from coordinator.build.layers import Training
+from zo.batches import Batch, Encoded, collate
+from zo.bundle import Bundle, open_bundle
+from zo.calibration import SMALL_LOG2_EPS, one_level
+from zo.engine import Engine
+from zo.estimators import half_differences
+from zo.examples import Example
+from zo.manifest import PRECISIONS, Precision, Task, TrainableSet
+
+SHAPES = ((8, 32), (8, 64), (1, 16))  # examples x tokens
+DIRECTIONS = 48  # a batch, for the correlation
+UNSPLIT = 1 << 20  # max_rows: both probes of a batch in one run
+FIRST_SEED = 1 << 32  # not those of calibration
+
+
+def build_all(model: Path, folder: Path, task: Task, trainable: TrainableSet, found: Sequence[Example]) -> dict[Precision, Bundle]:
+    """A calibrated bundle of the model in every precision."""
+    for precision in PRECISIONS:
+        build(model, folder / precision, task, Training(trainable, precision), found)
+    return {precision: open_bundle(folder / precision) for precision in PRECISIONS}
+
+
+def measure(bundles: Mapping[Precision, Bundle], found: Sequence[Example], repeats: int, directions: int = DIRECTIONS) -> dict[str, Any]:
+    """Figures by precision, signal per second by shape, and the best precision of each shape.
+
+    found: labelled examples for the correlation; best others than the bundles were calibrated with.
+    """
+    rows: dict[str, dict[str, Any]] = {precision: {"ms": {}} | _in_child(bundle) for precision, bundle in bundles.items()}
+    engines = {precision: Engine(bundle, bundle.parameters(), max_rows=UNSPLIT) for precision, bundle in bundles.items()}
+    for shape in SHAPES:
+        calls = [_probe(engine, random_batch(bundles[precision], *shape)) for precision, engine in engines.items()]
+        for row, taken in zip(rows.values(), alternating(calls, repeats), strict=True):
+            row["ms"]["x".join(map(str, shape))] = round(taken, 1)
+    for precision, correlation in correlations(engines, calibration_batches(bundles["fp32"], found), directions).items():
+        sizes = bundles[precision].manifest
+        rows[precision] |= {"log2_eps_body": sizes.log2_eps("body"), "correlation": round(correlation, 4)}
+        rows[precision]["bundle_mb"] = round(sum((bundles[precision].folder / name).stat().st_size for name in sizes.files) / 1e6, 1)
+    signal = {shape: signal_per_second(rows, shape) for shape in rows["fp32"]["ms"]}
+    best = {shape: max(each, key=lambda name: each[name]) for shape, each in signal.items()}
+    return {"precisions": rows, "signal_per_second": signal, "best": best}
+
+
+def signal_per_second(rows: Mapping[str, Mapping[str, Any]], shape: str) -> dict[str, float]:
+    """Squared correlation over seconds, by precision; a negative correlation is worth nothing."""
+    return {name: round(max(0.0, row["correlation"]) ** 2 * 1e3 / max(row["ms"][shape], 1e-3), 2) for name, row in rows.items()}
+
+
+def correlations(engines: Mapping[Precision, Engine], batches: Sequence[Batch], directions: int) -> dict[Precision, float]:
+    """Of every engine's body scalars, at its calibrated eps, with float32's at a small one; not centred, as in calibration."""
+
+    def scalars(engine: Engine, log2_eps: int) -> np.ndarray:
+        plan = one_level(engine.manifest, {"body": log2_eps}, FIRST_SEED, directions)
+        return np.concatenate([half_differences(engine.probe(plan, batch)) for batch in batches])
+
+    units = [group.log2_unit for group in engines["fp32"].manifest.groups if group.kind == "body"]
+    true = scalars(engines["fp32"], max(SMALL_LOG2_EPS, *units))
+    found = {precision: scalars(engine, engine.manifest.log2_eps("body")) for precision, engine in engines.items()}
+    return {precision: float(each @ true / (np.linalg.norm(each) * np.linalg.norm(true) or 1)) for precision, each in found.items()}
+
+
+def random_batch(bundle: Bundle, examples: int, tokens: int) -> Batch:
+    """Examples of random tokens, all of one length."""
+    task, vocabulary = bundle.manifest.task, bundle.tokenizer().get_vocab_size()
+    length = tokens + (not task.labels)  # a language model is given all but the last
+    ids = np.random.default_rng(0).integers(0, vocabulary, (examples, length)).astype(np.int32)
+    return collate([Encoded(row, np.zeros(length, np.int8), 0 if task.labels else -1) for row in ids], task)
+
+
+def _probe(engine: Engine, batch: Batch) -> Callable[[], object]:
+    """One direction of plain MeZO: +E and -E of all groups in one run."""
+    sizes = {each.kind: each.log2_eps for each in engine.manifest.calibration}
+    plan = one_level(engine.manifest, sizes, 0, 1)
+    return lambda: engine.probe(plan, batch)
+
+
+def _in_child(bundle: Bundle) -> dict[str, float]:
+    """Resident memory of a process that holds nothing but this bundle."""
+    command = [sys.executable, "-m", "coordinator.bench.precisions", str(bundle.folder)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _memory(bundle: Bundle) -> dict[str, float]:
+    """Resident MB after the sessions are loaded, and after one probe of the first shape; in this process."""
+    engine = Engine(bundle, bundle.parameters(), max_rows=UNSPLIT)
+    loaded = _resident_mb()
+    _probe(engine, random_batch(bundle, *SHAPES[0]))()
+    return {"loaded_mb": loaded, "resident_mb": _resident_mb()}
+
+
+def _resident_mb() -> float:
+    return round(psutil.Process().memory_info().rss / 1e6, 1)
+
+
+def told(found: dict[str, Any]) -> str:
+    """Two tables for a person; the best precision of each shape is starred."""
+    shapes = list(found["best"])
+    lines = ["      bundle MB  loaded MB  with 8x32     eps  correlation" + "".join(f"{'ms ' + shape:>10}" for shape in shapes)]
+    for name, row in found["precisions"].items():
+        eps = f"2**{row['log2_eps_body']}"
+        held = f"{name:6}{row['bundle_mb']:9.1f}{row['loaded_mb']:11.1f}{row['resident_mb']:11.1f}{eps:>8}{row['correlation']:13.3f}"
+        lines.append(held + "".join(f"{row['ms'][shape]:10.1f}" for shape in shapes))
+    lines += ["", "signal (squared correlation of the body's scalars) per second; * the most"]
+    for name in found["precisions"]:
+        marks = [f"{found['signal_per_second'][shape][name]:.1f}{'*' if found['best'][shape] == name else ' '}" for shape in shapes]
+        lines.append(f"{name:58}" + "".join(f"{mark:>10}" for mark in marks))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundle", type=Path)
+    print(json.dumps(_memory(open_bundle(parser.parse_args().bundle))))
