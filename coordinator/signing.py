@@ -6,7 +6,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 
-from zo.disk import Disk
+from zo.disk import Disk, replacement
 from zo.errors import StorageError
 
 
@@ -31,10 +31,7 @@ def public_bytes(key: Ed25519PrivateKey) -> bytes:
 
 
 def _write_secret(path: Path, key: Ed25519PrivateKey, disk: Disk) -> None:
-    temporary = path.with_name(path.name + ".new")
+    temporary = replacement(path)
     temporary.unlink(missing_ok=True)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # before there is anything to be read
-    disk.write(temporary, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    disk.sync(temporary)
-    disk.rename(temporary, path)
-    disk.sync_folder(path.parent)
+    disk.replace(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -5,7 +5,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class SqliteStore(Store):
             with self._errors():
                 self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
         if create:  # also what a process that was killed has written, but not synced
-            self._sync(path.absolute().parent)
+            self._sync()
 
     def close(self) -> None:
         self._db.close()
@@ -207,14 +207,14 @@ class SqliteStore(Store):
             return self._db.execute(query, values).fetchall()
 
     def _decoded(self, kind: type, body: bytes) -> Any:
-        try:
-            return wire.decoder(kind)(body)
-        except wire.WireError as error:
-            raise StorageError(f"{self.path}: a row cannot be read ({error}); restore the file from a backup") from None
+        return self._parsed(wire.decoder(kind), body)
 
     def _noted(self, text: str) -> Any:
+        return self._parsed(json.loads, text)
+
+    def _parsed(self, parse: Callable[[Any], Any], stored: bytes | str) -> Any:
         try:
-            return json.loads(text)
+            return parse(stored)
         except (ValueError, TypeError) as error:
             raise StorageError(f"{self.path}: a row cannot be read ({error}); restore the file from a backup") from None
 
@@ -229,18 +229,18 @@ class SqliteStore(Store):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        self._sync(None if self._named else self.path.absolute().parent)
-        self._named = True
+        self._sync()
 
     def _write(self) -> None:
         self._db.execute("COMMIT")
 
-    def _sync(self, folder: Path | None = None) -> None:
-        """The log (and its name in the folder) on the disk: only then may anyone hear of what was written."""
+    def _sync(self) -> None:
+        """The log on the disk, the first time also its name in the folder: only then may anyone hear of what was written."""
         try:
             self._disk.sync(self._log)
-            if folder is not None:
-                self._disk.sync_folder(folder)
+            if not self._named:
+                self._disk.sync_folder(self.path.absolute().parent)
+                self._named = True
         except OSError as error:
             self.unsafe = True
             raise StorageError(

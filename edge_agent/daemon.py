@@ -12,9 +12,10 @@ from edge_agent import download
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
 from edge_agent.follower import Follower
-from edge_agent.link import Link, Rejoin, Stopped, Unreachable
+from edge_agent.link import Link, Rejoin, Unreachable
 from edge_agent.state import State
 from edge_agent.status import Status
+from edge_agent.stopping import Stopped
 from edge_agent.work import work
 from zo.bundle import Bundle
 from zo.calibration import correlation_here, kinds
@@ -114,20 +115,12 @@ class Daemon:
 
     def _prepare(self, bundle: Bundle) -> None:
         """A replica at the bundle, an engine over its parameters, and the encoded examples."""
-        config, task = self.config, bundle.manifest.task
+        config = self.config
         self.follower = None
         self.__dict__.pop("engine", None)  # before another is made: memory is short
         parameters = bundle.parameters(config.threads)
         self.engine = Engine(bundle, parameters, threads=config.threads, max_rows=config.max_rows)
-        self.dataset = Dataset(
-            Path(config.data),
-            task,
-            bundle.tokenizer(),
-            held_out_share=config.held_out_share,
-            held_out_most=config.held_out_most,
-            balanced=config.balanced,
-        )
-        log.info("%s: %s, %d held out", config.data, self.dataset.summary, len(self.dataset.held_out))
+        self.dataset = Dataset.of(config, bundle)
         correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self._check_stop)
         if correlation < POOR_CORRELATION:
             log.warning(
@@ -136,14 +129,12 @@ class Daemon:
             )
         replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors)
         self.follower = Follower(replica, self.joined, self.state, config, self._ask, self._check_stop, self.SAVE_EVERY)
-        counts = {"examples": len(self.dataset.training) + len(self.dataset.held_out), "held_out": len(self.dataset.held_out)}
         self.status.update(
             run=self.joined.run_name,
             device=self.joined.device,
-            skipped=self.dataset.reading.skipped,
             correlation=round(correlation, 3),
             state="working",
-            **counts,
+            **self.dataset.counts,
         )
 
     def _apply(self, reply: WorkReply) -> None:

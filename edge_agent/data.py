@@ -1,15 +1,21 @@
 """The device's own examples: encoded once, a share held out, batches drawn at random."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from edge_agent.config import AgentConfig
+from edge_agent.solo_config import SoloConfig
 from zo import examples
 from zo.batches import Batch, Encoded, collate, encode
+from zo.bundle import Bundle
 from zo.errors import DataError
 from zo.examples import Reading
 from zo.manifest import Task
+
+log = logging.getLogger(__name__)
 
 ROOM = 4  # batches drawn together and sorted by length, so that short texts are not padded to long ones
 
@@ -39,6 +45,25 @@ class Dataset:
         self._classes = list(classes.values())
         self._generator = np.random.default_rng()
         self._ready: list[list[Encoded]] = []
+
+    @classmethod
+    def of(cls, config: AgentConfig | SoloConfig, bundle: Bundle) -> "Dataset":
+        """The examples that the settings name, for the bundle's task; the log says what they are."""
+        made = cls(
+            Path(config.data),
+            bundle.manifest.task,
+            bundle.tokenizer(),
+            held_out_share=config.held_out_share,
+            held_out_most=config.held_out_most,
+            balanced=config.balanced,
+        )
+        log.info("%s: %s, %d held out", config.data, made.summary, len(made.held_out))
+        return made
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What `status` tells of them."""
+        return {"examples": len(self.training) + len(self.held_out), "held_out": len(self.held_out), "skipped": self.reading.skipped}
 
     def draw(self, size: int) -> Batch:
         """A random batch of `size` training examples of similar length."""

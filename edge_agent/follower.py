@@ -101,8 +101,11 @@ class Follower:
 
     def _follow_tiles(self) -> None:
         """Begin with the tiles. A head followed before that the coordinator does not know (its store was restored) is forgotten."""
-        key, known = self.joined.tiles_key, tile_source.followed(self._state, self.joined.tiles_key, self.joined.genesis)
-        if tile_source.follow(self._tiles, key, self._state, self.replica, self._go_on) or known is None:
+        key = self.joined.tiles_key
+        if tile_source.follow(self._tiles, key, self._state, self.replica, self._go_on):
+            return
+        known = tile_source.followed(self._state, key, self.joined.genesis)
+        if known is None:
             return
         try:
             self._ask(CatchUpRequest(self.joined.run, self.joined.device, known.entries, short(known.chain)))

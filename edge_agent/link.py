@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from edge_agent.stopping import Stopped
 from zo import wire
 from zo.address import is_loopback
 from zo.errors import ConfigError, RunRefused
@@ -35,10 +36,6 @@ class Unreachable(Exception):
 
 class Rejoin(Exception):
     """The coordinator does not know this run, device or entry any more; join again and rebuild."""
-
-
-class Stopped(Exception):
-    """The agent was asked to stop."""
 
 
 class Link:

@@ -13,6 +13,7 @@ from edge_agent.overlay import Personal
 from edge_agent.solo_config import SoloConfig
 from edge_agent.state import State
 from edge_agent.status import Status
+from edge_agent.stopping import Stopped
 from edge_agent.work import held_out_loss, work
 from zo.aggregation import aggregate, decay, rates
 from zo.bundle import open_bundle
@@ -30,10 +31,6 @@ log = logging.getLogger(__name__)
 
 LOOKS, SELDOM = 20, 5  # the held-out loss is measured so often in all, but not sooner than after so many rounds
 DIGEST_EVERY = 10  # rounds
-
-
-class Stopped(Exception):
-    """The agent was told to stop."""
 
 
 class Solo:
@@ -77,21 +74,12 @@ class Solo:
         config, position = self.config, self.state.position()
         self.model = Personal(self.bundle, position, config.threads)
         self.engine = Engine(self.bundle, self.model.parameters, threads=config.threads, max_rows=config.max_rows)
-        self.dataset = Dataset(
-            Path(config.data),
-            self.manifest.task,
-            self.bundle.tokenizer(),
-            held_out_share=config.held_out_share,
-            held_out_most=config.held_out_most,
-            balanced=config.balanced,
-        )
-        log.info("%s: %s, %d held out", config.data, self.dataset.summary, len(self.dataset.held_out))
+        self.dataset = Dataset.of(config, self.bundle)
         log.info("training on top of %s", f"the fleet's entry {position.entry}" if position else "the bundle")
         fleet = (position.entry, position.head) if position else ()
         opening = Opening(genesis(self.bundle.digest, secrets.token_bytes(16)), self.bundle.digest, *fleet)
         self.journal = Journal(self.state.folder / journal.NAME, opening, self.state.budget, self._disk)
-        counts = {"examples": len(self.dataset.training) + len(self.dataset.held_out), "held_out": len(self.dataset.held_out)}
-        self.status.update(state="working", skipped=self.dataset.reading.skipped, **counts)
+        self.status.update(state="working", **self.dataset.counts)
 
     def _train(self) -> str:
         """Returns how it ended. ConfigError where the rates are too high for the lattice."""

@@ -17,7 +17,7 @@ from typing import Any
 from edge_agent.flash import WriteBudget, cost
 from zo import wire
 from zo.checkpoint import Checkpoint
-from zo.disk import Disk, sealed, unsealed
+from zo.disk import Disk, replacement, sealed, unsealed
 from zo.errors import StorageError
 from zo.messages import Report
 
@@ -84,7 +84,8 @@ class State:
         text = json.dumps(facts | {"write_budget": self.budget.record()}) + "\n"
         if not self.budget.take(len(text), reserve):
             return False
-        temporary, path = self.folder / f"{STATUS}.new", self.folder / STATUS
+        path = self.folder / STATUS
+        temporary = replacement(path)
 
         def write() -> None:
             self._disk.write(temporary, text.encode())

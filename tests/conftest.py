@@ -9,7 +9,9 @@ import pytest
 from coordinator.bench import tiny_models
 from coordinator.build.build import build
 from coordinator.build.layers import Training
+from coordinator.demo import shares
 from zo.bundle import Bundle, open_bundle
+from zo.examples import Example
 
 RANK, ALPHA, RUN_KEY = 4, 8.0, 7
 
@@ -51,3 +53,11 @@ def bert_bundle(bundles: Bundles) -> Bundle:
 def llama_bundle(bundles: Bundles) -> Bundle:
     """Tied Llama, `lora-fa`, fp32."""
     return bundles("llama-tied")
+
+
+@pytest.fixture
+def validation(tmp_path: Path) -> Path:
+    """A file of thirty examples, of which one label in ten is not 0."""
+    path = tmp_path / "validation.jsonl"
+    shares.write(path, [Example(text, int(number % 10 == 0)) for number, text in enumerate(tiny_models.sentences(30))])
+    return path

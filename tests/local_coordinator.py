@@ -1,7 +1,6 @@
 """A coordinator inside the test process: a real gRPC server on a loopback port, its store and rounds in a thread of their own."""
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +13,12 @@ from coordinator.config import Probe, Round, RunConfig
 from coordinator.rounds import Rounds
 from coordinator.service import Service
 from coordinator.sqlite_store import SqliteStore
+from zo.address import free_port
 from zo.bundle import Bundle
 from zo.disk import Disk
 from zo.messages import Report
 
 PROBE = Probe(directions=3, examples=4)
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def settings(bundle: Bundle, **changed: Any) -> RunConfig:

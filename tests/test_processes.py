@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 from conftest import Bundles
-from local_coordinator import LocalCoordinator, answer, free_port
+from local_coordinator import LocalCoordinator, answer
 
 from coordinator.bench import tiny_models
 from coordinator.config import Round
+from coordinator.demo import shares
 from coordinator.sqlite_store import SqliteStore
+from zo.address import free_port
 from zo.bundle import Bundle
 from zo.messages import PROTOCOL, JoinRequest
 
@@ -53,9 +55,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 40.0) -> None:
 
 
 def write_data(path: Path, count: int = 40, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = tiny_models.examples(tiny_models.CLASSIFICATION, count, seed)
-    path.write_text("".join(json.dumps({"text": e.text, "label": e.label}) + "\n" for e in found))
+    shares.write(path, tiny_models.examples(tiny_models.CLASSIFICATION, count, seed))
     return path
 
 

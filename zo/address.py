@@ -1,6 +1,7 @@
 """Addresses of the form `host:port`."""
 
 import ipaddress
+import socket
 
 
 def is_loopback(address: str) -> bool:
@@ -10,3 +11,10 @@ def is_loopback(address: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -65,11 +65,11 @@ def aggregate(
     directions = sum(node.count for node in nodes)
     growth = min(directions, MOST_DIRECTIONS)
     examples = sum(report.examples for report in reports)
-    groups = {group.id: group for group in manifest.groups}
+    groups, sizes = {group.id: group for group in manifest.groups}, probe_sizes(manifest, given.log2_eps)
     terms = []
     for report, node in zip(reports, nodes, strict=True):
         weight = growth * report.examples / examples / node.count
-        for size in probe_sizes(manifest, given.log2_eps):
+        for size in sizes:
             group = groups[size.groups[0]]
             log2_eps = size.log2_e + group.log2_unit
             rate = scale * given.by_kind[group.kind] / given.signal * 4.0**log2_eps

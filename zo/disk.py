@@ -35,11 +35,16 @@ class Disk:
 
     def replace(self, path: Path, content: bytes) -> None:
         """Put a file in place, durably: at any instant the old content is there, or the new."""
-        temporary = path.with_name(path.name + ".new")
+        temporary = replacement(path)
         self.write(temporary, content)
         self.sync(temporary)
         self.rename(temporary, path)
         self.sync_folder(path.parent)
+
+
+def replacement(path: Path) -> Path:
+    """Where the new content of a file is written, before it takes its place."""
+    return path.with_name(path.name + ".new")
 
 
 def _sync(path: Path, flags: int) -> None:

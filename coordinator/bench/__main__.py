@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zo import cli
 from zo.manifest import TRAINABLE_SETS
@@ -67,31 +68,25 @@ def _perturb(given: argparse.Namespace) -> None:
     from coordinator.bench import perturb
 
     found = perturb.perturb(given.elements, given.repeats)
-    for name, milliseconds in found["milliseconds"].items():
-        print(f"{name:10} {milliseconds:8.1f} ms {found['milliseconds']['w += c'] / milliseconds:8.2f} of the bandwidth of w += c")
-    if given.json:
-        print(json.dumps(found))
+    taken = found["milliseconds"]
+    lines = [f"{name:10} {each:8.1f} ms {taken['w += c'] / each:8.2f} of the bandwidth of w += c" for name, each in taken.items()]
+    _show(given, "\n".join(lines), found)
 
 
 def _replay(given: argparse.Namespace) -> None:
     from coordinator.bench import perturb
 
     found = perturb.replay(given.elements, given.repeats)
-    print(f"{found['terms']} terms over {found['elements']:,} values, ns a value and term:")
-    print(f"compiled {found['ns_per_element_term']}, numpy {found['ns_per_element_term_numpy']}")
-    if given.json:
-        print(json.dumps(found))
+    text = f"{found['terms']} terms over {found['elements']:,} values, ns a value and term:\n"
+    _show(given, text + f"compiled {found['ns_per_element_term']}, numpy {found['ns_per_element_term_numpy']}", found)
 
 
 def _memory(given: argparse.Namespace) -> None:
     from coordinator.bench import memory
 
     found = memory.measure(given.bundle, given.max_rows)
-    print("max_rows  MiB loaded  MiB peak  seconds")
-    for row in found:
-        print(f"{row['max_rows']:8} {row['loaded_mib']:11} {row['peak_mib']:9} {row['seconds']:8.1f}")
-    if given.json:
-        print(json.dumps({"rows": found}))
+    lines = [f"{row['max_rows']:8} {row['loaded_mib']:11} {row['peak_mib']:9} {row['seconds']:8.1f}" for row in found]
+    _show(given, "\n".join(["max_rows  MiB loaded  MiB peak  seconds", *lines]), {"rows": found})
 
 
 def _crash(given: argparse.Namespace) -> int:
@@ -101,9 +96,7 @@ def _crash(given: argparse.Namespace) -> int:
         folder = given.keep or Path(scratch) / "crash"
         folder.mkdir(parents=True)
         found = crash.measure(given.kills, folder, given.seed)
-    print("\n".join(f"{key.replace('_', ' '):18} {value}" for key, value in found.items()))
-    if given.json:
-        print(json.dumps(found))
+    _show(given, "\n".join(f"{key.replace('_', ' '):18} {value}" for key, value in found.items()), found)
     return int(any(found[key] for key in ("lost_commits", "lost_reports", "double_counted", "digest_mismatches")))
 
 
@@ -113,9 +106,7 @@ def _catchup(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bundle = given.bundle or catchup.build_bundle(Path(scratch) / "bundle")
         found = catchup.measure(bundle, given.rounds, given.reports, given.pool, Path(scratch))
-    print(catchup.told(found))
-    if given.json:
-        print(json.dumps(found))
+    _show(given, catchup.told(found), found)
 
 
 def _precisions(given: argparse.Namespace) -> None:
@@ -129,9 +120,7 @@ def _precisions(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bundles = precisions.build_all(given.model or packaged_model(), Path(scratch), task, given.trainable, held_out)
         found = precisions.measure(bundles, private, given.repeats)
-    print(precisions.told(found))
-    if given.json:
-        print(json.dumps(found))
+    _show(given, precisions.told(found), found)
 
 
 def _round(given: argparse.Namespace) -> None:
@@ -140,9 +129,7 @@ def _round(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=given.disk) as scratch:
         bundle = given.bundle or catchup.build_bundle(Path(scratch) / "bundle")
         found = reports.measure(bundle, given.reports, given.repeats, Path(scratch))
-    print(reports.told(found))
-    if given.json:
-        print(json.dumps(found))
+    _show(given, reports.told(found), found)
 
 
 def _coordinator(given: argparse.Namespace) -> None:
@@ -151,16 +138,19 @@ def _coordinator(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=given.disk) as scratch:
         bundle = given.bundle or catchup.build_bundle(Path(scratch) / "bundle")
         found = throughput.measure(bundle, given.agents, given.rounds, given.at_once, Path(scratch))
-    print(throughput.told(found))
-    if given.json:
-        print(json.dumps(found))
+    _show(given, throughput.told(found), found)
 
 
 def _linear_probe(given: argparse.Namespace) -> None:
     from coordinator.bench import linear_probe
 
     found = linear_probe.measure(given.bundle, given.data)
-    print(linear_probe.told(found))
+    _show(given, linear_probe.told(found), found)
+
+
+def _show(given: argparse.Namespace, text: str, found: dict[str, Any]) -> None:
+    """The figures for a person and, where that is asked for, as one JSON object behind."""
+    print(text)
     if given.json:
         print(json.dumps(found))
 

@@ -2,7 +2,6 @@
 
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,9 @@ from typing import Any
 from coordinator.bench import audit, tiny_models
 from coordinator.build.build import build
 from coordinator.build.layers import Training
+from coordinator.demo import shares
 from coordinator.sqlite_store import SqliteStore
+from zo.address import free_port
 from zo.bundle import Bundle, open_bundle
 from zo.errors import UserError
 from zo.faults import Death, Fault, cut_power
@@ -111,7 +112,7 @@ def measure(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     random.seed(seed)
     bundle = _bundle(folder)
     of_coordinator, of_agents = _mixed(coordinator_crashes, kills // 2), _mixed(agent_crashes, kills - kills // 2)
-    port, notes = _free_port(), [folder / f"agent{n}.notes" for n in range(AGENTS)]
+    port, notes = free_port(), [folder / f"agent{n}.notes" for n in range(AGENTS)]
     (folder / "store").mkdir()
     settings = {"bundle": str(bundle.folder), "store": str(folder / "store/run.sqlite"), "listen": f"127.0.0.1:{port}"} | SETTINGS
     serve = [sys.executable, "-m", "coordinator.bench.crashing", "--insecure-loopback", *_flags(settings)]
@@ -156,7 +157,7 @@ def _finish(coordinator: Process, agents: list[Process], serve: list[str], folde
 
 def _agent(folder: Path, number: int, port: int, bundle: Bundle, notes: Path) -> list[str]:
     data = folder / f"agent{number}-data.jsonl"
-    tiny_models.write_examples(data, tiny_models.CLASSIFICATION, 20, seed=number)
+    shares.write(data, tiny_models.examples(tiny_models.CLASSIFICATION, 20, seed=number))
     settings = {"data": data, "state": folder / f"agent{number}", "bundle": bundle.folder, "coordinator": f"127.0.0.1:{port}"}
     settings |= {"disk_bytes_per_day": "1e12", "notes": notes}
     return [sys.executable, "-m", "edge_agent.bench.crashing", "--insecure-loopback", *_flags(settings)]
@@ -171,9 +172,3 @@ def _bundle(folder: Path) -> Bundle:
 
 def _flags(settings: Mapping[str, object]) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

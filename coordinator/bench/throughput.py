@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import resource
-import socket
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import psutil
 from coordinator.bench.lean_agent import CallFailed, LeanAgent, connect, headers
 from coordinator.sqlite_store import SqliteStore
 from zo import wire
+from zo.address import free_port
 from zo.errors import UserError
 from zo.ledger import short
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, ReportReply, Verdict, WorkReply, WorkRequest
@@ -35,9 +35,7 @@ def measure(bundle: Path, agents: int, rounds: int, at_once: int, folder: Path) 
     The coordinator syncs to `folder`. What agents do besides is timed apart: joining, and asking for work.
     """
     allow_files(agents + SPARE_FILES)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with coordinator(bundle, address, agents, rounds, folder) as process:
         return asyncio.run(_drive(address, agents, rounds, at_once, folder, psutil.Process(process.pid)))
 

@@ -159,9 +159,3 @@ def examples(task: Task, count: int = 16, seed: int = 0) -> list[Example]:
     if not task.labels:
         return [Example(text) for text in sentences(count, seed)]
     return [Example(f"{text} {task.labels[place % 3]}", place % 3) for place, text in enumerate(sentences(count, seed))]
-
-
-def write_examples(path: Path, task: Task, count: int, seed: int = 0) -> None:
-    """Write `examples` as JSONL."""
-    rows = [{"text": example.text, **({"label": example.label} if task.labels else {})} for example in examples(task, count, seed)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

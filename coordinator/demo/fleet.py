@@ -13,6 +13,7 @@ import psutil
 
 from coordinator.demo.relay import Relay
 from coordinator.sqlite_store import SqliteStore
+from zo.address import free_port
 from zo.errors import UserError
 
 GIVE_UP = 60.0  # seconds to wait for processes to start or stop
@@ -23,7 +24,7 @@ class Fleet:
 
     def __init__(self, folder: Path, bundle: Path, settings: dict[str, str]) -> None:
         self.folder, self.bundle = folder, bundle
-        self.store_path, self.port = folder / "run.sqlite", _free_port()
+        self.store_path, self.port = folder / "run.sqlite", free_port()
         flags = {"bundle": str(bundle), "store": str(self.store_path), "name": "demo", "listen": f"127.0.0.1:{self.port}"} | settings
         self._flags = [f"--{name}={value}" for name, value in flags.items()]
         self.agents: dict[str, psutil.Popen] = {}
@@ -96,12 +97,6 @@ class Fleet:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as sink:
             return psutil.Popen([sys.executable, "-m", module, *arguments], stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

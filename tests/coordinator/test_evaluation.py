@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from test_export import trained
 
-from coordinator.bench import tiny_models
 from coordinator.sqlite_store import SqliteStore
 from zo.bundle import Bundle
 from zo.engine import Engine
@@ -19,13 +18,6 @@ from zo.evaluation import batches, evaluate
 def write(path: Path, lines: list[dict[str, object]]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
-
-
-@pytest.fixture
-def validation(tmp_path: Path) -> Path:
-    """Thirty lines, of which one label in ten is not 0."""
-    lines: list[dict[str, object]] = [{"text": text, "label": int(n % 10 == 0)} for n, text in enumerate(tiny_models.sentences(30))]
-    return write(tmp_path / "validation.jsonl", lines)
 
 
 def ask(folder: Path, validation: Path, lines: list[str]) -> tuple[int, list[dict[str, object]], str]:

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_coordinator import answer, free_port, settings
+from local_coordinator import answer, settings
 from store_faults import FailingSync
 
 from coordinator import cli
 from coordinator.bench import tiny_models
 from coordinator.config import Round, RunConfig, TileSettings
+from coordinator.demo import shares
 from coordinator.publisher import Publisher
 from coordinator.rounds import Rounds
 from coordinator.sqlite_store import SqliteStore
 from zo import config, wire
+from zo.address import free_port
 from zo.bundle import Bundle
 from zo.disk import Disk
 from zo.errors import ConfigError, StorageError
@@ -330,7 +332,7 @@ class Processes:
     def __init__(self, bundle: Bundle, folder: Path, *flags: str) -> None:
         self.bundle, self.folder, self.port, tiles = bundle, folder, free_port(), free_port()
         self.address, self._started = f"http://127.0.0.1:{tiles}", list[subprocess.Popen[bytes]]()
-        tiny_models.write_examples(folder / "a.jsonl", tiny_models.CLASSIFICATION, 30)
+        shares.write(folder / "a.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 30))
         place = [f"--bundle={bundle.folder}", "--store=run.sqlite", f"--listen=127.0.0.1:{self.port}", "--insecure-loopback"]
         place += ["--tiles.folder=tiles", f"--tiles.listen=127.0.0.1:{tiles}", "--round.goal=1", "--probe.directions=2"]
         self.coordinator = self._start("coordinator", "coordinator.cli", "serve", *place, *flags)

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from local_coordinator import LocalCoordinator, free_port, report, settings
+from local_coordinator import LocalCoordinator, report, settings
 from store_faults import FailingSync, NoSync, PowerCut
 
 from coordinator import history, offers, service
@@ -24,6 +24,7 @@ from coordinator.sqlite_store import SqliteStore
 from edge_agent.link import Link, Rejoin, Unreachable
 from zo import manifest as manifest_file
 from zo import wire
+from zo.address import free_port
 from zo.bundle import Bundle
 from zo.checkpoint import Checkpoint, signs
 from zo.disk import Disk

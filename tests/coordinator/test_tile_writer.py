@@ -10,37 +10,19 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from tile_ledger import BUNDLE, CHAINS, GENESIS, LAST, LEDGER, chains, entries
 
 from coordinator.signing import public_bytes, signing_key
 from coordinator.tile_writer import PARTIALS, EntriesAfter, TileWriter
 from zo.checkpoint import Checkpoint
 from zo.disk import Disk
 from zo.errors import StorageError
-from zo.ledger import Entry, chain
+from zo.ledger import Entry
 from zo.terms import Term
 from zo.tile_head import Head, read_head
 from zo.tiles import MAX_TILE, TILE, Tiles
 
-KEY, GENESIS, BUNDLE, SIZES = Ed25519PrivateKey.generate(), bytes(range(32)), bytes(range(32, 64)), {0: 1000}
-LAST = 2 * TILE + 44
-
-
-def entries(count: int, fork_after: int = LAST) -> list[Entry]:
-    """A ledger; two with different `fork_after` part there."""
-    steps = {n: n if n <= fork_after else -n for n in range(1, count + 1)}
-    return [Entry(n, 10 + n, 3, (Term((0,), n, np.array([step, 1])),)) for n, step in steps.items()]
-
-
-def chains(ledger: list[Entry]) -> list[bytes]:
-    """The identity after every entry, from none on."""
-    found = [GENESIS]
-    for entry in ledger:
-        found.append(chain(found[-1], entry.header))
-    return found
-
-
-LEDGER = entries(LAST)
-CHAINS = chains(LEDGER)
+KEY, SIZES = Ed25519PrivateKey.generate(), {0: 1000}
 
 
 def reading(ledger: list[Entry]) -> EntriesAfter:

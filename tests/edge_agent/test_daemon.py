@@ -13,11 +13,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from local_coordinator import LocalCoordinator, free_port
+from local_coordinator import LocalCoordinator
 
 from coordinator import history
 from coordinator.bench import tiny_models
 from coordinator.config import Round
+from coordinator.demo import shares
 from coordinator.rounds import Rounds
 from coordinator.service import Refusal, Service
 from coordinator.sqlite_store import SqliteStore
@@ -26,6 +27,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.daemon import Daemon
 from edge_agent.flash import cost
 from zo import wire
+from zo.address import free_port
 from zo.bundle import Bundle
 from zo.checkpoint import GroupValues
 from zo.disk import Disk
@@ -67,9 +69,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     def daemon(address: str, name: str = "a", kind: type[Daemon] = Daemon, disk: Disk | None = None, **changed: Any) -> Daemon:
         data = tmp_path / name / "data"
-        data.mkdir(parents=True, exist_ok=True)
-        found = tiny_models.examples(tiny_models.CLASSIFICATION, 30, seed=len(name))
-        (data / "a.jsonl").write_text("".join(json.dumps({"text": e.text, "label": e.label}) + "\n" for e in found))
+        shares.write(data / "a.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 30, seed=len(name)))
         settings = {"data": str(data), "coordinator": address, "state": str(tmp_path / name / "state"), "insecure_loopback": True}
         made.append(kind(AgentConfig(**settings | changed), threading.Event(), disk))
         return made[-1]

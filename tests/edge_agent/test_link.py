@@ -8,10 +8,10 @@ from typing import Any
 
 import grpc
 import pytest
-from local_coordinator import free_port
 
 from edge_agent.link import Link, Rejoin, Stopped, Unreachable
 from zo import wire
+from zo.address import free_port
 from zo.errors import ConfigError, RunRefused
 from zo.messages import JoinRequest, ReportReply, Verdict, WorkRequest
 

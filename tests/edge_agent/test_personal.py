@@ -14,6 +14,7 @@ import pytest
 from conftest import Bundles
 
 from coordinator.bench import tiny_models
+from coordinator.demo import shares
 from edge_agent.flash import WriteBudget
 from edge_agent.journal import NAME, Journal, Opening, read
 from edge_agent.overlay import Overlay
@@ -39,7 +40,7 @@ EXAMPLES = tiny_models.examples(tiny_models.CLASSIFICATION, 30)
 def trained(bert_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a.jsonl and a state folder in which a device has trained alone; tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": each.text, "label": each.label}) + "\n" for each in EXAMPLES))
+    shares.write(folder / "a.jsonl", EXAMPLES)
     probe = Probe(directions=8, examples=8)
     Solo(SoloConfig(str(folder / "a.jsonl"), str(bert_bundle.folder), str(folder / "state"), 20, probe=probe), threading.Event()).run()
     return folder

@@ -16,6 +16,7 @@ import pytest
 from conftest import Bundles
 
 from coordinator.bench import tiny_models
+from coordinator.demo import shares
 from edge_agent.flash import WriteBudget
 from edge_agent.journal import NAME, Contents, read
 from edge_agent.overlay import Overlay
@@ -36,8 +37,7 @@ Configure = Callable[..., SoloConfig]
 
 
 def write_data(path: Path, count: int = 120) -> Path:
-    found = tiny_models.examples(tiny_models.CLASSIFICATION, count)
-    path.write_text("".join(json.dumps({"text": each.text, "label": each.label}) + "\n" for each in found))
+    shares.write(path, tiny_models.examples(tiny_models.CLASSIFICATION, count))
     return path
 
 

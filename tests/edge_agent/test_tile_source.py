@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from local_coordinator import LocalCoordinator, free_port
+from local_coordinator import LocalCoordinator
 from test_daemon import PAIR, ROUNDS, Eager, EntriesOnly, advance, digest, ends_equal, has_reported, messages, wait_until, working
 
 from coordinator.bench import tiny_models
 from coordinator.config import Round, TileSettings
+from coordinator.demo import shares
 from coordinator.publisher import Publisher
 from coordinator.rounds import Rounds
 from coordinator.signing import public_bytes
@@ -27,6 +28,7 @@ from edge_agent import tile_source
 from edge_agent.config import AgentConfig
 from edge_agent.daemon import Daemon
 from edge_agent.state import State
+from zo.address import free_port
 from zo.bundle import Bundle
 from zo.checkpoint import Checkpoint
 from zo.ledger import Entry
@@ -429,8 +431,7 @@ class Site:
     def __init__(self, bundle: Bundle, folder: Path) -> None:
         self.bundle, self.folder, self.daemons = bundle, folder, list[Daemon]()
         data = folder / "a.jsonl"
-        found = tiny_models.examples(tiny_models.CLASSIFICATION, 30)
-        data.write_text("".join(json.dumps({"text": e.text, "label": e.label}) + "\n" for e in found))
+        shares.write(data, tiny_models.examples(tiny_models.CLASSIFICATION, 30))
         self._settings = {"data": str(data), "state": str(folder / "state"), "bundle": str(bundle.folder), "insecure_loopback": True}
 
     def coordinator(self, tiles: str = "tiles", **changed: object) -> LocalCoordinator:

@@ -19,37 +19,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tile_ledger import BUNDLE, CHAINS, GENESIS, LAST, LEDGER, chains, entries
 
 from zo import tile_head, tiles, wire
 from zo.checkpoint import Checkpoint, GroupValues
 from zo.errors import ConfigError
-from zo.ledger import Entry, Tile, chain
+from zo.ledger import Entry, Tile
 from zo.terms import Term
 from zo.tile_head import CheckpointFile, Head, HeadRefused, read_head
 from zo.tiles import MAX_TILE, TILE, Tiles, TilesUnavailable, tile_path
 
 KEY, OTHER_KEY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-GENESIS, BUNDLE = bytes(range(32)), bytes(range(32, 64))
-LAST = 2 * TILE + 44
-
-
-def entries(count: int, fork_after: int = LAST) -> list[Entry]:
-    """A ledger; two with different `fork_after` part there."""
-    steps = {n: n if n <= fork_after else -n for n in range(1, count + 1)}
-    return [Entry(n, 10 + n, 3, (Term((0,), n, np.array([step, 1])),)) for n, step in steps.items()]
-
-
-def chains(ledger: list[Entry]) -> list[bytes]:
-    """The identity after every entry, from none on."""
-    found = [GENESIS]
-    for entry in ledger:
-        found.append(chain(found[-1], entry.header))
-    return found
-
-
-LEDGER = entries(LAST)
-CHAINS = chains(LEDGER)
 HEAD = Head(GENESIS, BUNDLE, LAST, CHAINS[LAST])
 
 

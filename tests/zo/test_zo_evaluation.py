@@ -18,13 +18,6 @@ def write(path: Path, lines: list[dict[str, object]]) -> Path:
     return path
 
 
-@pytest.fixture
-def validation(tmp_path: Path) -> Path:
-    """Thirty lines, of which one label in ten is not 0."""
-    lines: list[dict[str, object]] = [{"text": text, "label": int(n % 10 == 0)} for n, text in enumerate(tiny_models.sentences(30))]
-    return write(tmp_path / "validation.jsonl", lines)
-
-
 def test_metrics_are_those_computed_by_hand(bert_bundle: Bundle, validation: Path) -> None:
     engine, given = Engine(bert_bundle, bert_bundle.parameters()), batches(bert_bundle, validation)
     found = evaluate(engine, given)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from local_coordinator import free_port
 
 from coordinator.demo.relay import Relay
+from zo.address import free_port
 
 
 @pytest.fixture
