@@ -26,7 +26,7 @@ def build(given: argparse.Namespace) -> None:
     run_key = secrets.randbits(32) if given.run_key is None else given.run_key
     if not 0 <= run_key < 2**32:
         raise ConfigError(f"--run-key {run_key} must be 32 bits, unsigned")
-    training = Training(given.trainable, given.precision, given.rank, given.alpha, run_key)
+    training = Training(given.trainable, given.precision, given.rank, given.alpha, run_key, given.top_blocks)
     found = examples.read(given.data, task).examples if given.data else []
     measured = builder.build(given.model, given.out, task, training, found, given.stages)
     print(table(measured))

@@ -6,6 +6,19 @@ from zo.config import setting
 
 
 @dataclass(frozen=True)
+class PrefixSettings:
+    """Where the outputs of stages that a run never trains are kept, so that they run once an example and not once a batch."""
+
+    memory: float = setting("most bytes of memory for outputs of the stages that a run never trains", 32e6)
+    disk: float = setting("instead, most bytes of a file in the state folder, within disk_bytes_per_day", 0.0)
+    float16: bool = setting("keep them in half precision: half the room, a relative error of 2**-11", False)
+
+    def __post_init__(self) -> None:
+        if self.memory < 0 or self.disk < 0:
+            raise ValueError("memory and disk must not be negative")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """What the owner of the device decides."""
 
@@ -16,6 +29,7 @@ class AgentConfig:
     insecure_loopback: bool = setting("talk plaintext, to a loopback address only; nothing else is supported yet", False)
     threads: int = setting("processor threads for the model", 1)
     max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer need less memory", 384)
+    prefix: PrefixSettings = setting("", PrefixSettings())
     held_out_share: float = setting("share of the examples kept for measuring, never trained on", 0.1)
     held_out_most: int = setting("most examples kept for measuring", 32)
     balanced: bool = setting("draw all classes equally often, however rare", True)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from edge_agent import download
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
+from edge_agent.engine import engine
 from edge_agent.follower import Follower
 from edge_agent.link import Link, Rejoin, Unreachable
 from edge_agent.state import State
@@ -20,7 +21,6 @@ from edge_agent.work import work
 from zo.bundle import Bundle
 from zo.calibration import correlation_here, kinds
 from zo.disk import Disk
-from zo.engine import Engine
 from zo.errors import ConnectionFailed
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
@@ -118,9 +118,9 @@ class Daemon:
         config = self.config
         self.follower = None
         self.__dict__.pop("engine", None)  # before another is made: memory is short
+        self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
         parameters = bundle.parameters(config.threads)
-        self.engine = Engine(bundle, parameters, threads=config.threads, max_rows=config.max_rows)
-        self.dataset = Dataset.of(config, bundle)
+        self.engine = engine(config, bundle, parameters, self.state)
         correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self._check_stop)
         if correlation < POOR_CORRELATION:
             log.warning(

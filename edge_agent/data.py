@@ -1,6 +1,8 @@
 """The device's own examples: encoded once, a share held out, batches drawn at random."""
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ class Dataset:
             raise DataError(f"{path} holds no usable example: its texts have fewer than two tokens; give longer ones")
         self.summary = self.reading.summary()
         self.reading.examples.clear()
+        rows = [replace(row, key=place) for place, row in enumerate(rows)]
         kept = min(int(len(rows) * held_out_share), held_out_most)
         order = np.random.default_rng(0).permutation(len(rows))
         self.held_out = sorted((rows[place] for place in order[:kept]), key=lambda row: len(row.ids))
@@ -45,6 +48,8 @@ class Dataset:
         self._classes = list(classes.values())
         self._generator = np.random.default_rng()
         self._ready: list[list[Encoded]] = []
+        self._maker = ThreadPoolExecutor(1, "batches")
+        self._coming: tuple[int, Future[Batch]] | None = None
 
     @classmethod
     def of(cls, config: AgentConfig | SoloConfig, bundle: Bundle) -> "Dataset":
@@ -66,7 +71,14 @@ class Dataset:
         return {"examples": len(self.training) + len(self.held_out), "held_out": len(self.held_out), "skipped": self.reading.skipped}
 
     def draw(self, size: int) -> Batch:
-        """A random batch of `size` training examples of similar length."""
+        """A random batch of `size` training examples of similar length; the next is made ready while this one is worked on."""
+        if self._coming is None or self._coming[0] != size:
+            self._coming = (size, self._maker.submit(self._make, size))
+        batch = self._coming[1].result()
+        self._coming = (size, self._maker.submit(self._make, size))
+        return batch
+
+    def _make(self, size: int) -> Batch:
         if not self._ready or len(self._ready[-1]) != size:
             rows = sorted((self._one() for _ in range(size * ROOM)), key=lambda row: len(row.ids))
             self._ready = [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edge_agent import journal
 from edge_agent.data import Dataset
+from edge_agent.engine import engine
 from edge_agent.journal import Journal, Opening
 from edge_agent.overlay import Personal
 from edge_agent.solo_config import SoloConfig
@@ -19,7 +20,6 @@ from zo.aggregation import aggregate, decay, rates
 from zo.bundle import open_bundle
 from zo.calibration import one_level
 from zo.disk import Disk
-from zo.engine import Engine
 from zo.errors import ConfigError, StorageError
 from zo.estimators import Grid
 from zo.lattice import RangeError
@@ -72,9 +72,9 @@ class Solo:
     def _prepare(self) -> None:
         """The common parameters, an engine over them, the encoded examples, and the local ledger."""
         config, position = self.config, self.state.position()
+        self.dataset = Dataset.of(config, self.bundle)  # first: what the tokenizer took is free again for the engine
         self.model = Personal(self.bundle, position, config.threads)
-        self.engine = Engine(self.bundle, self.model.parameters, threads=config.threads, max_rows=config.max_rows)
-        self.dataset = Dataset.of(config, self.bundle)
+        self.engine = engine(config, self.bundle, self.model.parameters, self.state)
         log.info("training on top of %s", f"the fleet's entry {position.entry}" if position else "the bundle")
         fleet = (position.entry, position.head) if position else ()
         opening = Opening(genesis(self.bundle.digest, secrets.token_bytes(16)), self.bundle.digest, *fleet)

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, PrefixSettings
 from zo.config import setting
 from zo.estimators import Grid
 from zo.recipe import Probe, Rate
@@ -21,6 +21,7 @@ class SoloConfig:
     rounds: int = setting("rounds until the local ledger is complete; a ledger that has fewer is gone on with", 100)
     threads: int = _AS_IN_A_FLEET["threads"]
     max_rows: int = _AS_IN_A_FLEET["max_rows"]
+    prefix: PrefixSettings = setting("", PrefixSettings())
     held_out_share: float = _AS_IN_A_FLEET["held_out_share"]
     held_out_most: int = _AS_IN_A_FLEET["held_out_most"]
     balanced: bool = _AS_IN_A_FLEET["balanced"]

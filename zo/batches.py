@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,19 +17,29 @@ LONGEST_TOKEN = 64  # characters; more of a text than this times max_tokens is n
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training example as token ids. types: segment of each token. label: class index; -1 for language modelling."""
+    """One training example as token ids. types: segment of each token. label: class index; -1 for language modelling.
+
+    key: its number among the device's examples; -1 where nobody counts them.
+    """
 
     ids: np.ndarray
     types: np.ndarray
     label: int
+    key: int = -1
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrays by graph input name, and the count of examples in them."""
+    """Arrays by graph input name. keys, lengths: of the examples in them (lengths in tokens, without padding)."""
 
     fields: dict[str, np.ndarray]
-    examples: int
+    keys: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def examples(self) -> int:
+        """Count of examples."""
+        return len(self.keys)
 
     @property
     def tokens(self) -> int:
@@ -41,8 +52,10 @@ class Batch:
         return len(self.fields["labels"])
 
     def split(self, most: int) -> list["Batch"]:
-        """The same examples in batches of at most `most`; lengths stay padded as they are."""
-        return [self._part(start, min(start + most, self.examples)) for start in range(0, self.examples, most)]
+        """The same examples in as few batches of at most `most` as can be, of nearly equal size; padding stays as it is."""
+        count = -(-self.examples // most)
+        stops = [self.examples * number // count for number in range(count + 1)]
+        return [self._part(start, stop) for start, stop in pairwise(stops)]
 
     def _part(self, start: int, stop: int) -> "Batch":
         if (start, stop) == (0, self.examples):
@@ -52,7 +65,7 @@ class Batch:
         mine = (places >= start * self.tokens) & (places < stop * self.tokens)
         if "positions" in self.fields:
             fields["positions"] = places[mine] - start * self.tokens
-        return Batch(fields | {"labels": self.fields["labels"][mine]}, stop - start)
+        return Batch(fields | {"labels": self.fields["labels"][mine]}, self.keys[start:stop], self.lengths[start:stop])
 
 
 def encode(example: Example, task: Task, tokenizer: Tokenizer) -> list[Encoded]:
@@ -89,4 +102,4 @@ def collate(rows: Sequence[Encoded], task: Task) -> Batch:
     else:
         labels = np.array([row.label for row in rows], np.int64)
         fields = {"input_ids": ids, "token_type_ids": types, "attention_mask": real.astype(np.int64), "labels": labels}
-    return Batch(fields, len(rows))
+    return Batch(fields, np.array([row.key for row in rows]), lengths)

@@ -6,7 +6,7 @@ import numpy as np
 
 import zo._kernel
 from zo.directions import BLOCK
-from zo.kernel_numpy import exact_type
+from zo.kernel_numpy import exact_type, largest_sum
 
 _library = ctypes.CDLL(zo._kernel.__file__)  # calls through ctypes let other threads run
 _word, _count, _pointer = ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p
@@ -17,7 +17,7 @@ _library.zo_add_in_place.restype = _library.zo_combine.restype = None
 
 def combine(run_key: int, group: int, seeds: np.ndarray, steps: np.ndarray, start: int, stop: int) -> np.ndarray:
     """sum_u steps[p, u] * z(seeds[u], group)[start:stop], exact: float32 or float64 [P, stop - start], in units."""
-    total = int(np.abs(steps).sum(axis=1, dtype=np.float64).max(initial=0))
+    total = largest_sum(steps)
     out: np.ndarray = np.empty((len(steps), stop - start), exact_type(total))
     seeds, steps = np.ascontiguousarray(seeds, np.uint64), np.ascontiguousarray(steps, np.int64)
     key = _key(run_key, group, start)

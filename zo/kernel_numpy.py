@@ -22,9 +22,16 @@ def exact_type(total: int) -> type:
     return np.float32 if total <= LIMIT else np.float64
 
 
+def largest_sum(steps: np.ndarray) -> int:
+    """Largest sum of |steps| of a row of [P, n]; rounded beyond 2**53."""
+    if steps.size <= FEW:  # a probe's: numpy would take longer to begin
+        return max((sum(map(abs, row)) for row in steps.tolist()), default=0)
+    return int(np.abs(steps).sum(axis=1, dtype=np.float64).max(initial=0))
+
+
 def combine(run_key: int, group: int, seeds: np.ndarray, steps: np.ndarray, start: int, stop: int) -> np.ndarray:
     """sum_u steps[p, u] * z(seeds[u], group)[start:stop], exact: float32 or float64 [P, stop - start], in units."""
-    kind = exact_type(int(np.abs(steps).sum(axis=1, dtype=np.float64).max(initial=0)))
+    kind = exact_type(largest_sum(steps))
     total: np.ndarray = np.zeros((len(steps), stop - start), kind)
     for first in range(0, len(seeds), SLAB):
         z = directions.signs(run_key, group, seeds[first : first + SLAB], start, stop)

@@ -2,9 +2,12 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
@@ -12,6 +15,8 @@ from zo import kernel, lattice
 from zo.directions import BLOCK
 from zo.lattice import LIMIT, RangeError
 from zo.terms import Term, collect
+
+MOST_POSTPONED = 64  # terms
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Group:
     log2_unit: int
     tensors: tuple[Tensor, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Count of values of all tensors."""
         return sum(tensor.size for tensor in self.tensors)
@@ -52,9 +57,13 @@ class Group:
 
     def split(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Views of the tensors in a row of the group's values; leading axes of `flat` are kept."""
-        stops = np.cumsum([tensor.size for tensor in self.tensors])
-        pieces = np.split(flat, stops[:-1], axis=-1)
-        return {t.name: piece.reshape((*flat.shape[:-1], *t.shape)) for t, piece in zip(self.tensors, pieces, strict=True)}
+        return {t.name: flat[..., start:stop].reshape((*flat.shape[:-1], *t.shape)) for t, (start, stop) in self._spans}
+
+    @cached_property
+    def _spans(self) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Where each tensor lies in the group's values."""
+        stops = list(accumulate(tensor.size for tensor in self.tensors))
+        return list(zip(self.tensors, zip([0, *stops], stops, strict=False), strict=True))
 
 
 class Parameters:
@@ -84,29 +93,35 @@ class Parameters:
                 lattice.check(tensor.name, given, group.log2_unit)
                 self._views[tensor.name][...] = given
         self._bound = {group.id: self._largest(group.id) for group in groups}
+        self._postponed: tuple[Term, ...] = ()
+        self._owed: Counter[int] = Counter()  # units by which what is postponed may move a group's values, at most
 
     def flat(self, group: int) -> np.ndarray:
         """The live values of one group: float32 [size], in the order of the direction stream (a view; not to be written)."""
+        self.settle()
         return self._flat[group]
 
     def load(self, group: int, values: np.ndarray) -> None:
         """Put other values in place of a group's, without moving it: [size], on the lattice. RangeError where they are not."""
+        self.settle()
         for name, given in self.groups[group].split(values).items():
             lattice.check(name, given, self.groups[group].log2_unit)
         self._flat[group][:] = values
         self._bound[group] = self._largest(group)
 
     def tensor(self, name: str) -> np.ndarray:
-        """The live values of one tensor (a view: changes of `add` are seen in it)."""
+        """The live values of one tensor: a view, in which changes of `add` are seen, and those of `postpone` after `settle`."""
+        self.settle()
         return self._views[name]
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Live views by tensor name."""
+        self.settle()
         return dict(self._views)
 
     def copy(self) -> "Parameters":
         """An independent copy with the same settings."""
-        return Parameters(self.run_key, tuple(self.groups.values()), self._views, threads=self.threads, chunk=self.chunk)
+        return Parameters(self.run_key, tuple(self.groups.values()), self.tensors(), threads=self.threads, chunk=self.chunk)
 
     def add(self, terms: Iterable[Term]) -> None:
         """theta += unit_g * sum over terms of (sum_i steps[i] * z(first_seed + i, g)) for every group g held.
@@ -114,51 +129,78 @@ class Parameters:
         Terms of groups not held are passed over. All or nothing: RangeError, naming the tensor and the bound, if a
         value would leave LIMIT units, and then nothing has changed.
         """
-        terms = tuple(terms)
-        work = {}
+        terms = (*self._postponed, *terms)
+        alike: dict[tuple[bool, ...], tuple[np.ndarray, np.ndarray]] = {}  # most groups are in the same terms as others
+        work = []
         for group in {g for term in terms for g in term.groups} & self.groups.keys():
-            seeds, steps = collect(terms, group)
+            touched = tuple(group in term.groups for term in terms)
+            if touched not in alike:
+                alike[touched] = collect(terms, group)
+            seeds, steps = alike[touched]
             if seeds.size:
-                work[group] = (seeds, steps)
-                self._check_range(group, seeds, steps)
-        for group, (seeds, steps) in work.items():
+                work.append((group, seeds, steps, self._check_range(group, seeds, steps)))
+        self._postponed, self._owed = (), Counter()
+        for group, seeds, steps, total in work:
             self._add_group(group, seeds, steps)
-            self._bound[group] += int(np.abs(steps).sum())
+            self._bound[group] += total
+
+    def postpone(self, terms: Iterable[Term]) -> None:
+        """What `add` does, together with the next `add` in one pass over the weights, or when values are next asked for here.
+
+        Whoever holds a view calls `settle` before looking at it. RangeError as `add`.
+        """
+        terms = tuple(terms)
+        owed = self._owed.copy()
+        for term in terms:
+            total = int(np.abs(term.steps).sum(dtype=np.float64))
+            owed.update({group: total for group in term.groups if group in self.groups})
+        if len(self._postponed) + len(terms) > MOST_POSTPONED or any(self._bound[g] + most > LIMIT for g, most in owed.items()):
+            self.add(terms)
+        else:
+            self._postponed, self._owed = (*self._postponed, *terms), owed
+
+    def settle(self) -> None:
+        """Do what was postponed."""
+        if self._postponed:
+            self.add(())
 
     def branches(self, terms_p: Sequence[Iterable[Term]], out: Mapping[str, np.ndarray]) -> None:
         """Write P perturbed copies, leaving theta alone: branch p becomes what `add(terms_p[p])` would give, bit for bit.
 
         out: by tensor name, float32 [P, *shape]; groups without a tensor in `out` are passed over.
         """
+        self.settle()
         perturbations = [tuple(terms) for terms in terms_p]
         groups = [group for group in self.groups.values() if any(tensor.name in out for tensor in group.tensors)]
-        branched = [(group, self._branched(group, perturbations)) for group in groups]  # all of them before any is written
-        for group, values in branched:
-            for name, piece in group.split(values).items():
-                if name in out:
-                    out[name][...] = piece
+        alike: dict[tuple[bool, ...], tuple[np.ndarray, np.ndarray]] = {}  # as in `add`
+        branched = []
+        for group in groups:
+            touched = tuple(group.id in term.groups for terms in perturbations for term in terms)
+            if touched not in alike:
+                alike[touched] = _steps_by_branch(perturbations, group.id)
+            branched.append(group.split(self._branched(group, *alike[touched])))  # all of them before any is written
+        for pieces in branched:
+            for name in pieces.keys() & out.keys():
+                out[name][...] = pieces[name]
 
     def group_digest(self, group: int) -> bytes:
         """BLAKE2b-256 over the group's little-endian float32 bytes."""
-        return hashlib.blake2b(self._flat[group].astype("<f4", copy=False).data, digest_size=32).digest()
+        return hashlib.blake2b(self.flat(group).astype("<f4", copy=False).data, digest_size=32).digest()
 
     def digest(self) -> bytes:
         """BLAKE2b-256 over the digests of all groups held, in order of id."""
         return hashlib.blake2b(b"".join(self.group_digest(g) for g in sorted(self.groups)), digest_size=32).digest()
 
-    def _branched(self, group: Group, terms_p: Sequence[tuple[Term, ...]]) -> np.ndarray:
-        """The group's values in every branch: [P, size]; RangeError where one leaves the exact range."""
-        per_branch = [collect(terms, group.id) for terms in terms_p]
-        seeds = np.unique(np.concatenate([seeds for seeds, _ in per_branch]))
-        steps = np.zeros((len(terms_p), seeds.size), np.int64)
-        for row, (own, values) in zip(steps, per_branch, strict=True):
-            row[np.searchsorted(seeds, own)] = values
-        delta = kernel.combine(self.run_key, group.id, seeds, steps, 0, group.size)
-        wide: type = np.float32 if self._bound[group.id] + int(np.abs(steps).sum(axis=1).max(initial=0)) <= LIMIT else np.float64
-        values = self._flat[group.id].astype(wide) + delta.astype(wide) * group.unit
-        if wide is np.float64:
-            self._refuse(group, np.abs(values).max(axis=0))
-        return values.astype(np.float32, copy=False)
+    def _branched(self, group: Group, seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """The group's values in every branch: float32 [P, size]; RangeError where one leaves the exact range."""
+        values = kernel.combine(self.run_key, group.id, seeds, steps, 0, group.size)
+        if self._bound[group.id] + kernel.largest_sum(steps) <= LIMIT:
+            values *= np.float32(group.unit)
+            values += self._flat[group.id]
+            return values
+        exact = self._flat[group.id] + values.astype(np.float64) * group.unit
+        self._refuse(group, np.abs(exact).max(axis=0))
+        return exact.astype(np.float32)
 
     def _add_group(self, group: int, seeds: np.ndarray, steps: np.ndarray) -> None:
         values, unit = self._flat[group], self.groups[group].unit
@@ -180,20 +222,21 @@ class Parameters:
         values = self._flat[group]
         return int(max(values.max(initial=0), -values.min(initial=0)) / self.groups[group].unit)
 
-    def _check_range(self, group: int, seeds: np.ndarray, steps: np.ndarray) -> None:
-        """RangeError if the addition would leave the exact range; looks at the values only when it might."""
-        total = int(np.abs(steps).sum(dtype=np.float64))
+    def _check_range(self, group: int, seeds: np.ndarray, steps: np.ndarray) -> int:
+        """Sum of |steps|. RangeError if the addition would leave the exact range; looks at the values only when it might."""
+        total = kernel.largest_sum(steps[None])
         kernel.exact_type(total)
         if self._bound[group] + total <= LIMIT:
-            return
+            return total
         self._bound[group] = self._largest(group)
         if self._bound[group] + total <= LIMIT:
-            return
+            return total
         flat, unit, size = self._flat[group], self.groups[group].unit, self.groups[group].size
         for start in range(0, size, self.chunk):
             stop = min(start + self.chunk, size)
             delta = kernel.combine(self.run_key, group, seeds, steps[None], start, stop)[0]
             self._refuse(self.groups[group], np.abs(flat[start:stop] + delta.astype(np.float64) * unit), offset=start)
+        return total
 
     @staticmethod
     def _refuse(group: Group, magnitudes: np.ndarray, offset: int = 0) -> None:
@@ -207,3 +250,13 @@ class Parameters:
             stop += tensor.size
             if place < stop:
                 raise RangeError(f"tensor {tensor.name!r}: a value would leave {LIMIT} units of 2**{group.log2_unit} (|value| <= {bound})")
+
+
+def _steps_by_branch(perturbations: Sequence[tuple[Term, ...]], group: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each branch adds to one group: sorted seeds (uint64 [n]) and steps (int64 [P, n])."""
+    each = [collect(terms, group) for terms in perturbations]
+    seeds = np.unique(np.concatenate([own for own, _ in each]))
+    steps = np.zeros((len(each), seeds.size), np.int64)
+    for row, (own, values) in zip(steps, each, strict=True):
+        row[np.searchsorted(seeds, own)] = values
+    return seeds, steps

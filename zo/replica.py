@@ -39,7 +39,7 @@ class Replica:
         if entry.number != self.entry + 1:
             raise LedgerError(f"entry {entry.number} does not follow entry {self.entry}")
         head = chain(self.head, entry.header)  # first: an entry that cannot be written down must not be half applied
-        self.parameters.add(entry.terms)
+        self.parameters.postpone(entry.terms)
         self._advance(entry, head)
         if entry.digest is not None:
             self.check(entry.digest)

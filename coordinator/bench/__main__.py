@@ -5,16 +5,22 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from zo import cli
+from zo.errors import ConfigError
 from zo.manifest import TRAINABLE_SETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     top, commands = cli.parser("scripts/bench", __doc__ or "")
+    step = commands.add_parser("step", help="whole training steps over two plain runs of the same base; and against PyTorch's MeZO")
+    step.add_argument("--peer", choices=["mezo-torch"], help="compare with it; torch must be installed")
+    step.add_argument("--repeats", type=int, default=15, help="[15]")
+    step.set_defaults(command=_step)
     perturb = commands.add_parser("perturb", help="one pass of parameters.add over numpy's w += c on the same count of floats")
     perturb.set_defaults(command=_perturb)
     replay = commands.add_parser("replay", help="many terms in one addition, as in catching up")
@@ -26,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     probe.add_argument("bundle", type=Path, help="as built by scripts/demo (OUT/bundle)")
     probe.add_argument("--data", type=Path, required=True, help="folder with train, validation and test .jsonl")
     probe.set_defaults(command=_linear_probe)
-    memory = commands.add_parser("memory", help="peak resident memory of the engine by max_rows")
-    memory.add_argument("bundle", type=Path, help="as built by scripts/demo (OUT/bundle)")
+    memory = commands.add_parser("memory", help="peak resident memory of an agent over plain inference, and of the engine by max_rows")
     memory.add_argument("--max-rows", type=int, nargs="+", default=[128, 256, 384, 768, 1536], help="[128 256 384 768 1536]")
     memory.set_defaults(command=_memory)
     crash = commands.add_parser("crash", help="kill a coordinator and agents, or cut their power, again and again; audit the ledger")
@@ -59,9 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (a_round, coordinator):
         command.add_argument("--bundle", type=Path, help="folder of a bundle [all-MiniLM-L6-v2, lora]")
         command.add_argument("--disk", type=Path, metavar="FOLDER", help="on the disk that is synced to [where temporary files go]")
-    for command in (perturb, replay, probe, memory, crash, catchup, precisions, a_round, coordinator):
+    for command in (step, perturb, replay, probe, memory, crash, catchup, precisions, a_round, coordinator):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
+
+
+def _step(given: argparse.Namespace) -> None:
+    from coordinator.bench import step
+
+    if given.peer and find_spec("torch") is None:
+        raise ConfigError("--peer mezo-torch needs torch: .venv/bin/python -m pip install torch==2.13.0")
+    with tempfile.TemporaryDirectory() as scratch:
+        found = step.measure(step.build_all(Path(scratch)), given.repeats, bool(given.peer))
+    _show(given, step.told(found), found)
 
 
 def _perturb(given: argparse.Namespace) -> None:
@@ -84,9 +99,8 @@ def _replay(given: argparse.Namespace) -> None:
 def _memory(given: argparse.Namespace) -> None:
     from coordinator.bench import memory
 
-    found = memory.measure(given.bundle, given.max_rows)
-    lines = [f"{row['max_rows']:8} {row['loaded_mib']:11} {row['peak_mib']:9} {row['seconds']:8.1f}" for row in found]
-    _show(given, "\n".join(["max_rows  MiB loaded  MiB peak  seconds", *lines]), {"rows": found})
+    found = memory.measure(given.max_rows)
+    _show(given, memory.told(found), found)
 
 
 def _crash(given: argparse.Namespace) -> int:

@@ -1,56 +1,79 @@
-"""Peak resident memory of the engine over a mix of lengths, each setting in a process of its own."""
+"""`scripts/bench memory`: peak resident memory of an agent at work over plain inference, and of the engine by `max_rows`."""
 
-import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zo.batches import Encoded, collate
-from zo.bundle import open_bundle
-from zo.calibration import one_level
-from zo.engine import Engine
+from coordinator.bench.resident import ROUNDS, SHAPE, resident_mib
+from coordinator.build.build import build
+from coordinator.build.layers import Training
+from coordinator.demo import shares
+from coordinator.demo.fleet import Fleet
+from coordinator.demo.packaged import packaged_model
+from zo.bundle import Bundle, open_bundle
+from zo.examples import Example
+from zo.manifest import Precision, Task
 
-EXAMPLES, DIRECTIONS, BATCHES = 8, 4, 12
+TASK = Task(
+    "classification", 128, "prototypes", ("an ordinary personal message to a friend", "a spam advertisement: win a prize, call now")
+)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+EXAMPLES = 200
 
 
-def measure(bundle: Path, max_rows: list[int]) -> list[dict[str, Any]]:
-    """One row of figures for every `max_rows`."""
-    command = [sys.executable, "-m", "coordinator.bench.memory", str(bundle)]
-    return [json.loads(subprocess.run([*command, str(rows)], check=True, capture_output=True, text=True).stdout) for rows in max_rows]
+def measure(max_rows: list[int]) -> dict[str, Any]:
+    """Peaks in MiB, the agent's over plain inference's, and one row of figures for every `max_rows` (int8)."""
+    peaks: dict[str, dict[str, int]] = {"agent": {}, "inference": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        for precision in PRECISIONS:
+            folder = Path(scratch, precision)
+            build(packaged_model(), folder / "bundle", TASK, Training("lora-fa", precision), [])
+            build(packaged_model(), folder / "plain", TASK, Training("lora-fa", precision, top_blocks=0), [], 1)
+            peaks["agent"][precision] = _agent(open_bundle(folder / "bundle"), folder)
+            peaks["inference"][precision] = _child("inference", folder / "plain")["peak_mib"]
+        rows = [_child("engine", folder / "bundle", each) for each in max_rows]
+    over = {precision: round(peaks["agent"][precision] / peaks["inference"][precision], 3) for precision in PRECISIONS}
+    return {"agent_over_inference": over, "peak_mib": peaks, "by_max_rows": rows}
 
 
-def _here(bundle: Path, max_rows: int) -> dict[str, Any]:
-    """Probes on random tokens of 8 to max_tokens, the longest last; in this process."""
-    opened = open_bundle(bundle)
-    engine = Engine(opened, opened.parameters(), max_rows=max_rows)
-    loaded, began = _resident_mib("VmRSS"), time.perf_counter()
-    task, vocabulary = opened.manifest.task, opened.tokenizer().get_vocab_size()
-    sizes = {each.kind: each.log2_eps for each in opened.manifest.calibration}
+def told(found: dict[str, Any]) -> str:
+    """Two tables for a person."""
+    lines = ["peak resident, MiB: an agent in a run, and a bare onnxruntime process that infers twice its batch"]
+    for precision, ratio in found["agent_over_inference"].items():
+        lines.append(f"{precision:6} {found['peak_mib']['agent'][precision]:6} {found['peak_mib']['inference'][precision]:6} {ratio:8.3f}")
+    lines += ["", "the engine alone, int8, lengths of 8 to 128:", "max_rows  MiB loaded  MiB peak  seconds"]
+    lines += [f"{row['max_rows']:8} {row['loaded_mib']:11} {row['peak_mib']:9} {row['seconds']:8.1f}" for row in found["by_max_rows"]]
+    return "\n".join(lines)
+
+
+def _agent(bundle: Bundle, folder: Path) -> int:
+    """Peak of a real agent over a few rounds, with every setting as it comes."""
+    words = [word for word in bundle.tokenizer().get_vocab() if word.isascii() and word.isalpha() and len(word) > 3]
     generator = np.random.default_rng(0)
-    lengths = [*generator.integers(8, task.max_tokens + 1, BATCHES).tolist(), task.max_tokens]
-    for place, length in enumerate(lengths):
-        ids = generator.integers(0, vocabulary, (EXAMPLES, length + 1)).astype(np.int32)
-        rows = [
-            Encoded(row[:length] if task.labels else row, np.zeros(length + 1, np.int8)[: length + (not task.labels)], 0) for row in ids
-        ]
-        engine.probe(one_level(opened.manifest, sizes, place * DIRECTIONS, DIRECTIONS), collate(rows, task))
-    seconds = time.perf_counter() - began
-    return {"max_rows": max_rows, "loaded_mib": loaded, "peak_mib": _resident_mib("VmHWM"), "seconds": round(seconds, 2)}
+    texts = [" ".join(generator.choice(words, SHAPE[1] - 2)) for _ in range(EXAMPLES)]  # and the two tokens that frame them
+    shares.write(folder / "data.jsonl", [Example(text, place % 2) for place, text in enumerate(texts)])
+    fleet = Fleet(folder / "fleet", bundle.folder, {"rounds": str(ROUNDS), "round.goal": "1", "probe.examples": str(SHAPE[0])})
+    try:
+        fleet.start_coordinator()
+        fleet.start_agent("agent", folder / "data.jsonl")
+        peak, process = 0, fleet.agents["agent"]
+        while process.poll() is None:
+            peak = max(peak, resident_mib("VmHWM", process.pid))
+            fleet.check()
+            time.sleep(0.05)
+        fleet.check()
+    finally:
+        fleet.stop()
+    return peak
 
 
-def _resident_mib(field: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(field)) >> 10
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("max_rows", type=int)
-    given = parser.parse_args()
-    print(json.dumps(_here(given.bundle, given.max_rows)))
+def _child(what: str, bundle: Path, max_rows: int = 0) -> dict[str, Any]:
+    """Figures of a process of its own."""
+    command = [sys.executable, "-m", "coordinator.bench.resident", what, str(bundle), str(max_rows)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

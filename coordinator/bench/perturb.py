@@ -63,6 +63,11 @@ def adding(made: ModuleType, values: np.ndarray, terms: int) -> Callable[[], Non
 
 def alternating(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     """Median milliseconds of each call, taken in turns so that drifts of the machine hit all alike; the first turn warms up."""
+    return [statistics.median(times) for times in turns(calls, repeats)]
+
+
+def turns(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
+    """Milliseconds of each call in every turn but the first."""
     taken: list[list[float]] = [[] for _ in calls]
     for turn in range(repeats + 1):
         for call, times in zip(calls, taken, strict=True):
@@ -70,4 +75,4 @@ def alternating(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]
             call()
             if turn:
                 times.append((time.perf_counter() - began) * 1e3)
-    return [statistics.median(times) for times in taken]
+    return taken

@@ -21,7 +21,7 @@ from zo.lattice import snap
 from zo.manifest import Calibration, Manifest, Task
 from zo.parameters import Parameters
 
-STAGES = 4
+STAGES = 2
 DIRECTIONS = 12  # for calibration, a batch
 BATCHES = 2
 BATCH = 8
@@ -65,8 +65,9 @@ def calibrate(bundle: Bundle, reference: Bundle, batches: Sequence[Batch]) -> li
 def exact_twin(bundle: Bundle, model: Path, folder: Path) -> Bundle:
     """A float32 bundle of the model that `bundle` was built from, for calibration; it has no calibration of its own."""
     manifest = bundle.manifest
-    training = Training(manifest.trainable, "fp32", manifest.rank, manifest.alpha, manifest.run_key)
-    twin = _draft(Checkpoint(model), folder, manifest.task, training, len(manifest.stages) - 1, manifest.name)
+    blocks = sum(group.kind == "body" for group in manifest.groups)
+    training = Training(manifest.trainable, "fp32", manifest.rank, manifest.alpha, manifest.run_key, blocks)
+    twin = _draft(Checkpoint(model), folder, manifest.task, training, None, manifest.name)
     if [group.tensors for group in twin.manifest.groups] != [group.tensors for group in manifest.groups]:
         raise BundleError(f"{model} is not the model that {bundle.folder} was built from")
     chain.write_trainable(folder, twin.manifest.groups, bundle.initial_tensors())
@@ -153,7 +154,8 @@ def _fill_prototypes(bundle: Bundle, reference: Bundle) -> None:
 def _stand_ins(bundle: Bundle) -> list[Example]:
     task = bundle.manifest.task
     if task.labels:
-        return [Example(sentence, label) for label, sentence in enumerate(task.labels)] * BATCH
+        classes = len(task.labels)  # prototypes start at their sentences: with right labels alone the loss would have no slope
+        return [Example(sentence, (place + turn) % classes) for turn in range(BATCH) for place, sentence in enumerate(task.labels)]
     tokenizer = bundle.tokenizer()
     ids = np.random.default_rng(2).integers(0, tokenizer.get_vocab_size(), (BATCH * BATCHES, task.max_tokens))
     return [Example(tokenizer.decode(row.tolist())) for row in ids]

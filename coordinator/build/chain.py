@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,16 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
         raise BundleError(f"max_tokens = {task.max_tokens} is more than the {model.positions} positions of the model")
     if not 1 <= stages <= model.blocks:
         raise BundleError(f"{stages} stages cannot be cut from {model.blocks} blocks")
-    cuts = {model.blocks * number // stages for number in range(1, stages)}
+    top = model.blocks if training.top_blocks is None else training.top_blocks
+    if not 0 <= top <= model.blocks:
+        raise BundleError(f"the topmost {top} of {model.blocks} blocks cannot be trained")
+    lowest = model.blocks - top  # a stage begins there, so that all below is one unchanging prefix
+    cuts = {model.blocks * number // stages for number in range(1, stages)} | {lowest} - {0, model.blocks}
     x = model.embed()
     for number in range(model.blocks):
         if number in cuts:
             x = layers.cut(x, ["P", "batch", "tokens", model.width])
-        with layers.group("body"):
+        with layers.group("body") if number >= lowest else nullcontext():
             x = model.block(number, x)
     x = layers.cut(model.select(x), ["P", "rows", model.width])
     with layers.group("head"):

@@ -30,13 +30,17 @@ class DraftGroup:
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained and in what precision the rest is held. rank, alpha: of the adapters."""
+    """What is trained and in what precision the rest is held. rank, alpha: of the adapters.
+
+    top_blocks: how many blocks are trained, those nearest the output; all where it is None.
+    """
 
     trainable: TrainableSet = "lora-fa"
     precision: Precision = "fp32"
     rank: int = 8
     alpha: float = 16.0
     run_key: int = 0
+    top_blocks: int | None = None
 
 
 class Layers:
@@ -178,14 +182,13 @@ class Layers:
     def _adapter(self, x: str, name: str, width: int, out: int) -> str:
         """scale * x A B for x [P, batch, tokens, in]. A is +-1/sqrt(in), frozen and pre-scaled in `lora-fa`; B starts at zero."""
         g, rank, scale = self.graph, self.training.rank, self.training.alpha / self.training.rank
-        flat = g.op("Reshape", x, g.indices(0, -1, width))
         signs = directions.signs(self.training.run_key, ADAPTER_A_GROUP, np.array([self._adapters], np.uint64), 0, width * rank)
         a = signs.reshape(width, rank) / np.sqrt(np.float32(width))
         self._adapters += 1
         if self.training.trainable == "lora":
-            low = g.op("Mul", g.op("MatMul", flat, self.trained(f"{name}.lora_A", a)), g.constant(scale))
+            branches_a = g.op("Unsqueeze", self.trained(f"{name}.lora_A", a), g.indices(1))
+            low = g.op("Mul", g.op("MatMul", x, branches_a), g.constant(scale))
         else:
-            low = g.op("MatMul", flat, g.weight(f"{name}.lora_A", a * np.float32(scale)))
-        wide = g.op("MatMul", low, self.trained(f"{name}.lora_B", np.zeros((rank, out), np.float32)))
-        rows = g.op("Concat", g.indices(-1), g.op("Shape", x, start=1, end=3), g.indices(out), axis=0)
-        return g.op("Reshape", wide, rows)
+            low = g.op("MatMul", x, g.weight(f"{name}.lora_A", a * np.float32(scale)))
+        branches_b = self.trained(f"{name}.lora_B", np.zeros((rank, out), np.float32))
+        return g.op("MatMul", low, g.op("Unsqueeze", branches_b, g.indices(1)))

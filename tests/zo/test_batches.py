@@ -150,8 +150,13 @@ def test_all_fields_are_what_the_graphs_take() -> None:
 @settings(deadline=None, max_examples=60)
 def test_the_parts_of_a_split_batch_are_the_batch(lengths: list[int], most: int, task: Task) -> None:
     batch = collate([row(min(length, task.max_tokens), place) for place, length in enumerate(lengths)], task)
-    parts, starts = batch.split(most), range(0, len(lengths), most)
-    assert [part.examples for part in parts] == [min(most, len(lengths) - start) for start in starts]
+    parts = batch.split(most)
+    sizes = [part.examples for part in parts]
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    assert len(parts) == -(-len(lengths) // most)
+    assert max(sizes) == sizes[-1] <= most
+    assert max(sizes) - min(sizes) <= 1
+    assert np.concatenate([part.lengths for part in parts]).tolist() == batch.lengths.tolist()
     assert {part.tokens for part in parts} == {batch.tokens}
     assert all(part.losses == len(part.fields["labels"]) for part in parts)
     for name in batch.fields.keys() - {"positions"}:

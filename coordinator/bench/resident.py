@@ -1,0 +1,73 @@
+"""The processes whose memory `scripts/bench memory` measures: bare onnxruntime, and the engine alone. Imports wait, since they count."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPE = (8, 32)  # examples x tokens of an agent's batches; plain inference runs twice the examples
+ROUNDS = 12
+
+
+def _inference(bundle: Path) -> dict[str, Any]:
+    """Plain onnxruntime, with the options that it has by itself but for the threads; nothing of ours is imported."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    sessions = [ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for file in sorted(bundle.glob("stage_*.onnx"))]
+    trained = json.loads((bundle / "manifest.json").read_text())["groups"]
+    shapes = {tensor["name"]: tensor["shape"] for group in trained for tensor in group["tensors"]}
+    values = {name: np.full((1, *shape), 0.5, np.float32) for name, shape in shapes.items()}
+    shape = (2 * SHAPE[0], SHAPE[1])
+    values |= {"input_ids": np.random.default_rng(0).integers(1000, 30_000, shape), "token_type_ids": np.zeros(shape, np.int64)}
+    values |= {"attention_mask": np.ones(shape, np.int64), "labels": np.zeros(shape[0], np.int64)}
+    for _ in range(2 * ROUNDS):
+        flow = dict(values)
+        for session in sessions:
+            names = [output.name for output in session.get_outputs()]
+            flow |= zip(names, session.run(names, {given.name: flow[given.name] for given in session.get_inputs()}), strict=True)
+    return {"peak_mib": resident_mib("VmHWM")}
+
+
+def _engine(bundle: Path, max_rows: int) -> dict[str, Any]:
+    """Probes on random tokens of 8 to max_tokens, the longest last; in this process."""
+    from zo.batches import Encoded, collate
+    from zo.bundle import open_bundle
+    from zo.calibration import one_level
+    from zo.engine import Engine
+
+    opened = open_bundle(bundle)
+    engine = Engine(opened, opened.parameters(), max_rows=max_rows)
+    loaded, began = resident_mib("VmRSS"), time.perf_counter()
+    task = opened.manifest.task
+    sizes = {each.kind: each.log2_eps for each in opened.manifest.calibration}
+    generator = np.random.default_rng(0)
+    lengths = [*generator.integers(8, task.max_tokens + 1, 12).tolist(), task.max_tokens]
+    for place, length in enumerate(lengths):
+        ids = generator.integers(1000, 30_000, (SHAPE[0], length)).astype(np.int32)
+        batch = collate([Encoded(row, np.zeros(length, np.int8), 0) for row in ids], task)
+        engine.probe(one_level(opened.manifest, sizes, 4 * place, 4), batch)
+    seconds = time.perf_counter() - began
+    return {"max_rows": max_rows, "loaded_mib": loaded, "peak_mib": resident_mib("VmHWM"), "seconds": round(seconds, 2)}
+
+
+def resident_mib(field: str, process: int | str = "self") -> int:
+    """Of a process; 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0) >> 10
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["inference", "engine"])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("max_rows", type=int)
+    given = parser.parse_args()
+    print(json.dumps(_inference(given.bundle) if given.what == "inference" else _engine(given.bundle, given.max_rows)))

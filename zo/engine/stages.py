@@ -1,0 +1,86 @@
+"""The stages of a bundle as ONNX Runtime sessions, run one after the other."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.30 and later carry a telemetry client
+
+import onnxruntime as ort
+
+from zo.bundle import Bundle
+from zo.errors import BundleError
+from zo.manifest import Stage
+
+Values = dict[str, Any]  # ort.OrtValue by name
+
+# One arena for all sessions: no page faults once warm, and less resident than without any (docs/performance.md).
+ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT), None)
+
+
+class Stages:
+    """All stages, loaded. threads: of ONNX Runtime. BundleError where a graph cannot be loaded. Not safe for concurrent calls."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self._stages = [_Stage(bundle, stage, threads) for stage in bundle.manifest.stages]
+        self.ranks = {name: rank for stage in self._stages for name, rank in stage.ranks.items()}
+
+    def __len__(self) -> int:
+        return len(self._stages)
+
+    def run(self, values: Values, first: int, stop: int, tensors: Values, logits: bool = False) -> Values:
+        """`values` and the outputs of stages first..stop. tensors: the trainable ones. logits: whether the last stage gives them too."""
+        for stage in self._stages[first:stop]:
+            values = values | stage.run(values, tensors, logits)
+        return values
+
+
+class _Stage:
+    """One session with its bindings; what is bound already is not bound again."""
+
+    def __init__(self, bundle: Bundle, stage: Stage, threads: int) -> None:
+        self._session = _session(bundle.folder / stage.file, threads)
+        self.ranks = {given.name: len(given.shape) for given in self._session.get_inputs()}
+        self._outputs = stage.outputs
+        self._binding, self._bound = self._session.io_binding(), Values()
+
+    def run(self, values: Mapping[str, Any], tensors: Mapping[str, Any], logits: bool) -> Values:
+        for name in self.ranks:
+            value = tensors[name] if name in tensors else values[name]
+            if self._bound.get(name) is not value:
+                self._binding.bind_ortvalue_input(name, value)
+                self._bound[name] = value
+        wanted = [name for name in self._outputs if logits or name != "logits"]
+        for name in wanted:
+            self._binding.bind_output(name)
+        self._session.run_with_iobinding(self._binding)
+        outputs = dict(zip(wanted, self._binding.get_outputs(), strict=True))
+        self._binding.clear_binding_outputs()  # else the next run would write into them
+        return outputs
+
+
+def share(array: np.ndarray) -> Any:
+    """An OrtValue over the array's own memory."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def run_model(path: Path, fields: dict[str, np.ndarray]) -> np.ndarray:
+    """First output of an exported ONNX model; fields that it does not take are left out."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {given.name: fields[given.name] for given in session.get_inputs()})[0]
+
+
+def _session(file: Path, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  onnxruntime's exceptions share no narrower class
+        raise BundleError(f"{file} cannot be loaded ({str(error).splitlines()[0]}); build the bundle again") from None
