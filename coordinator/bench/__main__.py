@@ -21,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step.add_argument("--peer", choices=["mezo-torch"], help="compare with it; torch must be installed")
     step.add_argument("--repeats", type=int, default=15, help="[15]")
     step.set_defaults(command=_step)
+    cost = commands.add_parser("cost", help="what a step costs against size: tokens, directions side by side, parameters, devices")
+    cost.add_argument("--repeats", type=int, default=9, help="[9]")
+    cost.set_defaults(command=_cost)
     perturb = commands.add_parser("perturb", help="one pass of parameters.add over numpy's w += c on the same count of floats")
     perturb.set_defaults(command=_perturb)
     replay = commands.add_parser("replay", help="many terms in one addition, as in catching up")
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (a_round, coordinator):
         command.add_argument("--bundle", type=Path, help="folder of a bundle [all-MiniLM-L6-v2, lora]")
         command.add_argument("--disk", type=Path, metavar="FOLDER", help="on the disk that is synced to [where temporary files go]")
-    for command in (step, perturb, replay, probe, memory, crash, catchup, precisions, a_round, coordinator):
+    for command in (step, cost, perturb, replay, probe, memory, crash, catchup, precisions, a_round, coordinator):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
@@ -77,6 +80,13 @@ def _step(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = step.measure(step.build_all(Path(scratch)), given.repeats, bool(given.peer))
     _show(given, step.told(found), found)
+
+
+def _cost(given: argparse.Namespace) -> None:
+    from coordinator.bench import cost
+
+    found = cost.measure(given.repeats)
+    _show(given, cost.told(found), found)
 
 
 def _perturb(given: argparse.Namespace) -> None:
