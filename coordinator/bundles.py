@@ -11,7 +11,7 @@ from pathlib import Path
 from zo import bundle as bundle_files
 from zo import examples
 from zo.errors import BundleError, ConfigError
-from zo.manifest import Calibration, Manifest
+from zo.manifest import PRECISIONS, Calibration, Manifest, Precision
 
 
 def build(given: argparse.Namespace) -> None:
@@ -26,16 +26,25 @@ def build(given: argparse.Namespace) -> None:
     run_key = secrets.randbits(32) if given.run_key is None else given.run_key
     if not 0 <= run_key < 2**32:
         raise ConfigError(f"--run-key {run_key} must be 32 bits, unsigned")
-    training = Training(given.trainable, given.precision, given.rank, given.alpha, run_key, given.top_blocks)
+    precision, *others = given.precision
+    training = Training(given.trainable, precision, given.rank, given.alpha, run_key, given.top_blocks)
     found = examples.read(given.data, task).examples if given.data else []
-    measured = builder.build(given.model, given.out, task, training, found, given.stages)
-    print(table(measured))
+    measured = builder.build(given.model, given.out, task, training, found, given.stages, others)
+    print("\n".join(f"{precision}:\n{table(found)}" for precision, found in measured.items()))
     inspect(argparse.Namespace(bundle=given.out, json=False))
+
+
+def precisions(text: str) -> tuple[Precision, ...]:
+    """Names of precisions between commas, as a flag gives them; for argparse."""
+    found = tuple(known for name in text.split(",") for known in PRECISIONS if known == name.strip())
+    if len(found) != text.count(",") + 1 or len(set(found)) != len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} must be one or several of {', '.join(PRECISIONS)}, each once, with commas between")
+    return found
 
 
 def inspect(given: argparse.Namespace) -> None:
     """bundle inspect BUNDLE"""
-    bundle = bundle_files.open_bundle(given.bundle)
+    bundle = bundle_files.open_whole(given.bundle)
     print(json.dumps(dataclasses.asdict(bundle.manifest)) if given.json else _described(bundle.manifest, bundle.folder))
 
 
@@ -44,32 +53,34 @@ def verify(given: argparse.Namespace) -> None:
     from coordinator.build.build import calibration_batches
     from zo.engine import Engine
 
-    bundle = bundle_files.open_bundle(given.bundle)
-    loss, _ = Engine(bundle, bundle.parameters()).forward(calibration_batches(bundle, [])[0])
-    print(f"{given.bundle}: {len(bundle.manifest.files)} files have the digests stated; the model runs (loss {loss:.3f} on stand-in text)")
+    bundle = bundle_files.open_whole(given.bundle)
+    batch, parameters = calibration_batches(bundle, [])[0], bundle.parameters()
+    losses = {precision: Engine(bundle.at(precision), parameters).forward(batch)[0] for precision in bundle.manifest.bases}
+    told = ", ".join(f"{precision} {loss:.3f}" for precision, loss in losses.items())
+    print(f"{given.bundle}: {len(bundle.manifest.files)} files have the digests stated; the model runs (loss on stand-in text: {told})")
 
 
 def calibrate(given: argparse.Namespace) -> None:
     """bundle calibrate BUNDLE"""
     from coordinator.build import build as builder
 
-    bundle = bundle_files.open_bundle(given.bundle)
+    bundle = bundle_files.open_whole(given.bundle)
+    bases = bundle.manifest.bases
+    if "fp32" not in bases and given.model is None:
+        raise ConfigError(f"{given.bundle} has no base fp32, only {', '.join(bases)}; give the float32 model with --model FOLDER")
     found = examples.read(given.data, bundle.manifest.task).examples if given.data else []
     batches = builder.calibration_batches(bundle, found)
     with tempfile.TemporaryDirectory() as scratch:
-        reference = bundle
-        if bundle.manifest.precision != "fp32":
-            if given.model is None:
-                raise ConfigError(f"{given.bundle} has precision {bundle.manifest.precision}; give the float32 model with --model FOLDER")
-            reference = builder.exact_twin(bundle, given.model, Path(scratch) / "exact")
-        print(table(builder.calibrate(bundle, reference, batches)))
+        exact = bundle.at("fp32") if "fp32" in bases else builder.exact_twin(bundle, given.model, Path(scratch) / "exact")
+        for precision in bases:
+            print(f"{precision}:\n{table(builder.calibrate(bundle.at(precision), exact, batches))}", flush=True)
 
 
 def pack(given: argparse.Namespace) -> None:
     """bundle pack BUNDLE ARCHIVE"""
     if given.archive.exists():
         raise BundleError(f"{given.archive} exists already; choose another name, or remove it")
-    bundle_files.pack(bundle_files.open_bundle(given.bundle), given.archive)
+    bundle_files.pack(bundle_files.open_whole(given.bundle), given.archive)
 
 
 def unpack(given: argparse.Namespace) -> None:
@@ -96,16 +107,22 @@ def _described(manifest: Manifest, folder: Path) -> str:
     values = sum(group.size for group in manifest.groups)
     size = sum((folder / name).stat().st_size for name in manifest.files)
     lines = [
-        f"{manifest.name}: {manifest.architecture}, base {manifest.precision}, trainable {manifest.trainable} ({values:,} values)",
+        f"{manifest.name}: {manifest.architecture}, trainable {manifest.trainable} ({values:,} values)",
         f"task: {manifest.task.kind}, head {manifest.task.head}, at most {manifest.task.max_tokens} tokens",
         *(f"  label {number}: {label}" for number, label in enumerate(manifest.task.labels[:12])),
         *([f"  ... {len(manifest.task.labels)} labels"] if len(manifest.task.labels) > 12 else []),
-        *(
-            f"{stage.file}: {', '.join(stage.inputs)} -> {', '.join(stage.outputs)}; groups {list(stage.groups)}"
-            for stage in manifest.stages
-        ),
         *(f"group {g.id} ({g.kind}): {len(g.tensors)} tensors, {g.size:,} values, unit 2**{g.log2_unit}" for g in manifest.groups),
-        *(f"probe size of the {c.kind}: 2**{c.log2_eps} (correlation {c.correlation:.3f})" for c in manifest.calibration),
+        *(line for precision in manifest.bases for line in _base(manifest.at(precision))),
         f"run key {manifest.run_key}; {len(manifest.files)} files, {size / 1e6:.1f} MB",
     ]
     return "\n".join(lines)
+
+
+def _base(manifest: Manifest) -> list[str]:
+    """The base that a manifest is looked at through."""
+    base = manifest.base
+    return [
+        f"base {manifest.precision}: {base.file}, {base.size / 1e6:.1f} MB",
+        *(f"  {stage.file}: {', '.join(stage.inputs)} -> {', '.join(stage.outputs)}; groups {list(stage.groups)}" for stage in base.stages),
+        *(f"  probe size of the {c.kind}: 2**{c.log2_eps} (correlation {c.correlation:.3f})" for c in base.calibration),
+    ]

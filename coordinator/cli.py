@@ -49,7 +49,13 @@ def _add_bundle_commands(commands: argparse._SubParsersAction) -> None:
     build.add_argument("--task", type=Path, help="task file, or a list of label sentences; without it: language modelling")
     build.add_argument("--max-tokens", type=int, help="cut (or split) texts at this many tokens; overrides the task file")
     build.add_argument("--trainable", choices=TRAINABLE_SETS, default="lora-fa", help="what is trained [lora-fa]")
-    build.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of what is not trained [fp32]")
+    build.add_argument(
+        "--precision",
+        type=bundles.precisions,
+        default="fp32",
+        metavar="NAME[,NAME...]",
+        help=f"of what is not trained: {', '.join(PRECISIONS)}; several make as many bases, the first the default [fp32]",
+    )
     build.add_argument("--rank", type=int, default=8, help="of adapters [8]")
     build.add_argument("--alpha", type=float, default=16.0, help="adapters are scaled by alpha / rank [16]")
     build.add_argument("--top-blocks", type=int, help="train only so many blocks, those nearest the output; 0: the head alone [all]")
@@ -68,7 +74,7 @@ def _add_bundle_commands(commands: argparse._SubParsersAction) -> None:
         if name == "inspect":
             one.add_argument("--json", action="store_true", help="one JSON object")
         if name == "calibrate":
-            one.add_argument("--model", type=Path, help="the model folder it was built from; needed unless its precision is fp32")
+            one.add_argument("--model", type=Path, help="the model folder it was built from; needed unless it has a base fp32")
             one.add_argument("--data", type=Path, help="labelled JSONL; label sentences serve if left out")
     pack = commands.add_parser("pack", help="one .tar of a bundle folder")
     pack.add_argument("bundle", type=Path)

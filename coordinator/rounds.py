@@ -20,6 +20,7 @@ from zo.errors import StorageError
 from zo.estimators import Grid
 from zo.lattice import RangeError
 from zo.ledger import Entry
+from zo.manifest import Manifest, Precision
 from zo.messages import Report, Verdict
 from zo.parameters import Parameters
 from zo.plan import Node, WorkPlan
@@ -46,7 +47,7 @@ class Rounds:
         self.store, self.run, self.bundle, self.config, self._clock = store, run, bundle, config, clock
         self.grid = Grid(config.log2_levels, config.clip)
         self.rates = aggregation.rates(config.probe, config.rate, bundle.manifest)
-        self._shape = one_level(bundle.manifest, self.rates.log2_eps, 0, config.probe.directions)  # of every device's node
+        self._shapes = {precision: self._shape(bundle.manifest.at(precision)) for precision in bundle.manifest.bases}
         self._id_start = zlib.crc32(run.genesis + wire.encode(self.grid))
         self.replica = replay.replica(store, run, bundle)
         self._digest: tuple[int, bytes] | None = None
@@ -85,30 +86,40 @@ class Rounds:
         self.devices = max(self.devices, number + 1)
         return number
 
-    def plan(self, device: int) -> WorkPlan | None:
-        """What a device (at the last entry) is to do; None if it has reported in this round or the run is over."""
+    def plan(self, device: int, precision: Precision) -> WorkPlan | None:
+        """What a device (at the last entry, with that base) is to do; None if it has reported in this round or the run is over."""
         if self.finished or device in self.reports:
             return None
         return WorkPlan(
             round=self.round,
             entry=self.entry,
-            root=self.node(self.round, device),
+            root=self.node(self.round, device, precision),
             examples=self.config.probe.examples,
             measure_held_out=self.round % self.config.held_out_every == 0 or self.round == 1,
             want_digest=self.round % self.config.digest_every == 0,
             grid=self.grid,
-            id=self.plan_id(device),
+            id=self.plan_id(device, precision),
         )
 
-    def plan_id(self, device: int) -> int:
+    def plan_id(self, device: int, precision: Precision) -> int:
         """32 bits that stand for all that gives the scalars of a device in the open round their meaning."""
-        return zlib.crc32(wire.encode(self.node(self.round, device)), self._id_start)
+        return zlib.crc32(wire.encode(self.node(self.round, device, precision)), self._id_start)
 
-    def node(self, round_number: int, device: int) -> Node:
-        """The directions of a device in a round: seeds of its own, next to those of its neighbours."""
+    def node(self, round_number: int, device: int, precision: Precision) -> Node:
+        """The directions of a device in a round: seeds of its own, next to those of its neighbours; probe sizes of its base.
+
+        ReportRefused where the bundle has no such base.
+        """
+        if precision not in self._shapes:
+            raise ReportRefused(f"the run's bundle has no base of precision {precision}; it has {', '.join(self._shapes)}")
         count, manifest = self.config.probe.directions, self.bundle.manifest
         first = first_seed(manifest.run_key, round_number, device, count, self.config.seeds.pool)
-        return replace(self._shape, first_seed=first)
+        return replace(self._shapes[precision], first_seed=first)
+
+    def _shape(self, manifest: Manifest) -> Node:
+        """Of the node of every device with the manifest's base."""
+        probe = self.config.probe
+        return one_level(manifest, aggregation.sizes(probe, manifest), 0, probe.directions)
 
     def accept(self, report: Report) -> Verdict:
         """Take a report in, durably; ReportRefused where it cannot be an answer to this run's plans."""
@@ -139,7 +150,7 @@ class Rounds:
     def _verdict(self, report: Report) -> Verdict:
         if not 0 <= report.device < self.devices:
             raise ReportRefused(f"device {report.device} has not joined this run")
-        if self.finished or report.round != self.round or report.plan != self.plan_id(report.device):
+        if self.finished or report.round != self.round or report.plan != self.plan_id(report.device, report.precision):
             return Verdict.LATE
         if report.scalars.shape != (self.config.probe.directions,):
             raise ReportRefused(f"a report holds {self.config.probe.directions} scalars, not {report.scalars.size}")
@@ -237,7 +248,7 @@ class Rounds:
     def _open(self) -> None:
         self.reports: dict[int, Report] = {}
         kept = self.store.reports(self.run.id, self.round)
-        self.reports = {report.device: report for report in kept if report.plan == self.plan_id(report.device)}
+        self.reports = {report.device: report for report in kept if report.plan == self.plan_id(report.device, report.precision)}
         stale = {report.device for report in kept} - self.reports.keys()
         if stale:
             self.note("settings changed", f"round {self.round}: {len(stale)} reports answer other settings; asked again")
@@ -250,7 +261,7 @@ class Rounds:
     def terms(self, reports: list[Report]) -> tuple[Term, ...]:
         """What the reports of a round, by device, come to; nothing where that cannot be."""
         number = reports[0].round
-        nodes = [self.node(report.round, report.device) for report in reports]
+        nodes = [self.node(report.round, report.device, report.precision) for report in reports]
         scale = aggregation.decay(self.config.rate, number, self.config.rounds)
         try:
             return aggregation.aggregate(reports, nodes, self.rates, scale, self.bundle.manifest, self.grid)

@@ -19,7 +19,7 @@ from coordinator.rounds import Rounds
 from coordinator.service import Service
 from coordinator.sqlite_store import SqliteStore
 from coordinator.status import describe
-from zo.bundle import open_bundle
+from zo.bundle import open_whole
 from zo.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Serving:
     """A running coordinator of one run."""
 
     def __init__(self, config: RunConfig) -> None:
-        bundle = open_bundle(Path(config.bundle))
+        bundle = open_whole(Path(config.bundle))
         for split in (config.evaluation.validation, config.evaluation.test):
             if split and not Path(split).exists():
                 raise DataError(f"evaluation file {split} does not exist; correct it in the configuration, or leave it out")

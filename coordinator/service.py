@@ -161,7 +161,10 @@ class Service:
         if entries and _steps(entries[0]) > MOST_STEPS:  # as a long way back may have; a checkpoint spares it
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"entry {entries[0].number} is too large to be sent; join again")
         complete = request.entry + len(entries) == rounds.entry
-        plan = rounds.plan(request.device) if complete else None
+        try:
+            plan = rounds.plan(request.device, request.precision) if complete else None
+        except ReportRefused as error:
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         finished = complete and rounds.finished
         return WorkReply(entries, plan, 0, "", finished) if entries or plan or finished else None
 

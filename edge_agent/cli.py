@@ -12,6 +12,7 @@ from edge_agent import status
 from edge_agent.config import AgentConfig
 from edge_agent.solo_config import SoloConfig
 from zo import cli, config, log
+from zo.manifest import PRECISIONS
 
 STATE = Path("edge-agent-state")
 
@@ -55,6 +56,7 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
     for each in (evaluate, predict):
         each.add_argument("--state", type=Path, default=STATE, help=f"the agent's folder [{STATE}]")
         each.add_argument("--bundle", default="", help="the bundle's folder [the newest in the state folder]")
+        each.add_argument("--precision", choices=PRECISIONS, help="base to compute with [the bundle's default, or the one downloaded]")
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -82,14 +84,14 @@ def _told_to_stop() -> threading.Event:
 def _evaluate(given: argparse.Namespace) -> None:
     from edge_agent.personal import Models, told
 
-    found = Models(given.state, given.bundle).evaluate(given.data)
+    found = Models(given.state, given.bundle, given.precision).evaluate(given.data)
     print(json.dumps(found) if given.json else told(found))
 
 
 def _predict(given: argparse.Namespace) -> None:
     from edge_agent.personal import Models
 
-    for answer in Models(given.state, given.bundle).predict(sys.stdin.buffer, given.common):
+    for answer in Models(given.state, given.bundle, given.precision).predict(sys.stdin.buffer, given.common):
         print(json.dumps(answer, ensure_ascii=False), flush=True)
 
 

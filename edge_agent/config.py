@@ -1,8 +1,10 @@
 """Settings of an agent: agent.toml, flags and environment (EDGE_AGENT_...)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from zo.config import setting
+from zo.manifest import Precision
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class AgentConfig:
     coordinator: str = setting("address and port of the coordinator", "127.0.0.1:7600")
     state: str = setting("folder that the agent may write to; made if it does not exist", "edge-agent-state")
     bundle: str = setting("folder with the run's bundle, if this device has it already; downloaded into the state folder if left out", "")
+    precision: Literal["auto", Precision] = setting(
+        "base to compute with, of those that the bundle has; auto measures which gives most signal a second here, if it has several",
+        "auto",
+    )
     insecure_loopback: bool = setting("talk plaintext, to a loopback address only; nothing else is supported yet", False)
     threads: int = setting("processor threads for the model", 1)
     max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer need less memory", 384)

@@ -14,6 +14,7 @@ from edge_agent.data import Dataset
 from edge_agent.engine import engine
 from edge_agent.follower import Follower
 from edge_agent.link import Link, Rejoin, Unreachable
+from edge_agent.precision import Chooser
 from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.stopping import Stopped
@@ -45,6 +46,7 @@ class Daemon:
         self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
         self.status = Status(self.state)
         self.link = self.LINK(config.coordinator, stop, config.insecure_loopback)
+        self._chooser = Chooser(config, self.state, self._check_stop)
         self._reports = self._setbacks = 0
         self._kept = self.state.report()  # made before a restart, perhaps not delivered
         self.follower: Follower | None = None
@@ -95,7 +97,7 @@ class Daemon:
     def _work_along(self) -> bool:
         self.joined: JoinReply = self._ask(JoinRequest(PROTOCOL, self.state.device_id))
         log.info("joined run %r as device %d", self.joined.run_name, self.joined.device)
-        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state.folder, self.config.bundle))
+        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state.folder, self._chooser, self.config.bundle))
         if self.follower is None or self.follower.joined.genesis != self.joined.genesis:
             self._prepare(bundle)
         follower = self._following
@@ -103,7 +105,7 @@ class Daemon:
         follower.catch_up()
         self.status.update(entry=follower.replica.entry)
         while True:
-            reply: WorkReply = self._ask(follower.request())
+            reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision))
             self._apply(reply)
             if reply.finished:
                 return True
@@ -124,14 +126,18 @@ class Daemon:
         correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self._check_stop)
         if correlation < POOR_CORRELATION:
             log.warning(
-                "probes are mostly noise on this processor (correlation %.2f); the operator should build the bundle with precision fp32",
+                "probes are mostly noise on this processor (correlation %.2f, base %s); take another with --precision,"
+                " or let the operator build the bundle with fp32",
                 correlation,
+                bundle.manifest.precision,
             )
         replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors)
         self.follower = Follower(replica, self.joined, self.state, config, self._ask, self._check_stop, self.SAVE_EVERY)
         self.status.update(
             run=self.joined.run_name,
             device=self.joined.device,
+            precision=bundle.manifest.precision,
+            signal_per_second=self._chooser.signal,
             correlation=round(correlation, 3),
             state="working",
             **self.dataset.counts,

@@ -1,43 +1,74 @@
-"""Fetching the run's bundle, piece by piece, into the state folder; a bundle that is there already is used."""
+"""Fetching the run's bundle, piece by piece, into the state folder: one base of it. Files that are there already are used."""
 
 import logging
 import shutil
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from edge_agent.link import Link
-from zo.bundle import Bundle, check_name, open_bundle
+from edge_agent.precision import Chooser, held
+from zo import manifest as manifest_file
+from zo.bundle import Bundle, check_name, open_bundle, read_manifest
 from zo.errors import BundleError, StorageError
+from zo.manifest import Manifest
 from zo.messages import FileRequest, JoinReply
 
 log = logging.getLogger(__name__)
 
+UNFINISHED = ".part"  # behind the name of a file that is being fetched
 
-def bundle(link: Link, joined: JoinReply, state: Path, given: str = "") -> Bundle:
-    """The bundle of the run that was joined, verified. BundleError where what arrived is not what was announced.
 
-    given: a folder that should hold it already; then nothing is downloaded.
+def bundle(link: Link, joined: JoinReply, state: Path, chooser: Chooser, given: str = "") -> Bundle:
+    """The bundle of the run that was joined, at the base chosen, verified. BundleError where what arrived is not what was announced.
+
+    given: a folder that should hold it already, with one base at least; then nothing is downloaded.
     """
-    if given:
-        return _checked(Path(given), joined)
-    folder = state / "bundles" / joined.bundle_digest.hex()
-    if folder.is_dir():
+    try:
+        if given:
+            folder = Path(given)
+            manifest = _announced(folder, joined)
+            return open_bundle(folder, chooser.choose(folder, manifest, held(folder, manifest) or [manifest.precision]))
+        for name in joined.bundle_files:
+            check_name(name)
+        folder = state / "bundles" / joined.bundle_digest.hex()
+        known = folder.is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            return _checked(folder, joined)
+            return _complete(link, joined, folder, chooser)
         except BundleError as error:
+            if not known:
+                raise
             log.warning("%s; it is downloaded again", error)
             shutil.rmtree(folder)
-    unfinished = folder.with_suffix(".part")
-    try:
-        unfinished.mkdir(parents=True, exist_ok=True)
-        for number, name in enumerate(joined.bundle_files):
-            check_name(name)
-            _fetch(link, FileRequest(joined.run, number, 0), unfinished / name)
-        unfinished.rename(folder)
+            folder.mkdir()
+            return _complete(link, joined, folder, chooser)
     except OSError as error:
         raise StorageError(
-            f"{unfinished}: {error.strerror}; the bundle needs room in the state folder, give another with --state"
+            f"{error.filename or state}: {error.strerror}; the bundle needs room in the state folder, give another with --state"
         ) from None
-    return _checked(folder, joined)
+
+
+def _complete(link: Link, joined: JoinReply, folder: Path, chooser: Chooser) -> Bundle:
+    """The bundle, once all that its base needs is in the folder."""
+    fetch = partial(_fetch_all, link, joined, folder)
+    fetch([manifest_file.FILE])
+    manifest = _announced(folder, joined)
+    precision = chooser.choose(folder, manifest, list(manifest.bases), fetch)
+    fetch(manifest.at(precision).needed)
+    return open_bundle(folder, precision)
+
+
+def _fetch_all(link: Link, joined: JoinReply, folder: Path, names: Iterable[str]) -> None:
+    """Fetch the files that are not there yet."""
+    for name in names:
+        if (folder / name).exists():
+            continue
+        if name not in joined.bundle_files:
+            raise BundleError(f"the coordinator does not hand out {name}; it should serve the bundle anew")
+        unfinished = folder / f"{name}{UNFINISHED}"
+        _fetch(link, FileRequest(joined.run, joined.bundle_files.index(name), 0), unfinished)
+        unfinished.rename(folder / name)
 
 
 def _fetch(link: Link, first: FileRequest, path: Path) -> None:
@@ -50,8 +81,8 @@ def _fetch(link: Link, first: FileRequest, path: Path) -> None:
                 return
 
 
-def _checked(folder: Path, joined: JoinReply) -> Bundle:
-    opened = open_bundle(folder)
-    if opened.digest != joined.bundle_digest:
+def _announced(folder: Path, joined: JoinReply) -> Manifest:
+    manifest = read_manifest(folder)
+    if Bundle(folder, manifest).digest != joined.bundle_digest:
         raise BundleError(f"{folder} is not the bundle that the coordinator announced; remove it, or leave out --bundle")
-    return opened
+    return manifest

@@ -12,6 +12,7 @@ from edge_agent.link import Rejoin
 from edge_agent.state import State
 from zo.checkpoint import Checkpoint, signs
 from zo.ledger import Entry, short
+from zo.manifest import Precision
 from zo.messages import CatchUpRequest, JoinReply, Offer, Way, WorkRequest
 from zo.replica import Replica
 
@@ -68,9 +69,9 @@ class Follower:
             replica.restore(saved)
         self._check_promise()
 
-    def request(self) -> WorkRequest:
-        """What asks for work from here."""
-        return WorkRequest(self.joined.run, self.joined.device, self.replica.entry, short(self.replica.head))
+    def request(self, precision: Precision) -> WorkRequest:
+        """What asks for work from here, for that base."""
+        return WorkRequest(self.joined.run, self.joined.device, self.replica.entry, short(self.replica.head), precision)
 
     def apply(self, entries: Iterable[Entry]) -> None:
         """Go along with the ledger. ValueError where that cannot be."""

@@ -14,15 +14,17 @@ import numpy as np
 
 from edge_agent import journal
 from edge_agent.overlay import Overlay, common_parameters
+from edge_agent.precision import held, open_held
 from edge_agent.state import POSITION, split
 from zo import evaluation, manifest, wire
 from zo.batches import collate, encode
-from zo.bundle import open_bundle
+from zo.bundle import read_manifest
 from zo.checkpoint import Checkpoint
 from zo.engine import Engine
 from zo.errors import BundleError, DataError, StorageError
 from zo.examples import Example
 from zo.lattice import RangeError
+from zo.manifest import Precision
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +32,14 @@ log = logging.getLogger(__name__)
 class Models:
     """The common model of a state folder, and the overlay that makes it personal: None where there is no local ledger.
 
-    bundle: its folder; the newest in the state folder if empty. A UserError says what is missing, damaged or does not fit.
+    bundle: its folder; the newest in the state folder if empty. precision: of the base; see `open_held`. A UserError says
+    what is missing, damaged or does not fit.
     """
 
-    def __init__(self, state: Path, bundle: str = "") -> None:
+    def __init__(self, state: Path, bundle: str = "", precision: Precision | None = None) -> None:
         if not state.is_dir():
             raise StorageError(f"{state} is not a folder; give the agent's with --state")
-        self.bundle = open_bundle(Path(bundle) if bundle else _newest_bundle(state))
+        self.bundle = open_held(Path(bundle) if bundle else _newest_bundle(state), precision)
         position = _position(state / POSITION)
         self.entry = position.entry if position else 0
         self.parameters = common_parameters(self.bundle, position)
@@ -91,10 +94,18 @@ def told(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _newest_bundle(state: Path) -> Path:
-    found = [path.parent for path in state.glob(f"bundles/*/{manifest.FILE}") if not path.parent.name.endswith(".part")]
+    found = [path.parent for path in state.glob(f"bundles/*/{manifest.FILE}") if _complete(path.parent)]
     if not found:
         raise BundleError(f"{state} holds no bundle; name its folder with --bundle")
     return max(found, key=lambda folder: folder.stat().st_mtime)
+
+
+def _complete(folder: Path) -> bool:
+    """Whether it holds a bundle with a base, and not one that is being downloaded."""
+    try:
+        return bool(held(folder, read_manifest(folder)))
+    except BundleError:
+        return False
 
 
 def _position(path: Path) -> Checkpoint | None:

@@ -11,13 +11,13 @@ from edge_agent.data import Dataset
 from edge_agent.engine import engine
 from edge_agent.journal import Journal, Opening
 from edge_agent.overlay import Personal
+from edge_agent.precision import open_held
 from edge_agent.solo_config import SoloConfig
 from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.stopping import Stopped
 from edge_agent.work import held_out_loss, work
 from zo.aggregation import aggregate, decay, rates
-from zo.bundle import open_bundle
 from zo.calibration import one_level
 from zo.disk import Disk
 from zo.errors import ConfigError, StorageError
@@ -44,7 +44,7 @@ class Solo:
 
     def __init__(self, config: SoloConfig, stop: threading.Event, disk: Disk | None = None) -> None:
         self.config, self._stop = config, stop
-        self.bundle = open_bundle(Path(config.bundle))
+        self.bundle = open_held(Path(config.bundle), config.precision)
         self.manifest, self.grid = self.bundle.manifest, Grid(config.log2_levels, config.clip)
         self.rates = rates(config.probe, config.rate, self.manifest)
         self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
@@ -79,7 +79,7 @@ class Solo:
         fleet = (position.entry, position.head) if position else ()
         opening = Opening(genesis(self.bundle.digest, secrets.token_bytes(16)), self.bundle.digest, *fleet)
         self.journal = Journal(self.state.folder / journal.NAME, opening, self.state.budget, self._disk)
-        self.status.update(state="working", **self.dataset.counts)
+        self.status.update(state="working", precision=self.manifest.precision, **self.dataset.counts)
 
     def _train(self) -> str:
         """Returns how it ended. ConfigError where the rates are too high for the lattice."""

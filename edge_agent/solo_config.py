@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from edge_agent.config import AgentConfig, PrefixSettings
 from zo.config import setting
 from zo.estimators import Grid
+from zo.manifest import Precision
 from zo.recipe import Probe, Rate
 
 _AS_IN_A_FLEET = {field.name: setting(field.metadata["help"], field.default) for field in dataclasses.fields(AgentConfig)}
@@ -19,6 +20,7 @@ class SoloConfig:
     bundle: str = setting("folder with the bundle to begin from")
     state: str = _AS_IN_A_FLEET["state"]
     rounds: int = setting("rounds until the local ledger is complete; a ledger that has fewer is gone on with", 100)
+    precision: Precision | None = setting("base to compute with, of those that the bundle has; its default if left out", None)
     threads: int = _AS_IN_A_FLEET["threads"]
     max_rows: int = _AS_IN_A_FLEET["max_rows"]
     prefix: PrefixSettings = setting("", PrefixSettings())

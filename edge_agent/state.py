@@ -1,4 +1,4 @@
-"""What the agent keeps on its disk: its name, where it stands in the ledger, and a report that is under way.
+"""What the agent keeps on its disk: its name, where it stands in the ledger, a report that is under way, how bases compared.
 
 Everything here can be lost without harm: it is rebuilt from the bundle and the coordinator. So a file that is torn or
 altered is set aside with a message, and a disk that cannot be written is told once and lived with.
@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge_agent.flash import WriteBudget, cost
 from zo import wire
@@ -23,7 +23,10 @@ from zo.messages import Report
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 DEVICE_ID, POSITION, REPORT, STATUS, LOCK = "device_id", "position", "report", "status.json", "lock"
+COMPARISON = "comparison"
 TILES_HEAD = "tiles_head"
 STATUSES = 4 * cost(0)  # bytes left for telling what the agent is doing, when that changes
 ROOM = 128  # bytes of the line that every saved file begins with
@@ -46,7 +49,7 @@ class State:
 
     def position(self) -> Checkpoint | None:
         """Where the agent stood when it last saved; None where that is not known."""
-        return self._read(POSITION, Checkpoint)
+        return self._read(POSITION, wire.decoder(Checkpoint))
 
     def save_position(self, checkpoint: Checkpoint) -> bool:
         """Save where the agent stands, if the budget allows."""
@@ -62,11 +65,19 @@ class State:
 
     def report(self) -> Report | None:
         """The report that was last made, perhaps not delivered; None where that is not known."""
-        return self._read(REPORT, Report)
+        return self._read(REPORT, wire.decoder(Report))
 
     def save_report(self, report: Report, position_size: int) -> bool:
         """Save a report before it is sent, if the budget allows that and a position beside it."""
         return self._save(REPORT, wire.encode(report), reserve=cost(position_size) + STATUSES)
+
+    def comparison(self) -> dict[str, Any]:
+        """How the bases of a bundle compared on this device, as it was saved; empty where that is not known."""
+        return self._read(COMPARISON, json.loads) or {}
+
+    def save_comparison(self, found: dict[str, Any]) -> bool:
+        """Save it, if the budget allows."""
+        return self._save(COMPARISON, json.dumps(found).encode())
 
     def tiles_head(self) -> bytes:
         """The signed head of the tiles that were followed last; empty where there is none."""
@@ -120,9 +131,9 @@ class State:
         self._told = False
         return True
 
-    def _read(self, name: str, kind: Any) -> Any:
+    def _read(self, name: str, decode: Callable[[bytes], T]) -> T | None:
         try:
-            return wire.decoder(kind)(split(self.folder / name)[1])
+            return decode(split(self.folder / name)[1])
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -150,7 +161,7 @@ class State:
 
     def _budget(self) -> tuple[float | None, float, float]:
         """What the process before this one left of the write budget, as its newest file says; nothing where none can be read."""
-        names = [name for name in (POSITION, REPORT, STATUS) if (self.folder / name).exists()]
+        names = [name for name in (POSITION, REPORT, COMPARISON, STATUS) if (self.folder / name).exists()]
         if not names:
             return None, 0.0, 0.0
         found = []

@@ -65,6 +65,9 @@ def told(facts: dict[str, Any]) -> str:
         lines.append(
             f"run {facts['run']!r} as device {facts['device']}, entry {facts.get('entry', 0)}, {facts.get('reports', 0)} reports sent"
         )
+    if "precision" in facts:
+        signal = ", ".join(f"{name} {value}" for name, value in facts.get("signal_per_second", {}).items())
+        lines.append(f"base {facts['precision']}" + (f"; signal a second: {signal}" if signal else ""))
     if "examples" in facts:
         lines.append(f"{facts['examples']} examples, {facts['held_out']} of them held out; {facts['skipped']} lines skipped")
     if facts.get("held_out_loss") is not None:

@@ -29,6 +29,7 @@ def work(plan: WorkPlan, engine: Engine, dataset: Dataset, go_on: Callable[[], N
         round=plan.round,
         scalars=plan.grid.integers(np.where(usable, half, 0.0)),
         examples=batch.examples,
+        precision=engine.manifest.precision,
         dropped=int((~usable).sum()),
         held_out=None if held_out is None else _on_grid(held_out, plan.grid),
         spent=Spent(peak_memory_mib(), _milliseconds(time.monotonic() - began), _milliseconds(time.process_time() - cpu)),

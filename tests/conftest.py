@@ -1,21 +1,40 @@
 """Tiny models and the bundles made of them: each is built once a session, when a test first asks for it."""
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from coordinator.bench import tiny_models
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from coordinator.demo import shares
-from zo.bundle import Bundle, open_bundle
+from zo.bundle import Bundle, open_bundle, open_whole
 from zo.examples import Example
 
 RANK, ALPHA, RUN_KEY = 4, 8.0, 7
 
 Bundles = Callable[..., Bundle]
+
+
+def base_tensors(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The frozen weights of the base that a bundle is looked at through."""
+    return load_file(bundle.folder / bundle.manifest.base.file)
+
+
+def recalibrated(bundle: Bundle, folder: Path, precision: str, **changed: Any) -> Bundle:
+    """A copy of a bundle with several bases, in which calibration says otherwise of one of them."""
+    shutil.copytree(bundle.folder, folder)
+    base = bundle.at(precision).manifest.base
+    base = dataclasses.replace(base, calibration=tuple(dataclasses.replace(each, **changed) for each in base.calibration))
+    dataclasses.replace(bundle.manifest, bases=bundle.manifest.bases | {precision: base}).write(folder)
+    return open_whole(folder)
 
 
 @pytest.fixture(scope="session")
@@ -32,12 +51,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def bundles(folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """bundles(model, trainable="lora-fa", precision="fp32"): built and calibrated; tests must not change it."""
+    """bundles(model, trainable="lora-fa", precision="fp32"): built and calibrated, one base or "int8,fp32"; tests must not change it."""
 
     @cache
     def bundle(model: str, trainable: str = "lora-fa", precision: str = "fp32") -> Bundle:
         out, task = tmp_path_factory.mktemp("bundles") / f"{model}-{trainable}-{precision}", tiny_models.MODELS[model][2]
-        build(folders(model), out, task, Training(trainable, precision, RANK, ALPHA, RUN_KEY), tiny_models.examples(task))
+        first, *others = precision.split(",")
+        training = Training(trainable, first, RANK, ALPHA, RUN_KEY)
+        build(folders(model), out, task, training, tiny_models.examples(task), others=others)
         return open_bundle(out)
 
     return bundle

@@ -28,13 +28,17 @@ def settings(bundle: Bundle, **changed: Any) -> RunConfig:
 
 def report(device: int, round_number: int = 1, scalars: tuple[int, ...] = (300, -200, 100), **changed: Any) -> Report:
     """A report of run 1 as a coordinator with `settings` asks for, but for the id of the plan; `answer` has it."""
-    return Report(**{"run": 1, "device": device, "round": round_number, "scalars": np.array(scalars), "examples": 4} | changed)
+    return Report(
+        **{"run": 1, "device": device, "round": round_number, "scalars": np.array(scalars), "examples": 4, "precision": "fp32"} | changed
+    )
 
 
 def answer(rounds: Rounds, device: int, round_number: int | None = None, **changed: Any) -> Report:
     """A report that `rounds`, with `settings`, accepts: for the open round where none is named."""
     number = rounds.round if round_number is None else round_number
-    return report(device, number, **{"plan": rounds.plan_id(device)} | changed)
+    if "plan" not in changed:
+        changed["plan"] = rounds.plan_id(device, changed.get("precision", "fp32"))
+    return report(device, number, **changed)
 
 
 class LocalCoordinator:

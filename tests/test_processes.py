@@ -154,6 +154,34 @@ def test_a_run_outlives_a_killed_coordinator_and_a_killed_agent(processes: Calla
     assert "Traceback" not in "".join(fleet.log(name) for name in ("coordinator", *agents))
 
 
+def test_agents_with_different_bases_train_one_model(bundles: Bundles, tmp_path: Path, processes: Callable[..., Processes]) -> None:
+    fleet = processes(rounds=30, round__goal=3, round__minimum=3, digest_every=5, probe__directions=2)
+    fleet.bundle = bundles("bert", precision="int8,fp32,w4")
+    coordinator = fleet.coordinator()
+    agents = {name: fleet.agent(name, f"--precision={name}") for name in ("int8", "fp32")}
+    agents["auto"] = fleet.agent("auto")
+    wait_until(lambda: len(fleet.summaries()) >= 3)
+    agents["auto"].kill()
+    agents["auto"].wait()
+    agents["auto"] = fleet.agent("auto")
+    for name, agent in agents.items():
+        assert agent.wait(60) == 0, fleet.log(name)
+    assert {name: fleet.status(name)["digest"] for name in agents} == dict.fromkeys(agents, fleet.summaries()[-1]["digest"])
+    assert [fleet.status(name)["precision"] for name in ("int8", "fp32")] == ["int8", "fp32"]
+    for name in agents:
+        (folder,) = (fleet.folder / name / "state/bundles").iterdir()
+        assert [path.name for path in folder.glob("*.safetensors") if path.stem != "trainable"] == [
+            f"{fleet.status(name)['precision']}.safetensors"
+        ]
+    assert fleet.log("auto").count("comparing 3 bases") == 1
+    shown = subprocess.run(
+        command("edge-agent", "status", f"--state={tmp_path / 'auto/state'}"), capture_output=True, text=True, timeout=20
+    )
+    assert f"base {fleet.status('auto')['precision']}; signal a second: int8 " in shown.stdout
+    assert coordinator.poll() is None
+    assert "Traceback" not in "".join(fleet.log(name) for name in ("coordinator", *agents))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_agent_and_coordinator_cleanly(number: int, processes: Callable[..., Processes]) -> None:
     fleet = processes(rounds=100000, round__goal=1)
@@ -459,7 +487,7 @@ def test_data_that_cannot_be_used(content: bytes | None, parts: tuple[str, ...],
 def damaged(bundle: Bundle, folder: Path, change: str) -> Path:
     path = Path(shutil.copytree(bundle.folder, folder / "bundle"))
     if change == "digest":
-        (path / "base.safetensors").write_bytes(b"x")
+        (path / "fp32.safetensors").write_bytes(b"x")
     if change == "missing":
         (path / "tokenizer.json").unlink()
     manifest = json.loads((path / "manifest.json").read_text())
@@ -467,7 +495,8 @@ def damaged(bundle: Bundle, folder: Path, change: str) -> Path:
         manifest["schema_version"] = 99
     if change == "key":
         manifest["precison"] = manifest.pop("precision")
-    (path / "manifest.json").write_text(json.dumps(manifest) if change != "JSON" else "{")
+    if change not in ("digest", "missing"):
+        (path / "manifest.json").write_text(json.dumps(manifest) if change != "JSON" else "{")
     return path
 
 
@@ -492,7 +521,7 @@ def test_a_damaged_bundle_is_not_worked_with(bert_bundle: Bundle, run: Run, tmp_
     with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite") as coordinator:
         place = (f"--bundle={path}", f"--coordinator={coordinator.address}")
         done = run("edge-agent", "run", "--insecure-loopback", "--data=a.jsonl", *place)
-    check(done, "edge-agent", 5, "base.safetensors does not have the digest", log=True)
+    check(done, "edge-agent", 5, "fp32.safetensors does not have the digest", log=True)
 
 
 def test_a_broken_tokenizer_file_makes_no_bundle(folders: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
@@ -556,6 +585,7 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     ("edge-coordinator bundle build MODEL out --task number.json", 3, ("number.json", "table"), "task file is a number"),
     ("edge-coordinator bundle build MODEL out --task one.json", 3, ("one.json", "at least two labels"), "one label"),
     ("edge-coordinator bundle build MODEL out --rank 0", 3, ("--rank 0",), "no rank"),
+    ("edge-agent run --data d --precision int4", 3, ("--precision", "'auto', 'fp32', 'w8', 'w4', 'int8'"), "no such precision"),
     ("edge-coordinator bundle inspect none", 5, ("none is not a bundle",), "nothing to inspect"),
     ("edge-coordinator bundle inspect notes.txt", 5, ("notes.txt is a file",), "a file to inspect"),
     ("edge-coordinator bundle pack BUNDLE notes.txt", 5, ("notes.txt exists already",), "archive over a file"),
@@ -622,7 +652,16 @@ def test_a_state_folder_that_cannot_be_written(run: Run, tmp_path: Path) -> None
     check(run("edge-agent", "run", "--insecure-loopback", "--data=d", "--state=state"), "edge-agent", 8, "state", "--state")
 
 
-@pytest.mark.parametrize("line", ["edge-agent", "edge-agent walk", "edge-coordinator serve --bundel b", "edge-coordinator export"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "edge-agent",
+        "edge-agent walk",
+        "edge-coordinator serve --bundel b",
+        "edge-coordinator export",
+        "edge-coordinator bundle build m o --precision int8,int4",
+    ],
+)
 def test_wrong_usage(line: str, run: Run) -> None:
     program, *arguments = line.split()
     done = run(program, *arguments)

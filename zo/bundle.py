@@ -2,7 +2,8 @@
 
 import hashlib
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,14 +17,13 @@ from zo.lattice import RangeError
 from zo.manifest import Manifest
 from zo.parameters import Parameters
 
-BASE = "base.safetensors"
 TRAINABLE = "trainable.safetensors"
 TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: every file has been checked against the manifest."""
+    """An opened bundle, looked at through one of its bases; the files needed have been checked against the manifest."""
 
     folder: Path
     manifest: Manifest
@@ -32,6 +32,10 @@ class Bundle:
     def digest(self) -> bytes:
         """Identity of the bundle: BLAKE2b-256 of manifest.json, which names the digest of every other file."""
         return hashlib.blake2b((self.folder / manifest_file.FILE).read_bytes(), digest_size=32).digest()
+
+    def at(self, precision: str) -> "Bundle":
+        """The same bundle looked at through another base, whose files must have been checked. ConfigError where it has none."""
+        return replace(self, manifest=self.manifest.at(precision))
 
     def initial_tensors(self) -> dict[str, np.ndarray]:
         """The trainable tensors at entry 0, by name. BundleError where the file is not what the manifest says."""
@@ -63,21 +67,44 @@ class Bundle:
         return tokenizer
 
 
-def open_bundle(path: Path) -> Bundle:
-    """Open a bundle folder and verify every file's digest. BundleError names the file and the fix."""
+def open_bundle(path: Path, precision: str = "") -> Bundle:
+    """Open a bundle folder through one base, the default one if left out; files of the other bases may be absent.
+
+    Verifies the digest of every file needed: BundleError names the file and the fix. ConfigError where it has no such base.
+    """
+    manifest = read_manifest(path)
+    manifest = manifest.at(precision or manifest.precision)
+    verify(path, manifest, manifest.needed)
+    return Bundle(path, manifest)
+
+
+def open_whole(path: Path) -> Bundle:
+    """Open a bundle folder that holds all its bases, every file verified."""
+    manifest = read_manifest(path)
+    verify(path, manifest, manifest.files)
+    return Bundle(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a bundle folder, which has a digest for all that its bases need; none of the files has been looked at."""
     if path.is_file():
         raise BundleError(f"{path} is a file; unpack it first with 'edge-coordinator bundle unpack {path} FOLDER'")
     manifest = manifest_file.read(path)
-    for name, expected in manifest.files.items():
+    for name in manifest.files:
         check_name(name)
-        if not (path / name).is_file():
-            raise BundleError(f"{path / name} is missing; download or build the bundle again")
-        if file_digest(path / name) != expected:
-            raise BundleError(f"{path / name} does not have the digest that the manifest states; download or build the bundle again")
-    for name in (BASE, TRAINABLE, TOKENIZER, *(stage.file for stage in manifest.stages)):
+    for name in (TRAINABLE, TOKENIZER, *(name for base in manifest.bases.values() for name in base.files)):
         if name not in manifest.files:
             raise BundleError(f"{path / manifest_file.FILE} states no digest for {name}; build the bundle again")
-    return Bundle(path, manifest)
+    return manifest
+
+
+def verify(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """BundleError unless these files of a bundle are there, with the digests that its manifest states."""
+    for name in names:
+        if not (path / name).is_file():
+            raise BundleError(f"{path / name} is missing; download or build the bundle again")
+        if file_digest(path / name) != manifest.files[name]:
+            raise BundleError(f"{path / name} does not have the digest that the manifest states; download or build the bundle again")
 
 
 def check_name(name: str) -> None:
@@ -93,7 +120,7 @@ def file_digest(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> Bundle:
-    """Unpack a .tar of plain files into `folder`, and open it."""
+    """Unpack a .tar of plain files into `folder`, and open it with all its bases."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(archive) as tar:
@@ -104,11 +131,11 @@ def unpack(archive: Path, folder: Path) -> Bundle:
                 tar.extract(member, folder, filter="data")
     except (OSError, tarfile.TarError) as error:
         raise BundleError(f"{archive} cannot be unpacked ({str(error).splitlines()[0]}); download it again") from None
-    return open_bundle(folder)
+    return open_whole(folder)
 
 
 def pack(bundle: Bundle, archive: Path) -> None:
-    """Write the bundle as a .tar: the manifest first, so a reader can decide before the weights."""
+    """Write the bundle, with all its bases, as a .tar: the manifest first, so a reader can decide before the weights."""
     with tarfile.open(archive, "w") as tar:
         for name in (manifest_file.FILE, *bundle.manifest.files):
             tar.add(bundle.folder / name, arcname=name, recursive=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from zo.errors import BundleError
+from zo.errors import BundleError, ConfigError
 from zo.parameters import Group
 from zo.structure import StructureError, from_plain
 
@@ -68,8 +68,27 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Base:
+    """What is frozen, in one precision: a safetensors file of `size` bytes, the stages over it, and how its probes measure."""
+
+    file: str
+    size: int
+    stages: tuple[Stage, ...]
+    calibration: tuple[Calibration, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those of no other base."""
+        return (self.file, *(stage.file for stage in self.stages))
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything about a bundle but its weights. rank, alpha: of adapters. files: SHA-256 by name, of every file but this."""
+    """Everything about a bundle but its weights, looked at through one of its bases: `precision`; in manifest.json, the default one.
+
+    rank, alpha: of adapters. bases: of the same model; groups, and so a run's ledger, are common to them. files: SHA-256 by
+    name, of every file but this.
+    """
 
     name: str
     architecture: str
@@ -80,10 +99,40 @@ class Manifest:
     run_key: int
     task: Task
     groups: tuple[Group, ...]
-    stages: tuple[Stage, ...]
-    calibration: tuple[Calibration, ...] = ()
+    bases: dict[Precision, Base]
     files: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.precision not in self.bases:
+            raise ValueError(f"precision is {self.precision!r}, and bases has {', '.join(self.bases) or 'none'}")
+
+    def at(self, precision: str) -> "Manifest":
+        """The same bundle, looked at through another base. ConfigError where it has none of that name."""
+        if precision not in self.bases:
+            raise ConfigError(f"bundle {self.name!r} has no base of precision {precision!r}; it has {', '.join(self.bases)}")
+        return dataclasses.replace(self, precision=precision)
+
+    @property
+    def base(self) -> Base:
+        """The base that it is looked at through."""
+        return self.bases[self.precision]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Of that base."""
+        return self.base.stages
+
+    @property
+    def calibration(self) -> tuple[Calibration, ...]:
+        """Of that base."""
+        return self.base.calibration
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Names of that base's files, and of those that all bases share."""
+        others = {name for precision, base in self.bases.items() if precision != self.precision for name in base.files}
+        return tuple(name for name in self.files if name not in others - set(self.base.files))
 
     def write(self, folder: Path) -> None:
         """Write manifest.json."""
@@ -91,10 +140,14 @@ class Manifest:
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     def log2_eps(self, kind: str) -> int:
-        """The calibrated probe size of a kind of group; BundleError where the bundle was never calibrated."""
+        """The calibrated probe size of a kind of group, in this base."""
+        return self.calibrated(kind).log2_eps
+
+    def calibrated(self, kind: str) -> Calibration:
+        """How probes of a kind of group measure in this base; BundleError where it was never calibrated."""
         for calibration in self.calibration:
             if calibration.kind == kind:
-                return calibration.log2_eps
+                return calibration
         raise BundleError(f"bundle {self.name!r} has no probe size for {kind!r} groups; run 'edge-coordinator bundle calibrate'")
 
 

@@ -6,6 +6,7 @@ from enum import IntEnum
 import numpy as np
 
 from zo.ledger import Entry
+from zo.manifest import Precision
 from zo.plan import WorkPlan
 
 PROTOCOL = 1
@@ -98,12 +99,13 @@ class CheckpointRequest:
 
 @dataclass(frozen=True)
 class WorkRequest:
-    """What is there to do for a device at this entry? chain: `ledger.short` of its head."""
+    """What is there to do for a device at this entry, with a base of this precision? chain: `ledger.short` of its head."""
 
     run: int
     device: int
     entry: int
     chain: int
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,14 @@ class Spent:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The scalars of one round: integers on the plan's grid, one a direction (int64). plan: id of the work plan."""
+    """The scalars of one round: integers on the plan's grid, one a direction (int64). precision: of the base. plan: id of the work plan."""
 
     run: int
     device: int
     round: int
     scalars: np.ndarray
     examples: int
+    precision: Precision
     dropped: int = 0
     held_out: int | None = None
     spent: Spent = field(default_factory=Spent)

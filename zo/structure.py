@@ -11,7 +11,7 @@ class StructureError(ValueError):
 
 
 def from_plain(kind: Any, plain: Any, where: str = "") -> Any:
-    """`plain` as an instance of `kind`: a dataclass, tuple[X, ...], dict[str, X], Literal, X | None or a scalar type."""
+    """`plain` as an instance of `kind`: a dataclass, tuple[X, ...], dict[X, Y], Literal, X | None or a scalar type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, plain, where)
@@ -22,7 +22,7 @@ def from_plain(kind: Any, plain: Any, where: str = "") -> Any:
     if origin is dict:
         if not isinstance(plain, dict):
             raise StructureError(f"{where or 'value'} must be a table, not {plain!r}")
-        return {key: from_plain(arguments[1], item, _join(where, key)) for key, item in plain.items()}
+        return {from_plain(arguments[0], key, where): from_plain(arguments[1], item, _join(where, key)) for key, item in plain.items()}
     if origin is Literal:
         if plain not in arguments:
             raise StructureError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {plain!r}{nearest(plain, arguments)}")

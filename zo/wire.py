@@ -7,7 +7,7 @@ import dataclasses
 import types
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -112,7 +112,8 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
         if optional:
             hint = next(one for one in get_args(hint) if one is not type(None))
         is_digest = hint is bytes and described[field.name].message_type is not None
-        fields.append(_Field(field.name, optional, *(_DIGEST if is_digest else _functions(hint))))
+        names = _names(hint, described[field.name].enum_type) if get_origin(hint) is Literal else None
+        fields.append(_Field(field.name, optional, *(_DIGEST if is_digest else names or _functions(hint))))
     return tuple(fields)
 
 
@@ -126,6 +127,19 @@ def _functions(hint: Any) -> tuple[Callable[[Any], Any] | None, Callable[[Any], 
         pack, read = _functions(get_args(hint)[0])
         return (lambda items: list(map(pack, items))) if pack else None, (lambda items: tuple(map(read, items))) if read else tuple
     return None, None if hint in (int, str, bytes, bool, float) else hint
+
+
+def _names(hint: Any, enum: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """For a text that is one of a few: it travels as the number that the enum has for it."""
+    numbers = {name: enum.values_by_name[name.upper()].number for name in get_args(hint)}
+    names = {number: name for name, number in numbers.items()}
+
+    def read(number: int) -> str:
+        if number not in names:
+            raise ValueError(f"{enum.name} {number} is not known")
+        return names[number]
+
+    return numbers.__getitem__, read
 
 
 def _digest_message(digest: bytes) -> ledger_pb2.Digest:

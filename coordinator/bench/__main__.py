@@ -142,8 +142,8 @@ def _precisions(given: argparse.Namespace) -> None:
     task = task_file.read(given.data / "labels.json")
     held_out, private = (examples.read(given.data / f"{split}.jsonl", task).examples for split in ("validation", "train"))
     with tempfile.TemporaryDirectory() as scratch:
-        bundles = precisions.build_all(given.model or packaged_model(), Path(scratch), task, given.trainable, held_out)
-        found = precisions.measure(bundles, private, given.repeats)
+        bundle = precisions.build_all(given.model or packaged_model(), Path(scratch) / "bundle", task, given.trainable, held_out)
+        found = precisions.measure(bundle, private, given.repeats)
     _show(given, precisions.told(found), found)
 
 

@@ -92,7 +92,7 @@ def _ledger(bundle: Bundle, rounds: int, reports: int, pool: int) -> tuple[list[
             first = first_seed(manifest.run_key, number, device, probe.directions, pool)
             nodes.append(one_level(manifest, rates.log2_eps, first, probe.directions))
             half = GRID.integers(generator.standard_normal(probe.directions) * rates.signal)
-            sent.append(Report(1, device, number, half, probe.examples))
+            sent.append(Report(1, device, number, half, probe.examples, manifest.precision))
         terms = aggregation.aggregate(sent, nodes, rates, aggregation.decay(rate, number, rounds), manifest, GRID)
         entries.append(Entry(number, number, reports, terms))
         replica.advance(entries[-1])

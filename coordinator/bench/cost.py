@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.bench import reports
-from coordinator.bench.perturb import alternating
 from coordinator.bench.step import TASK, Device, random_rows
 from coordinator.build.build import build
 from coordinator.build.layers import Training
@@ -18,6 +17,7 @@ from zo.bundle import Bundle, open_bundle
 from zo.calibration import one_level
 from zo.engine import Engine
 from zo.manifest import TrainableSet
+from zo.timing import alternating
 
 EXAMPLES, TOKENS = 8, (16, 32, 64, 128)
 DIRECTIONS = (1, 2, 4, 8)

@@ -1,15 +1,14 @@
 """`scripts/bench perturb` and `replay`: what a pass of `parameters.add` over the weights costs, with and without the compiled kernel."""
 
 import itertools
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from zo import kernel, kernel_numpy
+from zo.timing import alternating
 
 RUN_KEY, GROUP, UNIT = 0, 0, 2.0**-20
 REPLAYED = 32  # terms in one addition
@@ -59,20 +58,3 @@ def adding(made: ModuleType, values: np.ndarray, terms: int) -> Callable[[], Non
     seeds, steps = np.arange(terms, dtype=np.uint64), np.arange(3, 3 + terms, dtype=np.int64)
     turns = itertools.cycle((steps, -steps))
     return lambda: made.add_in_place(RUN_KEY, GROUP, seeds, next(turns), values, 0, UNIT, kernel.CHUNK)
-
-
-def alternating(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median milliseconds of each call, taken in turns so that drifts of the machine hit all alike; the first turn warms up."""
-    return [statistics.median(times) for times in turns(calls, repeats)]
-
-
-def turns(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
-    """Milliseconds of each call in every turn but the first."""
-    taken: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 1):
-        for call, times in zip(calls, taken, strict=True):
-            began = time.perf_counter()
-            call()
-            if turn:
-                times.append((time.perf_counter() - began) * 1e3)
-    return taken

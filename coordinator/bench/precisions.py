@@ -8,23 +8,23 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from coordinator.bench.perturb import alternating
 from coordinator.build.build import build, calibration_batches
 from coordinator.build.layers import Training
-from zo.batches import Batch, Encoded, collate
-from zo.bundle import Bundle, open_bundle
+from zo.batches import Batch
+from zo.bundle import Bundle, open_bundle, open_whole
 from zo.calibration import SMALL_LOG2_EPS, one_level
 from zo.engine import Engine
 from zo.estimators import half_differences
 from zo.examples import Example
 from zo.manifest import PRECISIONS, Precision, Task, TrainableSet
+from zo.timing import alternating, probe_pair, random_batch, signal_per_second
 
 SHAPES = ((8, 32), (8, 64), (1, 16))  # examples x tokens
 DIRECTIONS = 48  # a batch, for the correlation
@@ -32,36 +32,39 @@ UNSPLIT = 1 << 20  # max_rows: both probes of a batch in one run
 FIRST_SEED = 1 << 32  # not those of calibration
 
 
-def build_all(model: Path, folder: Path, task: Task, trainable: TrainableSet, found: Sequence[Example]) -> dict[Precision, Bundle]:
-    """A calibrated bundle of the model in every precision."""
-    for precision in PRECISIONS:
-        build(model, folder / precision, task, Training(trainable, precision), found)
-    return {precision: open_bundle(folder / precision) for precision in PRECISIONS}
+def build_all(model: Path, folder: Path, task: Task, trainable: TrainableSet, found: Sequence[Example]) -> Bundle:
+    """A calibrated bundle of the model with a base in every precision."""
+    first, *others = PRECISIONS
+    build(model, folder, task, Training(trainable, first), found, others=others)
+    return open_whole(folder)
 
 
-def measure(bundles: Mapping[Precision, Bundle], found: Sequence[Example], repeats: int, directions: int = DIRECTIONS) -> dict[str, Any]:
+def measure(bundle: Bundle, found: Sequence[Example], repeats: int, directions: int = DIRECTIONS) -> dict[str, Any]:
     """Figures by precision, signal per second by shape, and the best precision of each shape.
 
-    found: labelled examples for the correlation; best others than the bundles were calibrated with.
+    bundle: with all its bases, fp32 among them. found: labelled examples for the correlation; best others than the bundle was
+    calibrated with.
     """
-    rows: dict[str, dict[str, Any]] = {precision: {"ms": {}} | _in_child(bundle) for precision, bundle in bundles.items()}
-    engines = {precision: Engine(bundle, bundle.parameters(), max_rows=UNSPLIT) for precision, bundle in bundles.items()}
+    bases = {precision: bundle.at(precision) for precision in bundle.manifest.bases}
+    rows: dict[str, dict[str, Any]] = {precision: {"ms": {}} | _in_child(bundle.folder, precision) for precision in bases}
+    engines = {precision: Engine(base, base.parameters(), max_rows=UNSPLIT) for precision, base in bases.items()}
+    task, vocabulary = bundle.manifest.task, bundle.tokenizer().get_vocab_size()
     for shape in SHAPES:
-        calls = [_probe(engine, random_batch(bundles[precision], *shape)) for precision, engine in engines.items()]
+        calls = [probe_pair(engine, random_batch(task, vocabulary, *shape)) for engine in engines.values()]
         for row, taken in zip(rows.values(), alternating(calls, repeats), strict=True):
             row["ms"]["x".join(map(str, shape))] = round(taken, 1)
-    for precision, correlation in correlations(engines, calibration_batches(bundles["fp32"], found), directions).items():
-        sizes = bundles[precision].manifest
-        rows[precision] |= {"log2_eps_body": sizes.log2_eps("body"), "correlation": round(correlation, 4)}
-        rows[precision]["bundle_mb"] = round(sum((bundles[precision].folder / name).stat().st_size for name in sizes.files) / 1e6, 1)
-    signal = {shape: signal_per_second(rows, shape) for shape in rows["fp32"]["ms"]}
+    for precision, correlation in correlations(engines, calibration_batches(bundle, found), directions).items():
+        base = bases[precision].manifest
+        rows[precision] |= {"log2_eps_body": base.log2_eps("body"), "correlation": round(correlation, 4)}
+        rows[precision]["bundle_mb"] = round(sum((bundle.folder / name).stat().st_size for name in base.needed) / 1e6, 1)
+    signal = {shape: _signal(rows, shape) for shape in rows["fp32"]["ms"]}
     best = {shape: max(each, key=lambda name: each[name]) for shape, each in signal.items()}
     return {"precisions": rows, "signal_per_second": signal, "best": best}
 
 
-def signal_per_second(rows: Mapping[str, Mapping[str, Any]], shape: str) -> dict[str, float]:
-    """Squared correlation over seconds, by precision; a negative correlation is worth nothing."""
-    return {name: round(max(0.0, row["correlation"]) ** 2 * 1e3 / max(row["ms"][shape], 1e-3), 2) for name, row in rows.items()}
+def _signal(rows: Mapping[str, Mapping[str, Any]], shape: str) -> dict[str, float]:
+    """Signal per second at a shape, by precision."""
+    return {name: round(signal_per_second(row["correlation"], row["ms"][shape]), 2) for name, row in rows.items()}
 
 
 def correlations(engines: Mapping[Precision, Engine], batches: Sequence[Batch], directions: int) -> dict[Precision, float]:
@@ -77,24 +80,9 @@ def correlations(engines: Mapping[Precision, Engine], batches: Sequence[Batch], 
     return {precision: float(each @ true / (np.linalg.norm(each) * np.linalg.norm(true) or 1)) for precision, each in found.items()}
 
 
-def random_batch(bundle: Bundle, examples: int, tokens: int) -> Batch:
-    """Examples of random tokens, all of one length."""
-    task, vocabulary = bundle.manifest.task, bundle.tokenizer().get_vocab_size()
-    length = tokens + (not task.labels)  # a language model is given all but the last
-    ids = np.random.default_rng(0).integers(0, vocabulary, (examples, length)).astype(np.int32)
-    return collate([Encoded(row, np.zeros(length, np.int8), 0 if task.labels else -1) for row in ids], task)
-
-
-def _probe(engine: Engine, batch: Batch) -> Callable[[], object]:
-    """One direction of plain MeZO: +E and -E of all groups in one run."""
-    sizes = {each.kind: each.log2_eps for each in engine.manifest.calibration}
-    plan = one_level(engine.manifest, sizes, 0, 1)
-    return lambda: engine.probe(plan, batch)
-
-
-def _in_child(bundle: Bundle) -> dict[str, float]:
-    """Resident memory of a process that holds nothing but this bundle."""
-    command = [sys.executable, "-m", "coordinator.bench.precisions", str(bundle.folder)]
+def _in_child(folder: Path, precision: Precision) -> dict[str, float]:
+    """Resident memory of a process that holds nothing but this base."""
+    command = [sys.executable, "-m", "coordinator.bench.precisions", str(folder), precision]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -102,7 +90,7 @@ def _memory(bundle: Bundle) -> dict[str, float]:
     """Resident MB after the sessions are loaded, and after one probe of the first shape; in this process."""
     engine = Engine(bundle, bundle.parameters(), max_rows=UNSPLIT)
     loaded = _resident_mb()
-    _probe(engine, random_batch(bundle, *SHAPES[0]))()
+    probe_pair(engine, random_batch(bundle.manifest.task, bundle.tokenizer().get_vocab_size(), *SHAPES[0]))()
     return {"loaded_mb": loaded, "resident_mb": _resident_mb()}
 
 
@@ -128,4 +116,6 @@ def told(found: dict[str, Any]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
-    print(json.dumps(_memory(open_bundle(parser.parse_args().bundle))))
+    parser.add_argument("precision", choices=PRECISIONS)
+    given = parser.parse_args()
+    print(json.dumps(_memory(open_bundle(given.bundle, given.precision))))

@@ -67,10 +67,11 @@ def accept(rounds: Rounds, bodies: Sequence[bytes], size: int) -> None:
 
 
 def _report(rounds: Rounds, device: int, draw: np.random.Generator) -> Report:
-    probe = rounds.config.probe
+    probe, precision = rounds.config.probe, rounds.bundle.manifest.precision
     scalars = draw.integers(-2000, 2000, probe.directions)
     digest = rounds.digest() if rounds.round % rounds.config.digest_every == 0 else None
-    return Report(rounds.run.id, device, rounds.round, scalars, probe.examples, digest=digest, plan=rounds.plan_id(device))
+    plan = rounds.plan_id(device, precision)
+    return Report(rounds.run.id, device, rounds.round, scalars, probe.examples, precision, digest=digest, plan=plan)
 
 
 def _seconds(work: Any) -> float:

@@ -18,7 +18,7 @@ def _inference(bundle: Path) -> dict[str, Any]:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    sessions = [ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for file in sorted(bundle.glob("stage_*.onnx"))]
+    sessions = [ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for file in sorted(bundle.glob("*stage_*.onnx"))]
     trained = json.loads((bundle / "manifest.json").read_text())["groups"]
     shapes = {tensor["name"]: tensor["shape"] for group in trained for tensor in group["tensors"]}
     values = {name: np.full((1, *shape), 0.5, np.float32) for name, shape in shapes.items()}
@@ -35,22 +35,19 @@ def _inference(bundle: Path) -> dict[str, Any]:
 
 def _engine(bundle: Path, max_rows: int) -> dict[str, Any]:
     """Probes on random tokens of 8 to max_tokens, the longest last; in this process."""
-    from zo.batches import Encoded, collate
     from zo.bundle import open_bundle
     from zo.calibration import one_level
     from zo.engine import Engine
+    from zo.timing import random_batch
 
     opened = open_bundle(bundle)
     engine = Engine(opened, opened.parameters(), max_rows=max_rows)
     loaded, began = resident_mib("VmRSS"), time.perf_counter()
     task = opened.manifest.task
     sizes = {each.kind: each.log2_eps for each in opened.manifest.calibration}
-    generator = np.random.default_rng(0)
-    lengths = [*generator.integers(8, task.max_tokens + 1, 12).tolist(), task.max_tokens]
+    lengths = [*np.random.default_rng(0).integers(8, task.max_tokens + 1, 12).tolist(), task.max_tokens]
     for place, length in enumerate(lengths):
-        ids = generator.integers(1000, 30_000, (SHAPE[0], length)).astype(np.int32)
-        batch = collate([Encoded(row, np.zeros(length, np.int8), 0) for row in ids], task)
-        engine.probe(one_level(opened.manifest, sizes, 4 * place, 4), batch)
+        engine.probe(one_level(opened.manifest, sizes, 4 * place, 4), random_batch(task, 30_000, SHAPE[0], length))
     seconds = time.perf_counter() - began
     return {"max_rows": max_rows, "loaded_mib": loaded, "peak_mib": resident_mib("VmHWM"), "seconds": round(seconds, 2)}
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.bench.perturb import turns
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from coordinator.demo.packaged import packaged_model
@@ -28,6 +27,7 @@ from zo.messages import Report
 from zo.plan import Node
 from zo.recipe import Probe, Rate
 from zo.replica import Replica
+from zo.timing import turns
 
 TASK = Task(
     "classification", 128, "prototypes", ("an ordinary personal message to a friend", "a spam advertisement: win a prize, call now")
@@ -56,7 +56,7 @@ class Device:
         self._replica.apply(Entry(number, number, 1, self._terms(half, node, batch, number)))
 
     def _terms(self, half: np.ndarray, node: Node, batch: Batch, number: int) -> Any:
-        report = Report(0, 0, number, GRID.integers(half), batch.examples)
+        report = Report(0, 0, number, GRID.integers(half), batch.examples, self.manifest.precision)
         return aggregation.aggregate([report], [node], self._rates, 1.0, self.manifest, GRID)
 
 

@@ -16,10 +16,12 @@ import psutil
 
 from coordinator.bench.lean_agent import CallFailed, LeanAgent, connect, headers
 from coordinator.sqlite_store import SqliteStore
+from zo import manifest as manifest_file
 from zo import wire
 from zo.address import free_port
 from zo.errors import UserError
 from zo.ledger import short
+from zo.manifest import Precision
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, ReportReply, Verdict, WorkReply, WorkRequest
 from zo.plan import WorkPlan
 from zo.recipe import Probe
@@ -35,9 +37,9 @@ def measure(bundle: Path, agents: int, rounds: int, at_once: int, folder: Path) 
     The coordinator syncs to `folder`. What agents do besides is timed apart: joining, and asking for work.
     """
     allow_files(agents + SPARE_FILES)
-    address = f"127.0.0.1:{free_port()}"
+    address, precision = f"127.0.0.1:{free_port()}", manifest_file.read(bundle).precision
     with coordinator(bundle, address, agents, rounds, folder) as process:
-        return asyncio.run(_drive(address, agents, rounds, at_once, folder, psutil.Process(process.pid)))
+        return asyncio.run(_drive(address, precision, agents, rounds, at_once, folder, psutil.Process(process.pid)))
 
 
 def told(found: dict[str, Any]) -> str:
@@ -76,7 +78,9 @@ def coordinator(bundle: Path, address: str, agents: int, rounds: int, folder: Pa
         process.wait(PATIENCE)
 
 
-async def _drive(address: str, agents: int, rounds: int, at_once: int, folder: Path, process: psutil.Process) -> dict[str, Any]:
+async def _drive(
+    address: str, precision: Precision, agents: int, rounds: int, at_once: int, folder: Path, process: psutil.Process
+) -> dict[str, Any]:
     connected = await _connected(address, agents, folder, process)
     timed = Timed(connected, at_once)
     joined = await timed.ask([JoinRequest(PROTOCOL, number) for number in range(agents)], JoinReply)
@@ -84,10 +88,11 @@ async def _drive(address: str, agents: int, rounds: int, at_once: int, folder: P
     store = SqliteStore(folder / "run.sqlite")
     for entry in range(rounds):
         chain = short(store.head(joined[0].run, entry)[1])
-        work = await timed.ask([WorkRequest(each.run, each.device, entry, chain) for each in joined], WorkReply)
+        work = await timed.ask([WorkRequest(each.run, each.device, entry, chain, precision) for each in joined], WorkReply)
         seconds["plans"].append(timed.seconds)
         before = sum(process.cpu_times()[:2])
-        verdicts = await timed.ask([_report(each, reply.plan, draw) for each, reply in zip(joined, work, strict=True)], ReportReply)
+        answers = [_report(each, reply.plan, precision, draw) for each, reply in zip(joined, work, strict=True)]
+        verdicts = await timed.ask(answers, ReportReply)
         cpu += sum(process.cpu_times()[:2]) - before
         seconds["reports"].append(timed.seconds)
         if any(reply.verdict is not Verdict.ACCEPTED for reply in verdicts) or store.head(joined[0].run)[0] != entry + 1:
@@ -150,6 +155,7 @@ async def _connected(address: str, count: int, folder: Path, process: psutil.Pro
     return found
 
 
-def _report(joined: JoinReply, plan: WorkPlan, draw: np.random.Generator) -> Report:
+def _report(joined: JoinReply, plan: WorkPlan, precision: Precision, draw: np.random.Generator) -> Report:
     """Such as an agent sends."""
-    return Report(joined.run, joined.device, plan.round, draw.integers(-2000, 2000, Probe().directions), plan.examples, plan=plan.id)
+    scalars = draw.integers(-2000, 2000, Probe().directions)
+    return Report(joined.run, joined.device, plan.round, scalars, plan.examples, precision, plan=plan.id)

@@ -1,9 +1,9 @@
-"""Building a bundle: draft, write, fill in prototypes, prove every trainable tensor live, calibrate, seal."""
+"""Building a bundle: draft every base, fill in prototypes, prove every trainable tensor live, calibrate, seal."""
 
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,12 @@ from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
 from zo import calibration
 from zo.batches import Batch, collate, encode
-from zo.bundle import Bundle
+from zo.bundle import TRAINABLE, Bundle, file_digest
 from zo.engine import Engine
 from zo.errors import BundleError, DataError
 from zo.examples import Example
 from zo.lattice import snap
-from zo.manifest import Calibration, Manifest, Task
+from zo.manifest import Calibration, Precision, Task
 from zo.parameters import Parameters
 
 STAGES = 2
@@ -29,27 +29,35 @@ CALIBRATION_TOKENS = 32  # longer examples are cut: probe sizes hardly depend on
 
 
 def build(
-    model: Path, out: Path, task: Task, training: Training, examples: Sequence[Example], stages: int | None = None
-) -> list[Calibration]:
-    """Make a bundle at `out` (which must not exist); returns what calibration measured.
+    model: Path,
+    out: Path,
+    task: Task,
+    training: Training,
+    examples: Sequence[Example],
+    stages: int | None = None,
+    others: Sequence[Precision] = (),
+) -> dict[Precision, list[Calibration]]:
+    """Make a bundle at `out` (which must not exist); returns what calibration measured, by base.
 
     examples: for calibration and the proof that every tensor is live; without any, the label sentences or a
-    stretch of vocabulary serve. BundleError names what does not fit.
+    stretch of vocabulary serve. others: precisions of further bases; that of `training` is the default. BundleError names
+    what does not fit.
     """
     if out.exists():
         raise BundleError(f"{out} exists already; choose another folder, or remove it")
     checkpoint = Checkpoint(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".building-") as scratch:
-        made, exact = Path(scratch, "bundle"), Path(scratch, "exact")
-        bundle = _draft(checkpoint, made, task, training, stages, out.name)
-        reference = bundle
-        if training.precision != "fp32":
-            reference = _draft(checkpoint, exact, task, dataclasses.replace(training, precision="fp32"), stages, out.name)
-        _fill_prototypes(bundle, reference)
+        made = Path(scratch, "bundle")
+        wanted: tuple[Precision, ...] = (training.precision, *others)
+        bundle = _draft(checkpoint, made, task, training, (*wanted, "fp32"), stages, out.name)
+        exact = bundle.at("fp32")
+        _fill_prototypes(exact)
         batches = calibration_batches(bundle, examples)
-        prove_live(bundle, batches[0])
-        measured = calibrate(bundle, reference, batches)
+        measured = {}
+        for each in map(bundle.at, wanted):
+            prove_live(each, batches[0])
+            measured[each.manifest.precision] = calibrate(each, exact, batches)
         seal(bundle, measured)
         shutil.move(made, out)
     return measured
@@ -58,7 +66,7 @@ def build(
 def calibrate(bundle: Bundle, reference: Bundle, batches: Sequence[Batch]) -> list[Calibration]:
     """Every candidate eps of every kind of group. reference: the same model in float32."""
     engine = Engine(bundle, bundle.parameters())
-    exact = engine if reference is bundle else Engine(reference, reference.parameters())
+    exact = engine if reference == bundle else Engine(reference, reference.parameters())
     return [m for kind in calibration.kinds(bundle.manifest) for m in calibration.measure(engine, exact, kind, batches, DIRECTIONS)]
 
 
@@ -67,18 +75,20 @@ def exact_twin(bundle: Bundle, model: Path, folder: Path) -> Bundle:
     manifest = bundle.manifest
     blocks = sum(group.kind == "body" for group in manifest.groups)
     training = Training(manifest.trainable, "fp32", manifest.rank, manifest.alpha, manifest.run_key, blocks)
-    twin = _draft(Checkpoint(model), folder, manifest.task, training, None, manifest.name)
+    twin = _draft(Checkpoint(model), folder, manifest.task, training, ("fp32",), None, manifest.name)
     if [group.tensors for group in twin.manifest.groups] != [group.tensors for group in manifest.groups]:
         raise BundleError(f"{model} is not the model that {bundle.folder} was built from")
     chain.write_trainable(folder, twin.manifest.groups, bundle.initial_tensors())
     return twin
 
 
-def seal(bundle: Bundle, measured: Sequence[Calibration]) -> Bundle:
-    """Write the manifest with the chosen probe sizes and the digest of every file."""
-    manifest = dataclasses.replace(bundle.manifest, calibration=calibration.choose(measured), files=chain.digests(bundle.folder))
-    manifest.write(bundle.folder)
-    return Bundle(bundle.folder, manifest)
+def seal(bundle: Bundle, measured: Mapping[Precision, Sequence[Calibration]]) -> None:
+    """Write the manifest with the chosen probe sizes and the digest of every file; a base that was not measured goes."""
+    bases = bundle.manifest.bases
+    for name in {name for precision, base in bases.items() if precision not in measured for name in base.files}:
+        (bundle.folder / name).unlink()
+    kept = {precision: dataclasses.replace(bases[precision], calibration=calibration.choose(m)) for precision, m in measured.items()}
+    dataclasses.replace(bundle.manifest, bases=kept, files=chain.digests(bundle.folder)).write(bundle.folder)
 
 
 def calibration_batches(bundle: Bundle, examples: Sequence[Example]) -> list[Batch]:
@@ -126,29 +136,44 @@ def _at(bundle: Bundle, tensors: dict[str, np.ndarray]) -> Parameters:
     return Parameters(bundle.manifest.run_key, groups, snapped)
 
 
-def _draft(checkpoint: Checkpoint, folder: Path, task: Task, training: Training, stages: int | None, name: str) -> Bundle:
+def _draft(
+    checkpoint: Checkpoint,
+    folder: Path,
+    task: Task,
+    training: Training,
+    precisions: Sequence[Precision],
+    stages: int | None,
+    name: str,
+) -> Bundle:
+    """A bundle with a base in each of some precisions, the first its default; not calibrated yet."""
     folder.mkdir()
     blocks = checkpoint.config.get("num_hidden_layers", 1)
     if not isinstance(blocks, int):
         raise BundleError(f"{checkpoint.folder / 'config.json'}: num_hidden_layers must be a whole number, not {blocks!r}")
-    manifest: Manifest = chain.write(chain.draft(checkpoint, task, training, stages or min(STAGES, blocks)), folder, name, task)
-    return Bundle(folder, manifest)
+    drafts, common = [], set()
+    for precision in dict.fromkeys(precisions):
+        layers = chain.draft(checkpoint, task, dataclasses.replace(training, precision=precision), stages or min(STAGES, blocks))
+        drafts.append(chain.write(layers, folder, name, task))
+        common.add((drafts[-1].groups, file_digest(folder / TRAINABLE)))
+    if len(common) > 1:
+        raise BundleError(f"{', '.join(precisions)} have other trainable tensors; this is an error in the architecture's builder")
+    bases = {precision: base for each in drafts for precision, base in each.bases.items()}
+    return Bundle(folder, dataclasses.replace(drafts[0], bases=bases))
 
 
-def _fill_prototypes(bundle: Bundle, reference: Bundle) -> None:
-    """Start every label's prototype at the float32 model's own embedding of the label's sentence."""
+def _fill_prototypes(bundle: Bundle) -> None:
+    """Start every label's prototype at the model's own embedding of the label's sentence. bundle: at its float32 base."""
     task = bundle.manifest.task
     if task.head != "prototypes":
         return
     tokenizer = bundle.tokenizer()
     rows = [encode(Example(label, 0), dataclasses.replace(task, template="{text}"), tokenizer)[0] for label in task.labels]
-    embedded = Engine(reference, reference.parameters()).head_input(collate(rows, task))
+    embedded = Engine(bundle, bundle.parameters()).head_input(collate(rows, task))
     if not np.all(np.isfinite(embedded)):
         raise BundleError("the model gives no finite embedding of the label sentences; its weights hold NaN or infinity")
     prototypes = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
-    for each in {bundle.folder: bundle, reference.folder: reference}.values():
-        tensors = each.initial_tensors() | {"head.prototypes": prototypes}
-        chain.write_trainable(each.folder, each.manifest.groups, tensors)
+    tensors = bundle.initial_tensors() | {"head.prototypes": prototypes}
+    chain.write_trainable(bundle.folder, bundle.manifest.groups, tensors)
 
 
 def _stand_ins(bundle: Bundle) -> list[Example]:

@@ -15,7 +15,7 @@ from coordinator.build.layers import DraftGroup, Layers, Training
 from zo import bundle as bundle_files
 from zo.errors import BundleError
 from zo.lattice import fit_log2_unit, snap
-from zo.manifest import FILE, Manifest, Stage, Task
+from zo.manifest import FILE, Base, Manifest, Stage, Task
 from zo.parameters import Group, Tensor
 
 ADAPTER_LOG2_UNIT = -20  # what starts near zero (adapters, prototypes) still gets room to grow: +-16
@@ -68,13 +68,15 @@ def _check_tokenizer(checkpoint: Checkpoint, known: int) -> None:
 
 
 def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:
-    """Write every file of the bundle but the calibration; the manifest lists their digests."""
-    save_file(layers.frozen.tensors, folder / bundle_files.BASE)
-    offsets = _offsets(folder / bundle_files.BASE)
+    """Write every file of a bundle with one base; its manifest still lacks calibration and digests."""
+    precision = layers.training.precision
+    base = f"{precision}.safetensors"
+    save_file(layers.frozen.tensors, folder / base)
+    offsets = _offsets(folder / base)
     stages = []
     for number, (graph, outputs) in enumerate(zip(layers.graphs, layers.outputs, strict=True)):
-        file = f"stage_{number}.onnx"
-        onnx.save(graph.model(outputs, offsets), folder / file)
+        file = f"{precision}.stage_{number}.onnx"
+        onnx.save(graph.model(outputs, base, offsets), folder / file)
         trained = {tensor for draft in layers.groups if draft.stage == number for tensor in draft.tensors}
         inputs = tuple(given for given in graph.inputs if given not in trained)
         held = tuple(place for place, draft in enumerate(layers.groups) if draft.stage == number)
@@ -86,14 +88,14 @@ def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:
     return Manifest(
         name=name,
         architecture=config["model_type"],
-        precision=training.precision,
+        precision=precision,
         trainable=training.trainable,
         rank=training.rank,
         alpha=training.alpha,
         run_key=training.run_key,
         task=task,
         groups=groups,
-        stages=tuple(stages),
+        bases={precision: Base(base, (folder / base).stat().st_size, tuple(stages))},
     )
 
 

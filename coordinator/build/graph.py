@@ -1,4 +1,4 @@
-"""A thin writer of ONNX graphs: nodes as calls, small constants inline, weights by reference into base.safetensors."""
+"""A thin writer of ONNX graphs: nodes as calls, small constants inline, weights by reference into the base's safetensors file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +8,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from zo.bundle import BASE
-
 OPSET = 20
 CONTRIB = "com.microsoft"
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -17,7 +15,7 @@ FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 @dataclass
 class Frozen:
-    """The weights of all stages that are never trained, by name; written once, to base.safetensors."""
+    """The weights of all stages that are never trained, by name; written once, to the base's file."""
 
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -63,7 +61,7 @@ class Graph:
         return self.constant(values, np.int64)
 
     def weight(self, name: str, values: np.ndarray) -> str:
-        """A frozen weight, stored in base.safetensors."""
+        """A frozen weight, stored in the base's file."""
         self.used.add(name)
         return self.frozen.keep(name, values)
 
@@ -72,18 +70,18 @@ class Graph:
         self.nodes.append(helper.make_node("Identity", [value], [name], name=f"name_{name}"))
         return name
 
-    def model(self, outputs: Mapping[str, Sequence[int | str]], offsets: dict[str, tuple[int, int]]) -> onnx.ModelProto:
-        """The finished model. offsets: (offset, length) in bytes of every frozen weight in base.safetensors."""
-        weights = [_external(name, self.frozen.tensors[name], *offsets[name]) for name in sorted(self.used)]
+    def model(self, outputs: Mapping[str, Sequence[int | str]], base: str, offsets: dict[str, tuple[int, int]]) -> onnx.ModelProto:
+        """The finished model. base: name of the file of frozen weights; offsets: (offset, length) in bytes of each in it."""
+        weights = [_external(name, self.frozen.tensors[name], base, *offsets[name]) for name in sorted(self.used)]
         results = [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in outputs.items()]
         graph = helper.make_graph(self.nodes, "stage", list(self.inputs.values()), results, [*self.constants.values(), *weights])
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edge-zo")
 
 
-def _external(name: str, values: np.ndarray, offset: int, length: int) -> onnx.TensorProto:
+def _external(name: str, values: np.ndarray, base: str, offset: int, length: int) -> onnx.TensorProto:
     tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", BASE), ("offset", offset), ("length", length)):
+    for key, value in (("location", base), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Bundles, recalibrated
 from local_coordinator import PROBE, answer, report, settings
 
 from coordinator import history
@@ -15,6 +16,7 @@ from coordinator.rounds import CHECKPOINT_EVERY, ReportRefused, Rounds
 from coordinator.sqlite_store import SqliteStore
 from coordinator.store import Conflict
 from zo.bundle import Bundle
+from zo.calibration import one_level
 from zo.checkpoint import Checkpoint
 from zo.errors import StorageError
 from zo.estimators import Grid
@@ -111,7 +113,7 @@ def kinds(rounds: Rounds) -> list[str]:
 
 def test_no_two_devices_or_rounds_share_a_seed(make: Make) -> None:
     rounds = make()
-    nodes = [rounds.node(number, device) for number in (1, 2) for device in range(3)]
+    nodes = [rounds.node(number, device, "fp32") for number in (1, 2) for device in range(3)]
     seeds = [seed for node in nodes for seed in range(node.first_seed, node.first_seed + node.count)]
     assert len(set(seeds)) == len(seeds) == 2 * 3 * 3
 
@@ -120,7 +122,7 @@ def test_a_plan_asks_for_held_out_loss_and_digest_when_they_are_due(make: Make) 
     rounds = make(held_out_every=2, digest_every=3, round=Round(1, 1, 5.0), rounds=6)
     due = []
     for number in range(1, 7):
-        plan = rounds.plan(0)
+        plan = rounds.plan(0, "fp32")
         assert plan is not None
         due.append((plan.measure_held_out, plan.want_digest))
         assert rounds.accept(answer(rounds, 0, number)) is Verdict.ACCEPTED
@@ -130,19 +132,19 @@ def test_a_plan_asks_for_held_out_loss_and_digest_when_they_are_due(make: Make) 
 
 def test_a_plan_carries_grid_and_id(make: Make) -> None:
     rounds = make(round=Round(1, 1, 5.0), log2_levels=12, clip=1.5)
-    plan = rounds.plan(1)
+    plan = rounds.plan(1, "fp32")
     assert plan is not None
-    assert (plan.grid, plan.id) == (Grid(12, 1.5), rounds.plan_id(1))
+    assert (plan.grid, plan.id) == (Grid(12, 1.5), rounds.plan_id(1, "fp32"))
 
 
 def test_ids_of_plans_differ_by_device_and_round_and_settings_and_are_always_the_same(make: Make) -> None:
     rounds = make(round=Round(1, 1, 5.0))
-    first = [rounds.plan_id(device) for device in range(3)]
-    assert first == [make(devices=0, round=Round(1, 1, 5.0)).plan_id(device) for device in range(3)]
-    others = [make(devices=0, round=Round(1, 1, 5.0), **changed).plan_id(0) for changed in CHANGED_SETTINGS]
+    first = [rounds.plan_id(device, "fp32") for device in range(3)]
+    assert first == [make(devices=0, round=Round(1, 1, 5.0)).plan_id(device, "fp32") for device in range(3)]
+    others = [make(devices=0, round=Round(1, 1, 5.0), **changed).plan_id(0, "fp32") for changed in CHANGED_SETTINGS]
     rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
-    second = [rounds.plan_id(device) for device in range(3)]
+    second = [rounds.plan_id(device, "fp32") for device in range(3)]
     assert len({*first, *others, *second}) == 3 + len(CHANGED_SETTINGS) + 3
     assert all(0 <= each < 2**32 for each in (*first, *others, *second))
 
@@ -159,11 +161,11 @@ def test_a_run_has_room_for_a_certain_number_of_devices(make: Make) -> None:
 def test_who_has_reported_has_nothing_to_do_until_the_next_round(make: Make) -> None:
     rounds = make()
     rounds.accept(answer(rounds, 0))
-    assert rounds.plan(0) is None
-    assert rounds.plan(1) is not None
+    assert rounds.plan(0, "fp32") is None
+    assert rounds.plan(1, "fp32") is not None
     rounds.accept(answer(rounds, 1))
     rounds.close_if_due()
-    plan = rounds.plan(0)
+    plan = rounds.plan(0, "fp32")
     assert plan is not None
     assert (plan.round, plan.entry) == (2, 1)
 
@@ -234,7 +236,7 @@ def test_the_last_round_ends_the_run(make: Make) -> None:
         rounds.close_if_due()
     assert rounds.finished
     assert rounds.why_waiting() == "the run is over"
-    assert (rounds.plan(0), rounds.overdue, rounds.close_if_due()) == (None, False, False)
+    assert (rounds.plan(0, "fp32"), rounds.overdue, rounds.close_if_due()) == (None, False, False)
     assert rounds.store.run("run").state == "finished"
     assert rounds.store.summaries(rounds.run.id)[-1]["digest"] == rounds.parameters.digest().hex()
 
@@ -300,7 +302,7 @@ def test_a_report_of_another_round_is_late(number: int, make: Make) -> None:
 @pytest.mark.parametrize("wrong", [{}, {"scalars": (1, 2)}, {"scalars": (2**31 - 1,) * 3}, {"examples": 99}, {"digest": bytes(32)}])
 def test_a_report_that_answers_another_plan_is_late_whatever_it_holds(wrong: dict[str, Any], make: Make) -> None:
     rounds = make()
-    for plan in (0, rounds.plan_id(1), rounds.plan_id(0) ^ 1):
+    for plan in (0, rounds.plan_id(1, "fp32"), rounds.plan_id(0, "fp32") ^ 1):
         assert rounds.accept(answer(rounds, 0, plan=plan, **wrong)) is Verdict.LATE
     assert (rounds.reports, rounds.store.reports(rounds.run.id, 1), kinds(rounds)) == ({}, [], [])
 
@@ -381,9 +383,9 @@ def test_reports_that_answer_other_settings_are_asked_for_again(changed: dict[st
     assert [again.accept(each) for each in old] == [Verdict.LATE, Verdict.LATE]
     scalars = (300, -200, 100, 50)[: again.config.probe.directions]
     for device in range(3):
-        plan = again.plan(device)
+        plan = again.plan(device, "fp32")
         assert plan is not None
-        assert plan.id != rounds.plan_id(device)
+        assert plan.id != rounds.plan_id(device, "fp32")
         assert again.accept(answer(again, device, scalars=scalars)) is Verdict.ACCEPTED
     assert again.close_if_due()
     assert again.store.entries(again.run.id)[0].contributors == 3
@@ -393,7 +395,7 @@ def test_reports_that_answer_other_settings_are_asked_for_again(changed: dict[st
 def test_of_the_reports_kept_only_those_of_other_settings_are_dropped(make: Make) -> None:
     rounds = make(round=Round(3, 3, 30.0))
     rounds.accept(answer(rounds, 0))
-    rounds.store.add_report(answer(rounds, 1, plan=rounds.plan_id(1) ^ 1))
+    rounds.store.add_report(answer(rounds, 1, plan=rounds.plan_id(1, "fp32") ^ 1))
     for _ in range(2):
         again = make(devices=0, round=Round(3, 3, 30.0))
         assert list(again.reports) == [0]
@@ -495,7 +497,7 @@ def test_the_summary_tells_what_the_reports_held(make: Make) -> None:
 
 
 def seeds(rounds: Rounds, number: int, device: int) -> range:
-    node = rounds.node(number, device)
+    node = rounds.node(number, device, "fp32")
     return range(node.first_seed, node.first_seed + node.count)
 
 
@@ -525,7 +527,7 @@ def test_a_pool_goes_on_as_it_was_after_a_stop_and_bounds_the_fold(make: Make) -
     folded = again.replica.checkpoint().terms
     for group in again.replica.sizes.keys() - again.replica.folding.without:
         assert sum(term.steps.size for term in folded if group in term.groups) <= 12
-    assert make(devices=0, rounds=40).plan_id(0) != rounds.plan_id(0)
+    assert make(devices=0, rounds=40).plan_id(0, "fp32") != rounds.plan_id(0, "fp32")
 
 
 # --- durable first, and one round once ---
@@ -586,7 +588,7 @@ def test_a_commit_whose_sync_fails_is_found_whole_at_the_next_start(make: Make) 
     assert state(rounds) == before
     again = make(devices=0)
     assert (again.entry, again.round, again.reports) == (1, 2, {})
-    assert again.accept(answer(again, 0, 1, plan=rounds.plan_id(0))) is Verdict.LATE
+    assert again.accept(answer(again, 0, 1, plan=rounds.plan_id(0, "fp32"))) is Verdict.LATE
 
 
 def test_reports_accepted_before_a_crash_count_once_and_are_not_asked_for_again(make: Make) -> None:
@@ -594,7 +596,7 @@ def test_reports_accepted_before_a_crash_count_once_and_are_not_asked_for_again(
     for device in (0, 1):
         rounds.accept(answer(rounds, device))
     again = make(devices=0, round=Round(3, 3, 30.0))
-    assert [again.plan(device) is None for device in range(3)] == [True, True, False]
+    assert [again.plan(device, "fp32") is None for device in range(3)] == [True, True, False]
     assert again.accept(answer(again, 1, scalars=(9, 9, 9))) is Verdict.DUPLICATE
     assert again.accept(answer(again, 2)) is Verdict.ACCEPTED
     assert again.close_if_due()
@@ -602,7 +604,7 @@ def test_reports_accepted_before_a_crash_count_once_and_are_not_asked_for_again(
     assert (again.store.head(again.run.id)[0], again.store.entries(again.run.id)[0].contributors) == (1, 3)
     assert again.store.reports(again.run.id, 1) == []
     for device in range(3):
-        assert again.accept(answer(again, device, 1, plan=rounds.plan_id(device))) is Verdict.LATE
+        assert again.accept(answer(again, device, 1, plan=rounds.plan_id(device, "fp32"))) is Verdict.LATE
     assert make(devices=0, round=Round(3, 3, 30.0)).reports == {}
 
 
@@ -616,9 +618,9 @@ def test_a_restart_from_a_checkpoint_is_where_the_run_was(make: Make) -> None:
     again = make(devices=0, rounds=200, round=Round(1, 1, 30.0))
     assert state(again) == state(rounds)
     assert again.replica.checkpoint() == rounds.replica.checkpoint()
-    assert again.plan(2) is None
+    assert again.plan(2, "fp32") is None
     for each in (rounds, again):
-        assert each.plan(1) is not None
+        assert each.plan(1, "fp32") is not None
 
 
 def test_a_checkpoint_that_cannot_be_kept_counts_no_report_twice(make: Make) -> None:
@@ -630,7 +632,7 @@ def test_a_checkpoint_that_cannot_be_kept_counts_no_report_twice(make: Make) -> 
     with pytest.raises(StorageError, match="disk full"):
         rounds.close_if_due()
     assert (rounds.entry, rounds.round, rounds.reports) == (CHECKPOINT_EVERY, CHECKPOINT_EVERY + 1, {})
-    assert rounds.plan(0) is not None
+    assert rounds.plan(0, "fp32") is not None
     rounds.store.failing = ""
     assert not rounds.close_if_due()
     close(rounds)
@@ -724,3 +726,85 @@ def test_several_entries_and_a_rollback_that_ends_the_run_are_followed(make: Mak
     assert rounds.follow()
     assert (rounds.entry, rounds.replica.head, rounds.parameters.digest()) == (3, head, before)
     assert (rounds.finished, rounds.store.run("run").state) == (True, "finished")
+
+
+# --- several bases ---
+
+
+@pytest.fixture
+def several(bundles: Bundles, tmp_path: Path) -> Bundle:
+    """With the bases fp32, int8, which needs larger probes, and w4."""
+    return recalibrated(bundles("bert", precision="fp32,int8,w4"), tmp_path / "several", "int8", log2_eps=-2)
+
+
+@pytest.fixture
+def make_several(several: Bundle, tmp_path: Path, clock: Clock) -> Make:
+    """make_several(**settings): rounds of a bundle with several bases, over the same file at each call, with three devices."""
+
+    def rounds(**changed: Any) -> Rounds:
+        store = SqliteStore(tmp_path / "several.sqlite", create=True)
+        made = Rounds(store, store.open_run("run", several.folder, several.digest), several, settings(several, **changed), clock)
+        for device in range(3):
+            made.enrol(1000 + device)
+        return made
+
+    return rounds
+
+
+def test_a_plan_has_the_probe_sizes_of_the_devices_base(several: Bundle, make_several: Make) -> None:
+    rounds = make_several()
+    sizes = {precision: several.at(precision).manifest.log2_eps("body") for precision in several.manifest.bases}
+    assert sizes["int8"] != sizes["fp32"]
+    for precision in several.manifest.bases:
+        plan = rounds.plan(0, precision)
+        assert plan is not None
+        assert plan.root == one_level(
+            several.manifest, {kind: several.at(precision).manifest.log2_eps(kind) for kind in ("body", "head")}, plan.root.first_seed, 3
+        )
+        assert plan.id == rounds.plan_id(0, precision)
+    assert rounds.plan_id(0, "int8") != rounds.plan_id(0, "fp32")
+
+
+def test_probe_sizes_that_the_settings_state_hold_for_every_base(several: Bundle, make_several: Make) -> None:
+    rounds = make_several(probe=dataclasses.replace(PROBE, log2_eps_body=-5, log2_eps_head=-5))
+    assert len({rounds.node(1, 0, precision) for precision in several.manifest.bases}) == 1
+
+
+def test_a_base_that_the_bundle_has_not_is_refused_by_name(make_several: Make) -> None:
+    rounds = make_several()
+    said = "has no base of precision w8; it has fp32, int8, w4"
+    with pytest.raises(ReportRefused, match=said):
+        rounds.plan(0, "w8")
+    with pytest.raises(ReportRefused, match=said):
+        rounds.accept(answer(rounds, 0, plan=1, precision="w8"))
+
+
+def test_a_report_with_a_plan_of_another_base_is_late(make_several: Make) -> None:
+    rounds = make_several()
+    assert rounds.accept(answer(rounds, 0, precision="int8", plan=rounds.plan_id(0, "fp32"))) is Verdict.LATE
+    assert rounds.accept(answer(rounds, 0, precision="int8")) is Verdict.ACCEPTED
+
+
+def test_reports_of_several_bases_make_one_entry_and_a_restart_makes_the_same(make_several: Make, tmp_path: Path) -> None:
+    wanted = {"round": Round(3, 1, 30.0)}
+    rounds = make_several(**wanted)
+    for device, precision in enumerate(("fp32", "int8")):
+        assert rounds.accept(answer(rounds, device, precision=precision)) is Verdict.ACCEPTED
+    again = make_several(**wanted)
+    assert {device: report.precision for device, report in again.reports.items()} == {0: "fp32", 1: "int8"}
+    reports = [answer(again, device, precision=precision) for device, precision in enumerate(("fp32", "int8", "w4"))]
+    assert again.terms(reports) == rounds.terms(reports)
+    assert again.accept(reports[2]) is Verdict.ACCEPTED
+    assert again.close_if_due()
+    assert again.store.entries(1)[0].terms == rounds.terms(reports)
+    assert again.store.entries(1)[0].contributors == 3
+
+
+def test_the_slope_counts_whichever_base_found_it(several: Bundle, make_several: Make) -> None:
+    rounds = make_several(seeds=Seeds(3))  # all devices try the same directions
+    times = 2 ** (several.at("int8").manifest.log2_eps("body") - several.manifest.log2_eps("body"))
+    exact = answer(rounds, 0, scalars=(640, -320, 64))
+    coarse = answer(rounds, 0, precision="int8", scalars=tuple(int(each * times) for each in (640, -320, 64)))
+    body = [group.id for group in several.manifest.groups if group.kind == "body"]
+    found = [[term for term in rounds.terms([each]) if set(body) & set(term.groups)] for each in (exact, coarse)]
+    assert found[0] == found[1] != []

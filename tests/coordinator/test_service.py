@@ -71,7 +71,7 @@ def raw(coordinator: LocalCoordinator, method: str, data: bytes) -> grpc.RpcErro
 
 def work(coordinator: LocalCoordinator, device: int, entry: int) -> WorkRequest:
     """As a device asks that stands at an entry of the ledger."""
-    return WorkRequest(1, device, entry, coordinator.call(lambda s: short(s.rounds.store.head(1, entry)[1])))
+    return WorkRequest(1, device, entry, coordinator.call(lambda s: short(s.rounds.store.head(1, entry)[1])), "fp32")
 
 
 def commit_by_reports(coordinator: LocalCoordinator, link: Link, number: int = 1) -> None:
@@ -119,7 +119,7 @@ def test_a_report_round_trip_ends_in_an_entry_for_everyone(coordinator: LocalCoo
     asked = link.ask(work(coordinator, 0, 0))
     assert asked.plan.round == 1
     assert asked.plan.grid == coordinator.call(lambda s: s.rounds.grid)
-    assert asked.plan.id == coordinator.call(lambda s: s.rounds.plan_id(0))
+    assert asked.plan.id == coordinator.call(lambda s: s.rounds.plan_id(0, "fp32"))
     assert (asked.entries, asked.finished) == ((), False)
     commit_by_reports(coordinator, link)
     assert link.ask(coordinator.answer(0, 1)).verdict is Verdict.LATE
@@ -289,10 +289,10 @@ def test_who_stands_on_another_history_is_refused(coordinator: LocalCoordinator,
     joined(coordinator, link, 2)
     good = work(coordinator, 0, 1)
     for entry, chain in ((1, good.chain ^ 1), (2, good.chain), (0, good.chain)):
-        for request in (WorkRequest(1, 0, entry, chain), CatchUpRequest(1, 0, entry, chain)):
+        for request in (WorkRequest(1, 0, entry, chain, "fp32"), CatchUpRequest(1, 0, entry, chain)):
             with pytest.raises(Rejoin, match=f"the device's entry {entry} is of another history"):
                 link.ask(request)
-    for request in (WorkRequest(1, 0, 3, good.chain), CatchUpRequest(1, 0, 3, good.chain)):
+    for request in (WorkRequest(1, 0, 3, good.chain, "fp32"), CatchUpRequest(1, 0, 3, good.chain)):
         with pytest.raises(Rejoin, match="the ledger ends at entry 2, the device is at 3"):
             link.ask(request)
 
@@ -521,10 +521,10 @@ def test_another_protocol_is_refused_with_the_fix(link: Link) -> None:
 @pytest.mark.parametrize(
     "request_",
     [
-        WorkRequest(2, 0, 0, 0),
-        WorkRequest(1, 1, 0, 0),
-        WorkRequest(1, 0, 5, 0),
-        WorkRequest(1, 0, 0, 0),
+        WorkRequest(2, 0, 0, 0, "fp32"),
+        WorkRequest(1, 1, 0, 0, "fp32"),
+        WorkRequest(1, 0, 5, 0, "fp32"),
+        WorkRequest(1, 0, 0, 0, "fp32"),
         CatchUpRequest(2, 0, 0, 0),
         CatchUpRequest(1, 1, 0, 0),
         CatchUpRequest(1, 0, 5, 0),
@@ -645,3 +645,12 @@ def test_a_deadline_wakes_who_waits(bert_bundle: Bundle, tmp_path: Path) -> None
         coordinator.call(lambda s: s.close_if_due())
         assert waiting.result(10).plan.round == 2
         link.close()
+
+
+def test_a_base_that_the_bundle_has_not_gets_no_work_and_is_named(coordinator: LocalCoordinator, link: Link) -> None:
+    link.ask(JoinRequest(PROTOCOL, 77))
+    with pytest.raises(RunRefused, match="the run's bundle has no base of precision int8; it has fp32"):
+        link.ask(dataclasses.replace(work(coordinator, 0, 0), precision="int8"))
+    with pytest.raises(RunRefused, match="no base of precision int8"):
+        link.ask(coordinator.answer(0, precision="int8", plan=1))
+    assert link.ask(coordinator.answer(0)).verdict is Verdict.ACCEPTED

@@ -114,6 +114,14 @@ def test_all_facts_are_told(make: Make, tmp_path: Path) -> None:
         assert part in told
 
 
+def test_the_base_is_told_and_what_it_was_compared_with(make: Make, tmp_path: Path) -> None:
+    made = make()
+    made.update(precision="w4", signal_per_second={}, state="stopped")
+    assert "base w4\n" in status.told(status.read(tmp_path))
+    made.update(precision="int8", signal_per_second={"int8": 23.8, "fp32": 10.0}, state="finished")
+    assert "base int8; signal a second: int8 23.8, fp32 10.0\n" in status.told(status.read(tmp_path))
+
+
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "3", "{}", b"\xff"])
 def test_what_is_no_status_is_told_in_a_line(content: str | bytes | None, tmp_path: Path) -> None:
     if content is not None:

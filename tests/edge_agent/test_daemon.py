@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from conftest import Bundles, recalibrated
 from local_coordinator import LocalCoordinator
 
 from coordinator import history
@@ -31,7 +32,7 @@ from zo.address import free_port
 from zo.bundle import Bundle
 from zo.checkpoint import GroupValues
 from zo.disk import Disk
-from zo.errors import BundleError, ConnectionFailed, DataError, RunRefused
+from zo.errors import BundleError, ConfigError, ConnectionFailed, DataError, RunRefused
 from zo.ledger import Entry
 from zo.messages import (
     PROTOCOL,
@@ -329,7 +330,9 @@ def advance(coordinator: LocalCoordinator, entry: int) -> None:
                 if service.rounds.entry < entry and device not in service.rounds.reports:
                     rounds = service.rounds
                     scalars = np.random.default_rng(100 * rounds.round + device).integers(-3000, 3000, 3)
-                    await Service.send_report(service, Report(1, device, rounds.round, scalars, 4, plan=rounds.plan_id(device)))
+                    await Service.send_report(
+                        service, Report(1, device, rounds.round, scalars, 4, "fp32", plan=rounds.plan_id(device, "fp32"))
+                    )
 
     coordinator.call(work)
 
@@ -874,3 +877,46 @@ def test_a_disk_that_fills_up_does_not_end_the_training(fleet: Fleet, caplog: py
         assert told(daemon)["digest"] == digest(coordinator)
     assert disk.calls > 20
     assert len(messages(caplog, "No space left on device; training goes on")) == 1
+
+
+# --- several bases ---
+
+
+def test_agents_with_different_bases_end_with_the_same_parameters(bundles: Bundles, make: Make, tmp_path: Path) -> None:
+    bundle = bundles("bert", precision="int8,fp32,w4")
+    with LocalCoordinator(bundle, tmp_path / "run.sqlite", round=Round(3, 3, 30.0), digest_every=2) as coordinator:
+        daemons = [make(coordinator.address, name, precision=name) for name in ("int8", "fp32")] + [make(coordinator.address, "auto")]
+        run_all(daemons)
+        digest = coordinator.call(lambda s: s.rounds.parameters.digest().hex())
+        events = coordinator.call(lambda s: s.rounds.store.events(1))
+    assert digest != bundle.parameters().digest().hex()
+    assert [told(daemon)["digest"] for daemon in daemons] == [digest] * 3
+    assert [told(daemon)["reports"] for daemon in daemons] == [4] * 3
+    assert [told(daemon)["precision"] for daemon in daemons[:2]] == ["int8", "fp32"]
+    assert [told(daemon)["signal_per_second"] for daemon in daemons[:2]] == [{}, {}]
+    signal = told(daemons[2])["signal_per_second"]
+    assert signal.keys() == bundle.manifest.bases.keys()
+    assert signal[told(daemons[2])["precision"]] == max(signal.values())
+    assert events == []
+
+
+def test_a_base_that_the_bundle_has_not_ends_the_agent(bert_bundle: Bundle, make: Make, tmp_path: Path) -> None:
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite") as coordinator:
+        daemon = make(coordinator.address, precision="int8")
+        with pytest.raises(ConfigError, match="has no base of precision 'int8'; it has fp32"):
+            daemon.run()
+    assert told(daemon)["state"] == "failed"
+
+
+def test_a_report_made_before_a_restart_with_another_base_is_not_sent_for_it(bundles: Bundles, make: Make, tmp_path: Path) -> None:
+    bundle = recalibrated(bundles("bert", precision="int8,fp32,w4"), tmp_path / "bundle", "int8", log2_eps=-2)
+    with LocalCoordinator(bundle, tmp_path / "run.sqlite") as coordinator:
+        first = make(coordinator.address, precision="int8")
+        with working(first):
+            wait_until(lambda: coordinator.call(lambda s: len(s.rounds.reports)) == 1)
+        coordinator.call(lambda s: s.rounds.store.drop_reports(1, {0}))
+        coordinator.call(lambda s: s.rounds.reports.clear())
+        second = make(coordinator.address, precision="fp32")
+        with working(second):
+            wait_until(lambda: coordinator.call(lambda s: len(s.rounds.reports)) == 1)
+        assert coordinator.call(lambda s: s.rounds.reports[0].precision) == "fp32"

@@ -63,7 +63,7 @@ def test_an_answer_comes_back_as_a_message(serve: Serve) -> None:
     link = serve(lambda data, _: wire.encode(ReportReply(Verdict(wire.decoder(WorkRequest)(data).device))))
     path = next(method.path for method in wire.METHODS if method.request is WorkRequest)
     link._calls[WorkRequest] = link._channel.unary_unary(path, wire.encode, wire.decoder(ReportReply))
-    assert link.ask(WorkRequest(1, 3, 0, 0)) == ReportReply(Verdict.LATE)
+    assert link.ask(WorkRequest(1, 3, 0, 0, "fp32")) == ReportReply(Verdict.LATE)
 
 
 def test_an_answer_that_is_no_message_is_tried_again(serve: Serve) -> None:

@@ -25,7 +25,7 @@ from edge_agent.state import POSITION, State
 from zo import evaluation
 from zo.bundle import Bundle
 from zo.engine import Engine
-from zo.errors import BundleError, DataError, StorageError
+from zo.errors import BundleError, ConfigError, DataError, StorageError
 from zo.lattice import LIMIT
 from zo.ledger import Entry, genesis
 from zo.parameters import Parameters
@@ -140,10 +140,26 @@ def test_a_line_that_cannot_be_used_is_named(line: bytes, part: str, trained: Pa
 def test_the_newest_bundle_of_the_state_folder_is_used(state: Path, bert_bundle: Bundle, bundles: Bundles) -> None:
     with pytest.raises(BundleError, match=r"holds no bundle.*--bundle"):
         Models(state)
-    for place, (bundle, age) in enumerate(((bundles("bert-classifier"), 10), (bert_bundle, 20), (bundles("llama-tied"), 30))):
-        folder = Path(shutil.copytree(bundle.folder, state / "bundles" / (f"{place}.part" if age == 30 else str(place))))
+    for bundle, age in ((bundles("bert-classifier"), 10), (bert_bundle, 20), (bundles("llama-tied"), 30)):
+        folder = Path(shutil.copytree(bundle.folder, state / "bundles" / str(age)))
+        if age == 30:  # still being downloaded
+            (folder / "fp32.safetensors").rename(folder / "fp32.safetensors.part")
         os.utime(folder, (age, age))
     assert Models(state).bundle.digest == bert_bundle.digest
+
+
+def test_the_base_is_the_one_named_the_default_one_or_the_one_there(state: Path, bundles: Bundles) -> None:
+    (state / NAME).unlink(missing_ok=True)
+    folder = Path(shutil.copytree(bundles("bert", precision="int8,fp32,w4").folder, state / "bundles" / "several"))
+    assert Models(state).bundle.manifest.precision == "int8"
+    assert Models(state, str(folder), "w4").bundle.manifest.precision == "w4"
+    (folder / "int8.safetensors").unlink()
+    (folder / "fp32.stage_0.onnx").unlink()
+    assert Models(state).bundle.manifest.precision == "w4"
+    with pytest.raises(BundleError, match=r"int8\.safetensors is missing"):
+        Models(state, "", "int8")
+    with pytest.raises(ConfigError, match="it has int8, fp32, w4"):
+        Models(state, "", "w8")
 
 
 def test_a_language_model_is_measured_and_has_no_labels(bundles: Bundles, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from zo.bundle import Bundle
 from zo.disk import Disk
 from zo.errors import BundleError, ConfigError, DataError, StorageError
 from zo.ledger import Entry, genesis
+from zo.manifest import Precision
 from zo.recipe import Probe, Rate
 from zo.replica import Replica
 from zo.seeds import ALONE, SEEDS_PER_ROUND
@@ -424,3 +425,24 @@ def test_a_mistake_is_one_line_and_its_exit_code(line: str, code: int, part: str
     assert done.returncode == code, done.stderr
     assert part in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+# --- several bases ---
+
+
+@pytest.mark.parametrize(("named", "used"), [(None, "int8"), ("fp32", "fp32")])
+def test_it_trains_with_the_base_named_or_the_default_one(
+    named: Precision | None, used: str, configure: Configure, bundles: Bundles, tmp_path: Path
+) -> None:
+    bundle = bundles("bert", precision="int8,fp32,w4")
+    config = configure(bundle=str(bundle.folder), precision=named)
+    solo = Solo(config, threading.Event())
+    solo.run()
+    assert solo.manifest.precision == read_status(tmp_path / "state")["precision"] == used
+    assert solo.rates.log2_eps["body"] == bundle.at(used).manifest.log2_eps("body")
+    assert len(ledger(config, bundle).entries) == 6
+
+
+def test_a_base_that_the_bundle_has_not_is_refused(configure: Configure) -> None:
+    with pytest.raises(ConfigError, match="it has fp32"):
+        Solo(configure(precision="w8"), threading.Event())

@@ -32,7 +32,7 @@ def position(entry: int, size: int = 40) -> Checkpoint:
 
 
 def report(number: int) -> Report:
-    return Report(1, 2, number, np.array([number, -5, 7]), 4, plan=9)
+    return Report(1, 2, number, np.array([number, -5, 7]), 4, "fp32", plan=9)
 
 
 class Died(BaseException):
@@ -537,3 +537,24 @@ def test_a_record_that_is_none_means_an_empty_budget(record: str, opened: Open, 
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / STATUS).write_text(record)
     assert opened().budget.left <= SLACK
+
+
+def test_how_bases_compared_is_kept_within_the_write_budget(tmp_path: Path) -> None:
+    found = {"key": "a b 1 384", "signal": {"int8": 23.8, "fp32": 10.0}}
+    state = State(tmp_path, 50e6)
+    assert state.comparison() == {}
+    written = state.budget.written
+    assert state.save_comparison(found)
+    assert state.budget.written == written + cost(300)
+    state.close()
+    again = State(tmp_path, 50e6)
+    assert again.comparison() == found
+    assert again.budget.written == state.budget.written
+    (tmp_path / "comparison").write_bytes((tmp_path / "comparison").read_bytes()[:-1])
+    assert again.comparison() == {}
+    assert (tmp_path / "comparison.corrupt").exists()
+    again.close()
+    frugal = State(tmp_path / "frugal", 0.0)
+    assert not frugal.save_comparison(found)
+    assert frugal.comparison() == {}
+    frugal.close()

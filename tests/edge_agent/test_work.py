@@ -56,7 +56,7 @@ def test_a_report_answers_its_plan(engine: Losing, dataset: Dataset) -> None:
     before = engine.parameters.digest()
     found = work(plan(engine, measure=True, digest=True), engine, dataset, go_on, run=3, device=5)
     assert (found.run, found.device, found.round, found.examples, found.dropped) == (3, 5, 9, 6, 0)
-    assert found.plan == PLAN
+    assert (found.plan, found.precision) == (PLAN, "fp32")
     assert found.scalars.shape == (4,)
     assert np.any(found.scalars)
     assert found.digest == before == engine.parameters.digest()

@@ -14,7 +14,7 @@ from zo.directions import signs
 from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, half_differences
 from zo.lattice import snap
-from zo.manifest import Calibration, Manifest, Stage, Task
+from zo.manifest import Base, Calibration, Manifest, Stage, Task
 from zo.messages import Report
 from zo.parameters import Group, Parameters, Tensor
 from zo.plan import Node
@@ -30,14 +30,14 @@ def manifest(bert_bundle: Bundle) -> Manifest:
     groups = (Group(0, "body", -20, (Tensor("w", (SIZE,)),)), Group(1, "head", -18, (Tensor("v", (SIZE,)),)))
     calibration = tuple(Calibration(kind, -4, 0.3, 0.0, 0.0, 0.0, 1.0) for kind in ("body", "head"))
     stages = (Stage("stage_0.onnx", ("x",), ("loss",), (0, 1)),)
-    return dataclasses.replace(bert_bundle.manifest, groups=groups, calibration=calibration, stages=stages)
+    return dataclasses.replace(bert_bundle.manifest, groups=groups, bases={"fp32": Base("weights", 0, stages, calibration)})
 
 
 GIVEN = Rates(signal=0.5, by_kind={"body": 0.25, "head": 0.5}, log2_eps={"body": -4, "head": -6})
 
 
 def report(device: int, number: int = 1, scalars: tuple[int, ...] = (), examples: int = 4) -> Report:
-    return Report(1, device, number, np.array(scalars), examples)
+    return Report(1, device, number, np.array(scalars), examples, "fp32")
 
 
 def nodes(manifest: Manifest, counts: list[int]) -> list[Node]:
@@ -116,6 +116,27 @@ def test_more_directions_than_a_certain_count_only_steady_the_update(manifest: M
     assert length(4 * most) == length(most)
 
 
+def test_devices_with_other_probe_sizes_move_the_parameters_alike_for_the_same_slope(manifest: Manifest) -> None:
+    coarse = {"body": -2, "head": -3}  # 4 and 8 times GIVEN's
+    node = one_level(manifest, coarse, 1000, 1)
+    body, head = 2**-2 / 2**-4, 2**-3 / 2**-6
+    for group, times in ((0, body), (1, head)):
+        reports = [report(0, scalars=(1 << 8,)), report(1, scalars=(int((1 << 8) * times),))]  # the same slope along each direction
+        terms = aggregate(reports, [*nodes(manifest, [1]), node], GIVEN, 1.0, manifest, GRID)
+        steps = steps_of(terms, group)
+        assert steps[0] == steps[1000] != 0
+
+
+def test_the_order_of_reports_of_other_probe_sizes_does_not_matter(manifest: Manifest) -> None:
+    plans = [*nodes(manifest, [3, 3]), one_level(manifest, {"body": -1, "head": -7}, 5000, 3)]
+    reports = [report(device, scalars=(301 + device, -77, 5), examples=1 + device) for device in range(3)]
+    found = [
+        aggregate([reports[n] for n in order], [plans[n] for n in order], GIVEN, 1.0, manifest, GRID) for order in permutations(range(3))
+    ]
+    assert found[0]
+    assert all(each == found[0] for each in found)
+
+
 def test_scalars_of_zero_leave_no_terms(manifest: Manifest) -> None:
     assert aggregate([report(0, scalars=(0, 0))], nodes(manifest, [2]), GIVEN, 1.0, manifest, GRID) == ()
 
@@ -141,8 +162,17 @@ def test_what_is_stated_counts_and_the_signal_follows_the_probe_size(manifest: M
     assert found.signal == pytest.approx(np.hypot(0.3, 1.2))
 
 
+def test_settings_hold_for_every_base_and_rates_are_of_the_one_looked_through(manifest: Manifest) -> None:
+    coarse = tuple(Calibration(kind, -2, 0.9, 0.0, 0.0, 0.0, 1.0) for kind in ("body", "head"))
+    both = dataclasses.replace(manifest, bases=manifest.bases | {"int8": dataclasses.replace(manifest.base, calibration=coarse)})
+    assert rates(Probe(), Rate(), both) == rates(Probe(), Rate(), manifest)
+    assert rates(Probe(), Rate(), both.at("int8")).signal == pytest.approx(0.9 * 2**0.5)
+    assert aggregation.sizes(Probe(), both.at("int8")) == {"body": -2, "head": -2}
+    assert [aggregation.sizes(Probe(log2_eps_body=-7), both.at(each))["body"] for each in both.bases] == [-7, -7]
+
+
 def test_a_bundle_that_was_never_calibrated_is_refused(manifest: Manifest) -> None:
-    bare = dataclasses.replace(manifest, calibration=())
+    bare = dataclasses.replace(manifest, bases={"fp32": dataclasses.replace(manifest.base, calibration=())})
     with pytest.raises(BundleError, match="bundle calibrate"):
         rates(Probe(), Rate(), bare)
     with pytest.raises(BundleError, match="calibrat"):

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Bundles
 from safetensors.numpy import load_file, save_file
 
 from zo import manifest as manifest_file
-from zo.bundle import BASE, TOKENIZER, TRAINABLE, Bundle, check_name, file_digest, open_bundle, pack, unpack
-from zo.errors import BundleError
+from zo.bundle import TOKENIZER, TRAINABLE, Bundle, check_name, file_digest, open_bundle, open_whole, pack, unpack
+from zo.errors import BundleError, ConfigError
 from zo.manifest import FILE
 
 UNFIT_NAMES = ["../up", "a/b", "/etc/passwd", "..", ".", "", ".hidden", "a\\b", "a\nb", "a\x00b", "a/", "./a"]
@@ -77,7 +78,7 @@ def test_the_identity_is_that_of_the_content(copy: Path, bert_bundle: Bundle) ->
     assert open_bundle(copy).digest != bert_bundle.digest
 
 
-@pytest.mark.parametrize("name", [BASE, TRAINABLE, TOKENIZER, "stage_0.onnx"])
+@pytest.mark.parametrize("name", ["fp32.safetensors", TRAINABLE, TOKENIZER, "fp32.stage_0.onnx"])
 def test_one_changed_bit_is_found(name: str, copy: Path) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -85,13 +86,13 @@ def test_one_changed_bit_is_found(name: str, copy: Path) -> None:
     assert f"{copy / name} does not have the digest that the manifest states; download or build the bundle again" in refusal(copy)
 
 
-@pytest.mark.parametrize("name", [BASE, TRAINABLE, TOKENIZER, "stage_2.onnx"])
+@pytest.mark.parametrize("name", ["fp32.safetensors", TRAINABLE, TOKENIZER, "fp32.stage_2.onnx"])
 def test_a_missing_file_is_named(name: str, copy: Path) -> None:
     (copy / name).unlink()
     assert f"{copy / name} is missing" in refusal(copy)
 
 
-@pytest.mark.parametrize("name", [BASE, TRAINABLE, TOKENIZER, "stage_1.onnx"])
+@pytest.mark.parametrize("name", ["fp32.safetensors", TRAINABLE, TOKENIZER, "fp32.stage_1.onnx"])
 def test_a_file_without_a_stated_digest_is_refused(name: str, copy: Path) -> None:
     files = open_bundle(copy).manifest.files
     change_manifest(copy, {key: value for key, value in files.items() if key != name})
@@ -111,7 +112,7 @@ def test_names_that_leave_the_folder_or_hide_are_refused(name: str, copy: Path) 
     assert "no file name for a bundle" in refusal(copy)
 
 
-@pytest.mark.parametrize("name", [BASE, "stage_10.onnx", "größe.txt", "a b"])
+@pytest.mark.parametrize("name", ["fp32.safetensors", "stage_10.onnx", "größe.txt", "a b"])
 def test_plain_names_pass(name: str) -> None:
     check_name(name)
 
@@ -223,3 +224,45 @@ def test_an_archive_cut_short_is_refused(bert_bundle: Bundle, tmp_path: Path) ->
 
 def test_an_archive_that_is_absent_is_refused(tmp_path: Path) -> None:
     assert "cannot be unpacked" in refusal(tmp_path / "absent.tar", lambda path: unpack(path, tmp_path / "out"))
+
+
+# --- several bases ---
+
+
+@pytest.fixture
+def several(bundles: Bundles, tmp_path: Path) -> Path:
+    """A bundle with three bases that the test may damage."""
+    return Path(shutil.copytree(bundles("bert", precision="int8,fp32,w4").folder, tmp_path / "several"))
+
+
+def test_a_bundle_opens_at_its_default_base_or_the_one_named(several: Path) -> None:
+    opened = [open_bundle(several), open_bundle(several, "fp32"), open_bundle(several).at("w4"), open_whole(several)]
+    assert [bundle.manifest.precision for bundle in opened] == ["int8", "fp32", "w4", "int8"]
+    assert len({bundle.digest for bundle in opened}) == 1
+    assert len({bundle.parameters().digest() for bundle in opened}) == 1
+    with pytest.raises(ConfigError, match="it has int8, fp32, w4"):
+        open_bundle(several, "w8")
+
+
+@pytest.mark.parametrize("name", ["fp32.safetensors", "fp32.stage_1.onnx"])
+def test_files_of_other_bases_may_be_absent_or_damaged_but_in_the_whole(name: str, several: Path) -> None:
+    (several / name).write_bytes(b"x")
+    open_bundle(several)
+    open_bundle(several, "w4")
+    for opening in (open_whole, lambda folder: open_bundle(folder, "fp32"), lambda folder: pack(open_whole(folder), several / "a.tar")):
+        assert f"{name} does not have the digest" in refusal(several, opening)
+    (several / name).unlink()
+    open_bundle(several)
+    assert f"{name} is missing" in refusal(several, open_whole)
+
+
+def test_a_base_without_a_stated_digest_is_refused_whichever_is_opened(several: Path) -> None:
+    files = open_bundle(several).manifest.files
+    change_manifest(several, {key: value for key, value in files.items() if key != "w4.stage_0.onnx"})
+    assert "states no digest for w4.stage_0.onnx" in refusal(several)
+
+
+def test_packing_and_unpacking_keeps_all_bases(several: Path, tmp_path: Path) -> None:
+    pack(open_whole(several), tmp_path / "a.tar")
+    unpacked = unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert unpacked == dataclasses.replace(open_whole(several), folder=tmp_path / "out")

@@ -253,7 +253,7 @@ def test_plans_of_several_levels_are_refused(bert_bundle: Bundle) -> None:
 
 def test_a_stage_that_is_no_graph_is_named(bert_bundle: Bundle, tmp_path) -> None:
     for name in bert_bundle.manifest.files:
-        (tmp_path / name).write_bytes(b"no graph" if name == "stage_1.onnx" else (bert_bundle.folder / name).read_bytes())
+        (tmp_path / name).write_bytes(b"no graph" if name == "fp32.stage_1.onnx" else (bert_bundle.folder / name).read_bytes())
     with pytest.raises(BundleError, match=r"stage_1\.onnx cannot be loaded"):
         Engine(dataclasses.replace(bert_bundle, folder=tmp_path), bert_bundle.parameters())
 

@@ -9,8 +9,8 @@ import pytest
 
 from zo import manifest as manifest_file
 from zo.bundle import Bundle
-from zo.errors import BundleError
-from zo.manifest import SCHEMA_VERSION, Calibration, Manifest, Stage, Task
+from zo.errors import BundleError, ConfigError
+from zo.manifest import SCHEMA_VERSION, Base, Calibration, Manifest, Stage, Task
 from zo.parameters import Group, Tensor
 
 EXAMPLE = Manifest(
@@ -23,9 +23,18 @@ EXAMPLE = Manifest(
     run_key=2**32 - 1,
     task=Task("classification", 64, "prototypes", ("über", "b\nc")),
     groups=(Group(0, "body", -20, (Tensor("a", (2, 3)), Tensor("b", ()))), Group(1, "head", -100, (Tensor("c", (4,)),))),
-    stages=(Stage("stage_0.onnx", ("input_ids",), ("hidden",), (0,)), Stage("stage_1.onnx", ("hidden",), ("loss",), (1,))),
-    calibration=(Calibration("body", -2, 0.125, 1e-30, -0.1, 3e20, 0.99),),
-    files={"base.safetensors": "00" * 32},
+    bases={
+        "int8": Base(
+            "int8.safetensors",
+            2**40,
+            (Stage("stage_0.onnx", ("input_ids",), ("hidden",), (0,)), Stage("stage_1.onnx", ("hidden",), ("loss",), (1,))),
+            (Calibration("body", -2, 0.125, 1e-30, -0.1, 3e20, 0.99),),
+        ),
+        "fp32": Base("fp32.safetensors", 7, (Stage("fp32.stage_0.onnx", ("input_ids",), ("loss",), (0, 1)),)),
+    },
+    files=dict.fromkeys(
+        ("fp32.safetensors", "int8.safetensors", "stage_0.onnx", "stage_1.onnx", "fp32.stage_0.onnx", "tokenizer.json"), "00" * 32
+    ),
 )
 
 
@@ -55,6 +64,22 @@ def test_probe_sizes_are_looked_up_by_kind_of_group() -> None:
     assert EXAMPLE.log2_eps("body") == -2
     with pytest.raises(BundleError, match="no probe size for 'head' groups; run 'edge-coordinator bundle calibrate'"):
         EXAMPLE.log2_eps("head")
+
+
+def test_a_bundle_is_looked_at_through_one_base_after_another(tmp_path: Path) -> None:
+    exact = EXAMPLE.at("fp32")
+    assert (exact.precision, exact.base, exact.stages) == ("fp32", EXAMPLE.bases["fp32"], EXAMPLE.bases["fp32"].stages)
+    assert exact.at("int8") == EXAMPLE
+    assert (exact.groups, exact.bases, exact.files) == (EXAMPLE.groups, EXAMPLE.bases, EXAMPLE.files)
+    with pytest.raises(BundleError, match="no probe size for 'body' groups"):
+        exact.log2_eps("body")
+    with pytest.raises(ConfigError, match="has no base of precision 'w4'; it has int8, fp32"):
+        EXAMPLE.at("w4")
+
+
+def test_a_base_needs_its_own_files_and_the_shared_ones() -> None:
+    assert EXAMPLE.needed == ("int8.safetensors", "stage_0.onnx", "stage_1.onnx", "tokenizer.json")
+    assert EXAMPLE.at("fp32").needed == ("fp32.safetensors", "fp32.stage_0.onnx", "tokenizer.json")
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
@@ -87,7 +112,12 @@ def test_what_is_no_json_table_is_refused(content: bytes, tmp_path: Path) -> Non
         ({"precision": "int4"}, "precision must be one of 'fp32', 'w8', 'w4', 'int8', not 'int4'"),
         ({"run_key": "7"}, "run_key must be a whole number"),
         ({"groups": [{"id": 0, "kind": "body", "log2_unit": -20, "tensor": []}]}, "'groups[0].tensor'; did you mean 'tensors'?"),
-        ({"stages": {}}, "stages must be a list"),
+        ({"precision": "w4"}, "precision is 'w4', and bases has int8, fp32"),
+        ({"bases": []}, "bases must be a table"),
+        ({"bases": {}}, "precision is 'int8', and bases has none"),
+        ({"bases": {"int9": {}}}, "bases must be one of 'fp32', 'w8', 'w4', 'int8', not 'int9'; did you mean 'int8'?"),
+        ({"bases": {"int8": {"file": "a", "size": 3, "stages": {}}}}, "bases.int8.stages must be a list"),
+        ({"bases": {"int8": {"file": "a", "size": "3", "stages": []}}}, "bases.int8.size must be a whole number"),
         ({"files": {"a": 3}}, "files.a must be a text"),
         ({"task": {"kind": "classification", "max_tokens": 8}}, "key 'task.head' is missing"),
     ],

@@ -15,6 +15,7 @@ from zo._pb.edge_zo.v1 import fleet_pb2, ledger_pb2, plan_pb2, report_pb2
 from zo.checkpoint import Checkpoint, GroupValues
 from zo.estimators import Grid
 from zo.ledger import Entry, Tile
+from zo.manifest import PRECISIONS
 from zo.messages import (
     CatchUpReply,
     CatchUpRequest,
@@ -53,6 +54,7 @@ terms = st.builds(Term, groups, st.integers(0, 2**64 - 8), arrays(st.integers(-S
 digests = st.binary(min_size=32, max_size=32)
 entries = st.builds(Entry, u64, u64, u32, tuples(terms), st.none() | digests)
 ways = st.sampled_from(Way)
+precisions = st.sampled_from(PRECISIONS)
 offers = st.builds(Offer, ways, u64, u64, u64, digests)
 values = st.builds(GroupValues, u32, st.binary(max_size=40))
 grids = st.builds(Grid, st.integers(0, 20), st.floats(1, 2**10))
@@ -70,10 +72,10 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     CatchUpReply: st.builds(CatchUpReply, tuples(offers)),
     Offer: offers,
     CheckpointRequest: st.builds(CheckpointRequest, u32, ways, u64, u64),
-    WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64),
+    WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64, precisions),
     WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans()),
     Report: st.builds(
-        Report, u32, u32, u64, arrays(s32), u32, u32, st.none() | s64, st.builds(Spent, u32, u32, u32), st.none() | digests, u32
+        Report, u32, u32, u64, arrays(s32), u32, precisions, u32, st.none() | s64, st.builds(Spent, u32, u32, u32), st.none() | digests, u32
     ),
     ReportReply: st.builds(ReportReply, st.sampled_from(Verdict)),
     Entry: entries,
@@ -156,6 +158,19 @@ def test_an_unknown_way_is_refused(kind: type, data: bytes) -> None:
 
 def test_the_names_of_the_ways_are_those_of_the_protocol() -> None:
     assert dict(fleet_pb2.Offer.Way.items()) == {way.name: way.value for way in Way}
+
+
+def test_the_names_of_the_precisions_are_those_of_the_protocol_and_travel_as_numbers() -> None:
+    assert tuple(plan_pb2.Precision.keys()) == ("PRECISION_UNSPECIFIED", *(name.upper() for name in PRECISIONS))
+    sent = wire.encode(WorkRequest(1, 2, 3, 4, "w4"))
+    assert fleet_pb2.WorkRequest.FromString(sent).precision == plan_pb2.W4
+    assert b"w4" not in sent.lower()
+
+
+@pytest.mark.parametrize("number", [0, 5, 99])
+def test_no_precision_and_an_unknown_one_are_refused(number: int) -> None:
+    with pytest.raises(wire.WireError, match=f"Precision {number} is not known"):
+        wire.decoder(WorkRequest)(fleet_pb2.WorkRequest(precision=number).SerializeToString())  # type: ignore[arg-type]
 
 
 def test_digests_keep_the_order_of_their_bytes_and_zeros_are_not_none() -> None:

@@ -182,7 +182,7 @@ store = kind(path, create=True, disk=FaultyDisk(path.parent, death))
 run = store.open_run("run", path.parent, bytes(32))
 head, last = run.genesis, 0
 for number in range(1, 7):
-    store.add_report(Report(1, 0, number, np.arange(3), 4))
+    store.add_report(Report(1, 0, number, np.arange(3), 4, "fp32"))
     print("report", number, flush=True)
     entry = Entry(number, number, 1, (Term((0,), number, np.arange(200)),))
     head = store.commit(1, entry, head, 1, {"round": number})
@@ -248,7 +248,7 @@ class Kept:
     def report(self, device: int) -> Report:
         """One that the open round takes."""
         scalars = np.random.default_rng(100 * self.rounds.round + device).integers(-3000, 3000, 2)
-        return Report(1, device, self.rounds.round, scalars, 2, plan=self.rounds.plan_id(device))
+        return Report(1, device, self.rounds.round, scalars, 2, "fp32", plan=self.rounds.plan_id(device, "fp32"))
 
     def sent(self, report: Report, verdict: str = "ACCEPTED") -> None:
         """What a device notes of a report."""

@@ -1,5 +1,7 @@
 """The comparison of precisions: signal per second is what the figures beside it say, and the best is the largest."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,17 +11,15 @@ from coordinator.bench import precisions, tiny_models
 from coordinator.build.build import calibration_batches
 from zo.bundle import Bundle
 from zo.engine import Engine
-from zo.manifest import Precision
+from zo.manifest import PRECISIONS, Precision
 
 
 @pytest.fixture(scope="module")
 def found(bundles: Bundles) -> dict[str, Any]:
-    """Measured on tiny bundles in two precisions."""
-    given: tuple[Precision, ...] = ("fp32", "w4")
+    """Measured on a tiny bundle with two bases."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precisions, "SHAPES", ((2, 8), (1, 16)))
-        held = {each: bundles("bert", precision=each) for each in given}
-        return precisions.measure(held, tiny_models.examples(tiny_models.CLASSIFICATION, seed=5), 1, 8)
+        return precisions.measure(bundles("bert", precision="fp32,w4"), tiny_models.examples(tiny_models.CLASSIFICATION, seed=5), 1, 8)
 
 
 def test_every_precision_has_its_figures(found: dict[str, Any]) -> None:
@@ -38,8 +38,6 @@ def test_signal_is_squared_correlation_over_seconds(found: dict[str, Any]) -> No
             row = found["precisions"][name]
             assert signal == pytest.approx(row["correlation"] ** 2 * 1000 / row["ms"][shape], rel=1e-2)
         assert by_precision[found["best"][shape]] == max(by_precision.values())
-    rows = {"a": {"correlation": 0.5, "ms": {"1x1": 10.0}}, "b": {"correlation": -0.5, "ms": {"1x1": 1.0}}}
-    assert precisions.signal_per_second(rows, "1x1") == {"a": 25.0, "b": 0.0}
 
 
 def test_a_table_for_a_person_stars_the_best(found: dict[str, Any]) -> None:
@@ -59,8 +57,8 @@ def test_a_model_correlates_with_itself_and_not_with_a_model_of_other_weights(bu
     assert abs(correlations["w4"]) < 0.9
 
 
-@pytest.mark.parametrize(("model", "examples", "tokens"), [("bert", 3, 8), ("llama-tied", 2, 16)])
-def test_random_batches_have_the_shape_asked_for(model: str, examples: int, tokens: int, bundles: Bundles) -> None:
-    batch = precisions.random_batch(bundles(model), examples, tokens)
-    assert batch.fields["input_ids"].shape == (examples, tokens)
-    assert batch.losses == (examples if model == "bert" else examples * tokens)
+def test_all_precisions_are_bases_of_one_bundle(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    task = tiny_models.CLASSIFICATION
+    bundle = precisions.build_all(folders("bert"), tmp_path / "bundle", task, "lora-fa", tiny_models.examples(task))
+    assert tuple(bundle.manifest.bases) == PRECISIONS
+    assert bundle.manifest.precision == "fp32"

@@ -42,7 +42,7 @@ def test_the_cost_of_a_report_is_told_alone_in_groups_and_at_the_commit(bert_bun
 def test_a_report_that_is_not_accepted_ends_the_benchmark(coordinator: LocalCoordinator) -> None:
     def twice(rounds: Rounds) -> None:
         rounds.enrol(5)
-        body = wire.encode(reports.Report(1, 0, 1, reports.np.arange(3), 4, plan=rounds.plan_id(0)))
+        body = wire.encode(reports.Report(1, 0, 1, reports.np.arange(3), 4, "fp32", plan=rounds.plan_id(0, "fp32")))
         reports.accept(rounds, [body], 1)
         with pytest.raises(UserError, match="was not accepted"):
             reports.accept(rounds, [body], 1)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import Bundles, base_tensors
 from safetensors.numpy import load_file, save_file
 
 from coordinator.architectures import ARCHITECTURES
@@ -19,11 +20,11 @@ from coordinator.build import chain, head
 from coordinator.build.build import build, calibration_batches, prove_live
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
-from zo.bundle import BASE, Bundle, open_bundle
+from zo.bundle import Bundle, open_bundle
 from zo.engine import Engine
 from zo.errors import BundleError, DataError
 from zo.examples import Example
-from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task
+from zo.manifest import FILE, PRECISIONS, TRAINABLE_SETS, Precision, Task
 
 SMALL = Training(rank=4)
 BODIES = [(model, trainable) for model in ("bert", "llama-tied") for trainable in TRAINABLE_SETS]
@@ -235,7 +236,7 @@ def test_all_tensors_are_live(model: str, trainable: str, folders: Callable[[str
 @pytest.mark.parametrize(("model", "precision"), [("bert", "fp32"), ("bert", "int8"), ("bert", "w4"), ("llama", "fp32"), ("llama", "w8")])
 def test_the_base_is_a_standard_file_into_which_the_graphs_point(model: str, precision: str, bundles: Callable[..., Bundle]) -> None:
     folder = bundles(model, precision=precision).folder
-    tensors = load_file(folder / BASE)
+    tensors = load_file(folder / f"{precision}.safetensors")
     pointed = set()
     for stage in bundles(model, precision=precision).manifest.stages:
         graph = onnx.load(folder / stage.file).graph  # with external data, by onnx itself
@@ -246,9 +247,47 @@ def test_the_base_is_a_standard_file_into_which_the_graphs_point(model: str, pre
     assert pointed == tensors.keys()
 
 
+@pytest.mark.parametrize(("model", "trainable"), [("bert", "lora-fa"), ("bert-classifier", "norms"), ("llama-tied", "lora")])
+def test_several_bases_share_what_is_trained_and_are_what_they_are_alone(model: str, trainable: str, bundles: Bundles) -> None:
+    together = bundles(model, trainable, "int8,fp32,w4")
+    assert (list(together.manifest.bases), together.manifest.precision) == (["int8", "fp32", "w4"], "int8")
+    assert {path.name for path in together.folder.iterdir()} == {FILE, *together.manifest.files}
+    for precision, base in together.manifest.bases.items():
+        alone = bundles(model, trainable, precision)
+        assert alone.manifest.bases == {precision: base}
+        assert alone.manifest.groups == together.manifest.groups
+        assert {name: together.manifest.files[name] for name in alone.manifest.files} == alone.manifest.files
+        assert base.size == (together.folder / base.file).stat().st_size
+
+
+def test_the_float32_base_that_serves_calibration_is_not_kept(bundles: Bundles) -> None:
+    bundle = bundles("bert", precision="int8")
+    assert list(bundle.manifest.bases) == ["int8"]
+    assert not [path.name for path in bundle.folder.iterdir() if path.name.startswith("fp32")]
+
+
+class Fickle(Bert):
+    """Trains a tensor that only a float32 base has."""
+
+    def head(self, x: str) -> None:
+        if self.layers.training.precision == "fp32":
+            self.layers.trained("extra", np.zeros(3, np.float32))
+        super().head(x)
+
+
+def test_bases_that_would_not_share_what_is_trained_are_refused(tmp_path: Path) -> None:
+    ARCHITECTURES["fickle"] = Fickle
+    try:
+        model = tiny_models.save(tmp_path / "model", tiny_models.BERT | {"model_type": "fickle"}, tiny_models.bert_weights())
+        said = refusal(lambda: build(model, tmp_path / "out", task_of("bert"), Training(rank=1), (), None, ["int8"]))
+    finally:
+        del ARCHITECTURES["fickle"]
+    assert "fp32, int8, fp32 have other trainable tensors" in said
+
+
 @pytest.mark.parametrize(("precision", "bits"), [("w8", 8), ("w4", 4)])
 def test_weights_in_blocks_take_their_bits_and_a_scale_a_block(precision: str, bits: int, bundles: Callable[..., Bundle]) -> None:
-    exact, coarse = (load_file(bundles("bert", precision=each).folder / BASE) for each in ("fp32", precision))
+    exact, coarse = (base_tensors(bundles("bert", precision=each)) for each in ("fp32", precision))
     name = "encoder.layer.1.output.dense.weight"
     assert coarse[f"{name}.{precision}"].nbytes == exact[name].size * bits // 8
     assert coarse[f"{name}.scale"].nbytes == exact[name].size // 32 * 4
@@ -257,7 +296,7 @@ def test_weights_in_blocks_take_their_bits_and_a_scale_a_block(precision: str, b
 
 
 def test_int8_holds_the_weight_matrices_in_a_quarter_of_the_bytes(bundles: Callable[..., Bundle]) -> None:
-    exact, coarse = (load_file(bundles("bert", precision=precision).folder / BASE) for precision in ("fp32", "int8"))
+    exact, coarse = (base_tensors(bundles("bert", precision=precision)) for precision in ("fp32", "int8"))
     name = "encoder.layer.1.output.dense.weight"
     assert coarse[f"{name}.int8"].dtype == np.int8
     assert name not in coarse
@@ -362,6 +401,8 @@ def test_a_vocabulary_smaller_than_the_model_knows_is_no_problem(folders: Callab
 @pytest.mark.parametrize("precision", [each for each in PRECISIONS if each != "fp32"])
 def test_full_with_quantised_weights_is_refused(precision: Precision, folders: Callable[[str], Path], tmp_path: Path) -> None:
     said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training("full", precision), ()))
+    assert "needs precision 'fp32'" in said
+    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training("full"), (), others=[precision]))
     assert "'full'" in said
     assert "needs precision 'fp32'" in said
     assert list(tmp_path.iterdir()) == []

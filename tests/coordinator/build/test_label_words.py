@@ -17,7 +17,7 @@ from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
 from coordinator.export import MODEL, export
 from zo.batches import Batch, collate, encode
-from zo.bundle import BASE, Bundle, open_bundle
+from zo.bundle import Bundle, open_bundle
 from zo.engine import Engine
 from zo.errors import BundleError
 from zo.examples import Example
@@ -70,7 +70,7 @@ def test_logits_are_the_label_words_rows_of_the_whole_models_at_the_last_token(
 def test_nothing_is_computed_or_kept_of_the_rest_of_the_vocabulary(model: str, draft: Callable[..., Bundle]) -> None:
     bundle = draft(model)
     assert [tensor.shape for tensor in bundle.manifest.groups[-1].tensors] == [(32, 3), (3,)]
-    assert not any(name.startswith("lm_head") for name in load_file(bundle.folder / BASE))
+    assert not any(name.startswith("lm_head") for name in load_file(bundle.folder / bundle.manifest.base.file))
     head = onnx.load(bundle.folder / bundle.manifest.stages[-1].file, load_external_data=False).graph
     assert not any(tiny_models.VOCABULARY in weight.dims for weight in head.initializer)
 

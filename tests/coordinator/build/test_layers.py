@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import base_tensors
 from numpy_models import NumpyModel
-from safetensors.numpy import load_file
 
 from coordinator.bench import tiny_models
 from coordinator.build import chain
@@ -15,7 +15,7 @@ from coordinator.build.build import calibration_batches
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
 from zo.batches import collate, encode
-from zo.bundle import BASE, Bundle
+from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.examples import Example
 
@@ -52,8 +52,8 @@ def test_a_is_trained_in_lora_and_frozen_in_lora_fa(bundles: Callable[..., Bundl
     name = f"{QUERY['bert']}.lora_A"
     assert name in trained.initial_tensors()
     assert name not in frozen.initial_tensors()
-    assert name in load_file(frozen.folder / BASE)
-    assert name not in load_file(trained.folder / BASE)
+    assert name in base_tensors(frozen)
+    assert name not in base_tensors(trained)
 
 
 @pytest.mark.parametrize("trainable", ["lora", "lora-fa"])
@@ -61,7 +61,7 @@ def test_a_is_the_signs_of_a_direction_of_the_run_key(trainable: str, folders: C
     config, weights, task = tiny_models.MODELS["llama"]
     bundle = draft(folders("llama"), tmp_path / "out", "llama", Training(trainable, rank=4, alpha=8.0, run_key=123456))
     plain = NumpyModel(config, weights, task.head, rank=4, alpha=8.0, run_key=123456)
-    held = bundle.initial_tensors() if trainable == "lora" else load_file(bundle.folder / BASE)
+    held = bundle.initial_tensors() if trainable == "lora" else base_tensors(bundle)
     scale = 1.0 if trainable == "lora" else 2.0  # alpha / rank, which a frozen A already holds
     np.testing.assert_allclose(held[f"{QUERY['llama']}.lora_A"], scale * plain.frozen_a(4, 32), atol=1e-6)
 
@@ -70,13 +70,13 @@ def test_the_run_key_decides_the_frozen_a_and_nothing_else(folders: Callable[[st
     bases = {}
     for run_key in (1, 2):
         bundle = draft(folders("bert"), tmp_path / str(run_key), "bert", Training("lora-fa", rank=4, run_key=run_key))
-        bases[run_key] = load_file(bundle.folder / BASE)
+        bases[run_key] = base_tensors(bundle)
     for name, values in bases[1].items():
         assert np.array_equal(values, bases[2][name]) == (not name.endswith("lora_A")), name
 
 
 def test_no_two_adapters_share_their_a(bundles: Callable[..., Bundle]) -> None:
-    frozen = load_file(bundles("bert", "lora-fa").folder / BASE)
+    frozen = base_tensors(bundles("bert", "lora-fa"))
     matrices = [values.tobytes() for name, values in frozen.items() if name.endswith("lora_A")]
     assert len(set(matrices)) == len(matrices) == 6
 

@@ -18,7 +18,7 @@ from coordinator.build import chain, quantised
 from coordinator.build.build import calibration_batches
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Layers, Training
-from zo.bundle import BASE, Bundle
+from zo.bundle import Bundle
 from zo.calibration import correlation_here
 from zo.engine import Engine
 from zo.manifest import Calibration, Precision, TrainableSet
@@ -81,9 +81,9 @@ def test_a_layer_computes_with_the_dequantised_weights_in_float(
     layers, folder = Layers(None, Training(precision=precision)), tmp_path_factory.mktemp("layer")  # type: ignore[arg-type]
     y = layers.frozen_linear(layers.graph.input("x", [*"pbt", inner]), "layer", weight, bias if biased else None)
     layers.end({"y": [*"pbt", outer]}, y)
-    save_file(layers.frozen.tensors, folder / BASE)
-    onnx.save(layers.graph.model(layers.outputs[0], chain._offsets(folder / BASE)), folder / "layer.onnx")
-    held = load_file(folder / BASE)
+    save_file(layers.frozen.tensors, folder / "held")
+    onnx.save(layers.graph.model(layers.outputs[0], "held", chain._offsets(folder / "held")), folder / "layer.onnx")
+    held = load_file(folder / "held")
     exact = dequantised(held[f"layer.w{bits}"], held["layer.scale"], bits, inner)
     expected = x.astype(np.float64) @ exact.T + (bias if biased else 0)
     session = onnxruntime.InferenceSession(str(folder / "layer.onnx"), providers=["CPUExecutionProvider"])
@@ -116,7 +116,8 @@ def draft(folders: Callable[[str], Path], tmp_path: Path) -> Callable[..., Bundl
         out.mkdir()
         training = Training(trainable, precision, rank=4, alpha=8.0, run_key=7)
         manifest = chain.write(chain.draft(Checkpoint(folders(model)), task, training, 2), out, "draft", task)
-        return Bundle(out, dataclasses.replace(manifest, calibration=(Calibration("body", -10, 1.0, 0.0, 0.0, 0.0, 1.0),)))
+        base = dataclasses.replace(manifest.base, calibration=(Calibration("body", -10, 1.0, 0.0, 0.0, 0.0, 1.0),))
+        return Bundle(out, dataclasses.replace(manifest, bases={precision: base}))
 
     return make
 
@@ -131,7 +132,7 @@ def test_a_model_is_the_one_with_the_dequantised_weights(
     bundle = draft(model, trainable, precision)
     config, weights, task = tiny_models.MODELS[model]
     prefix = "bert." if model == "bert-classifier" else "model."
-    coarse = {prefix + name: values for name, values in unpacked(load_file(bundle.folder / BASE)).items()}
+    coarse = {prefix + name: values for name, values in unpacked(load_file(bundle.folder / bundle.manifest.base.file)).items()}
     if prefix == "model.":
         coarse["lm_head.weight"] = coarse.pop("model.lm_head.tied" if "model.lm_head.tied" in coarse else "model.lm_head.weight")
         config = config | {"tie_word_embeddings": False}

@@ -1,10 +1,24 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Precision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRECISION_UNSPECIFIED: _ClassVar[Precision]
+    FP32: _ClassVar[Precision]
+    W8: _ClassVar[Precision]
+    W4: _ClassVar[Precision]
+    INT8: _ClassVar[Precision]
+PRECISION_UNSPECIFIED: Precision
+FP32: Precision
+W8: Precision
+W4: Precision
+INT8: Precision
 
 class ProbeSize(_message.Message):
     __slots__ = ("groups", "log2_e")

@@ -1,4 +1,5 @@
 from zo._pb.edge_zo.v1 import ledger_pb2 as _ledger_pb2
+from zo._pb.edge_zo.v1 import plan_pb2 as _plan_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -18,12 +19,13 @@ class Spent(_message.Message):
     def __init__(self, peak_memory_mib: _Optional[int] = ..., milliseconds: _Optional[int] = ..., cpu_milliseconds: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("run", "device", "round", "scalars", "examples", "dropped", "held_out", "spent", "digest", "plan")
+    __slots__ = ("run", "device", "round", "scalars", "examples", "precision", "dropped", "held_out", "spent", "digest", "plan")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SCALARS_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     SPENT_FIELD_NUMBER: _ClassVar[int]
@@ -34,9 +36,10 @@ class Report(_message.Message):
     round: int
     scalars: _containers.RepeatedScalarFieldContainer[int]
     examples: int
+    precision: _plan_pb2.Precision
     dropped: int
     held_out: int
     spent: Spent
     digest: _ledger_pb2.Digest
     plan: int
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ..., plan: _Optional[int] = ...) -> None: ...
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ..., plan: _Optional[int] = ...) -> None: ...

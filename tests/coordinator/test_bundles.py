@@ -1,0 +1,93 @@
+"""The commands under `edge-coordinator bundle`, on a bundle with several bases."""
+
+import argparse
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Bundles
+
+from coordinator import cli
+from coordinator.bench import tiny_models
+from coordinator.bundles import precisions
+from zo.bundle import open_whole
+
+
+@pytest.fixture
+def folder(bundles: Bundles) -> Path:
+    """Of a bundle that tests must not change."""
+    return bundles("bert", precision="int8,fp32,w4").folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.main(["bundle", *map(str, arguments)])
+    logging.root.handlers.clear()  # it writes to a stream that ends with the test
+    return code, *capsys.readouterr()
+
+
+def test_the_first_precision_of_a_list_is_the_default(
+    folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.json").write_text(json.dumps(tiny_models.LABELS))
+    task = (f"--task={tmp_path / 'labels.json'}", "--max-tokens=32", "--rank=2")
+    code, out, _ = run(capsys, "build", folders("bert"), tmp_path / "out", "--precision=w4,fp32", *task)
+    assert code == 0
+    manifest = open_whole(tmp_path / "out").manifest
+    assert (manifest.precision, list(manifest.bases)) == ("w4", ["w4", "fp32"])
+    assert [line for line in out.splitlines() if line in ("w4:", "fp32:")] == ["w4:", "fp32:"]
+    assert out.count("kind   eps") == 2
+
+
+@pytest.mark.parametrize(("text", "found"), [("fp32", ("fp32",)), ("int8,fp32", ("int8", "fp32")), ("w4, w8", ("w4", "w8"))])
+def test_a_list_of_precisions_is_read(text: str, found: tuple[str, ...]) -> None:
+    assert precisions(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "int4", "int8,", "int8,int8", "fp32,int4", "int8 fp32"])
+def test_what_is_no_list_of_precisions_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be one or several of fp32, w8, w4, int8"):
+        precisions(text)
+
+
+def test_all_bases_are_described(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "inspect", folder)
+    assert code == 0
+    for name in ("int8", "fp32", "w4"):
+        assert f"base {name}: {name}.safetensors, " in out
+        assert f"  {name}.stage_0.onnx: " in out
+    assert out.count("probe size of the body") == 3
+    code, out, _ = run(capsys, "inspect", folder, "--json")
+    assert list(json.loads(out)["bases"]) == ["int8", "fp32", "w4"]
+
+
+def test_all_bases_are_verified_and_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "verify", folder)
+    assert code == 0
+    assert all(re.search(rf"{name} \d\.\d", out) for name in ("int8", "fp32", "w4"))
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "w4.safetensors").write_bytes(b"x")
+    for arguments in (("verify", copy), ("inspect", copy), ("pack", copy, tmp_path / "a.tar"), ("calibrate", copy)):
+        code, _, error = run(capsys, *arguments)
+        assert code == 5
+        assert "w4.safetensors does not have the digest" in error
+
+
+def test_all_bases_are_calibrated_and_need_no_model_where_one_is_float32(
+    folder: Path, bundles: Bundles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "calibrate", folder)
+    assert code == 0
+    assert [line for line in out.splitlines() if line.endswith(":")] == ["int8:", "fp32:", "w4:"]
+    code, _, error = run(capsys, "calibrate", bundles("bert", precision="int8,w4").folder)
+    assert code == 3
+    assert "has no base fp32, only int8, w4; give the float32 model with --model FOLDER" in error
+
+
+def test_all_bases_are_packed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "pack", folder, tmp_path / "a.tar")[0] == 0
+    assert run(capsys, "unpack", tmp_path / "a.tar", tmp_path / "out")[0] == 0
+    assert open_whole(tmp_path / "out").manifest == open_whole(folder).manifest
