@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 from zo.config import setting
 from zo.estimators import Grid
-from zo.recipe import Probe, Rate
+from zo.recipe import Algorithm, Probe, Rate, Split
 from zo.seeds import MOST_POOL
 from zo.tiles import TILE
-
-MOST_SCALARS = 1 << 18  # of a round: its entry must fit a message
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,9 @@ class RunConfig:
     log2_levels: int = setting("reports are integers of 2**-this nats", 14)
     clip: float = setting("reports are clipped at +- this many nats", 2.0)
     round: Round = setting("", Round())
+    algorithm: Algorithm = setting("'fedspzo' tries parts of the model apart where that is cheaper, 'mezo' all of it at once", "fedspzo")
     probe: Probe = setting("", Probe())
+    split: Split = setting("", Split())
     rate: Rate = setting("", Rate())
     seeds: Seeds = setting("", Seeds())
     evaluation: Evaluation = setting("", Evaluation())
@@ -100,10 +100,4 @@ class RunConfig:
             raise ValueError(f"keep_entries = {self.keep_entries} must be 0, or at least {2 * TILE}, where tiles are written")
         if self.evaluation.validation and 0 < self.keep_entries < 2 * self.evaluation.every:
             raise ValueError(f"keep_entries = {self.keep_entries} must be 0, or at least twice evaluation.every = {self.evaluation.every}")
-        if self.round.goal * self.probe.directions > MOST_SCALARS:
-            raise ValueError(
-                f"round.goal = {self.round.goal} times probe.directions = {self.probe.directions} must be at most {MOST_SCALARS}"
-            )
-        if 0 < self.seeds.pool < self.probe.directions:
-            raise ValueError(f"seeds.pool = {self.seeds.pool} must be 0, or at least probe.directions = {self.probe.directions}")
         Grid(self.log2_levels, self.clip)

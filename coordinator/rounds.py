@@ -4,27 +4,27 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from coordinator import replay
 from coordinator.config import RunConfig
+from coordinator.planner import Planner, ShapeRefused, slopes
 from coordinator.store import Conflict, RunRow, Store
 from zo import aggregation, wire
 from zo.bundle import Bundle
-from zo.calibration import one_level
 from zo.checkpoint import signs
-from zo.errors import StorageError
+from zo.errors import ConfigError, StorageError
 from zo.estimators import Grid
 from zo.lattice import RangeError
 from zo.ledger import Entry
-from zo.manifest import Manifest, Precision
+from zo.manifest import Precision
 from zo.messages import Report, Verdict
 from zo.parameters import Parameters
-from zo.plan import Node, WorkPlan
-from zo.seeds import MOST_DEVICES, first_seed
+from zo.plan import Node, Shape, WorkPlan
+from zo.planning import seeded
+from zo.seeds import MOST_DEVICES
 from zo.terms import Term, negated
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Rounds:
         self.store, self.run, self.bundle, self.config, self._clock = store, run, bundle, config, clock
         self.grid = Grid(config.log2_levels, config.clip)
         self.rates = aggregation.rates(config.probe, config.rate, bundle.manifest)
-        self._shapes = {precision: self._shape(bundle.manifest.at(precision)) for precision in bundle.manifest.bases}
+        self.planner = Planner(config, bundle.manifest, store.summaries(run.id))
         self._id_start = zlib.crc32(run.genesis + wire.encode(self.grid))
         self.replica = replay.replica(store, run, bundle)
         self._digest: tuple[int, bytes] | None = None
@@ -86,40 +86,53 @@ class Rounds:
         self.devices = max(self.devices, number + 1)
         return number
 
-    def plan(self, device: int, precision: Precision) -> WorkPlan | None:
-        """What a device (at the last entry, with that base) is to do; None if it has reported in this round or the run is over."""
+    def plan(self, device: int, precision: Precision, stage_ns: tuple[int, ...] = ()) -> WorkPlan | None:
+        """What a device (at the last entry, with that base) is to do; None if it has reported or the run is over.
+
+        stage_ns: what its stages cost it, as far as it has said.
+        """
         if self.finished or device in self.reports:
             return None
+        try:
+            shape = self.planner.shape(precision, stage_ns)
+        except ConfigError as error:
+            raise ReportRefused(str(error)) from None
+        root = self.node(self.round, device, precision, shape)
         return WorkPlan(
             round=self.round,
             entry=self.entry,
-            root=self.node(self.round, device, precision),
+            root=root,
             examples=self.config.probe.examples,
             measure_held_out=self.round % self.config.held_out_every == 0 or self.round == 1,
             want_digest=self.round % self.config.digest_every == 0,
             grid=self.grid,
-            id=self.plan_id(device, precision),
+            id=self._plan_id(root),
         )
 
-    def plan_id(self, device: int, precision: Precision) -> int:
+    def plan_id(self, device: int, precision: Precision, shape: Shape | None = None) -> int:
         """32 bits that stand for all that gives the scalars of a device in the open round their meaning."""
-        return zlib.crc32(wire.encode(self.node(self.round, device, precision)), self._id_start)
+        return self._plan_id(self.node(self.round, device, precision, shape))
 
-    def node(self, round_number: int, device: int, precision: Precision) -> Node:
+    def _plan_id(self, root: Node) -> int:
+        return zlib.crc32(wire.encode(root), self._id_start)
+
+    def node(self, round_number: int, device: int, precision: Precision, shape: Shape | None = None) -> Node:
         """The directions of a device in a round: seeds of its own, next to those of its neighbours; probe sizes of its base.
 
-        ReportRefused where the bundle has no such base.
+        shape: the run's usual one if left out. ReportRefused where the bundle has no such base or stages; ShapeRefused where the
+        run does not ask for that, which it may have done with other settings.
         """
-        if precision not in self._shapes:
-            raise ReportRefused(f"the run's bundle has no base of precision {precision}; it has {', '.join(self._shapes)}")
-        count, manifest = self.config.probe.directions, self.bundle.manifest
-        first = first_seed(manifest.run_key, round_number, device, count, self.config.seeds.pool)
-        return replace(self._shapes[precision], first_seed=first)
+        try:
+            root = self.planner.tree(precision, shape or self.planner.usual)
+        except ShapeRefused:
+            raise
+        except ConfigError as error:
+            raise ReportRefused(str(error)) from None
+        return seeded(root, self.bundle.manifest.run_key, round_number, device, self.config.seeds.pool)
 
-    def _shape(self, manifest: Manifest) -> Node:
-        """Of the node of every device with the manifest's base."""
-        probe = self.config.probe
-        return one_level(manifest, aggregation.sizes(probe, manifest), 0, probe.directions)
+    def _node_of(self, report: Report) -> Node:
+        """The plan that a report answers, or seems to."""
+        return self.node(report.round, report.device, report.precision, report.shape)
 
     def accept(self, report: Report) -> Verdict:
         """Take a report in, durably; ReportRefused where it cannot be an answer to this run's plans."""
@@ -150,10 +163,14 @@ class Rounds:
     def _verdict(self, report: Report) -> Verdict:
         if not 0 <= report.device < self.devices:
             raise ReportRefused(f"device {report.device} has not joined this run")
-        if self.finished or report.round != self.round or report.plan != self.plan_id(report.device, report.precision):
+        try:
+            root = self._node_of(report)
+        except ShapeRefused:
             return Verdict.LATE
-        if report.scalars.shape != (self.config.probe.directions,):
-            raise ReportRefused(f"a report holds {self.config.probe.directions} scalars, not {report.scalars.size}")
+        if self.finished or report.round != self.round or report.plan != self._plan_id(root):
+            return Verdict.LATE
+        if report.scalars.shape != (root.scalars,):
+            raise ReportRefused(f"a report of this plan holds {root.scalars} scalars, not {report.scalars.size}")
         if np.abs(report.scalars).max(initial=0) > self.grid.limit:
             raise ReportRefused(f"a scalar is beyond the clip of {self.grid.limit}")
         if not 1 <= report.examples <= self.config.probe.examples:
@@ -196,6 +213,7 @@ class Rounds:
             self.parameters.add(negated(terms))
             raise
         self.replica.advance(entry)
+        self.planner.learn(summary["slopes"])
         self._next(entry.round + 1)
 
     def follow(self) -> bool:
@@ -207,6 +225,8 @@ class Rounds:
             raise StorageError(f"the store's entry {self.entry} is not the one that was committed; start the coordinator again")
         self.note("followed", f"somebody else has appended {len(entries)} entries; round {self.round} is over")  # and synced with this
         replay.move(self.replica, self.store, self.run, entries[-1].number)
+        for summary in self.store.summaries(self.run.id)[-len(entries) :]:
+            self.planner.learn(summary.get("slopes", {}))  # as a restart would
         self._next(entries[-1].round + 1)
         return True
 
@@ -248,12 +268,19 @@ class Rounds:
     def _open(self) -> None:
         self.reports: dict[int, Report] = {}
         kept = self.store.reports(self.run.id, self.round)
-        self.reports = {report.device: report for report in kept if report.plan == self.plan_id(report.device, report.precision)}
+        self.reports = {report.device: report for report in kept if self._answers(report)}
         stale = {report.device for report in kept} - self.reports.keys()
         if stale:
             self.note("settings changed", f"round {self.round}: {len(stale)} reports answer other settings; asked again")
             self.store.drop_reports(self.run.id, stale)
         self._opened = self._clock()
+
+    def _answers(self, report: Report) -> bool:
+        """Whether a report that was kept is of a plan of today's settings."""
+        try:
+            return report.plan == self._plan_id(self._node_of(report))
+        except (ReportRefused, ShapeRefused):
+            return False
 
     def _waited(self) -> float:
         return self._clock() - self._opened
@@ -261,24 +288,27 @@ class Rounds:
     def terms(self, reports: list[Report]) -> tuple[Term, ...]:
         """What the reports of a round, by device, come to; nothing where that cannot be."""
         number = reports[0].round
-        nodes = [self.node(report.round, report.device, report.precision) for report in reports]
+        nodes = [self._node_of(report) for report in reports]
         scale = aggregation.decay(self.config.rate, number, self.config.rounds)
         try:
-            return aggregation.aggregate(reports, nodes, self.rates, scale, self.bundle.manifest, self.grid)
+            return aggregation.aggregate(reports, nodes, self.planner.rates(self.rates), scale, self.bundle.manifest, self.grid)
         except ValueError as error:
             self.note("refused", f"round {number} changed nothing: {error}")
             return ()
 
     def _summary(self, reports: list[Report]) -> dict[str, Any]:
         """What `status` and the demo show of a round; no scalars."""
+        nodes = [self._node_of(report) for report in reports]
         held_out = [float(self.grid.values(np.array(report.held_out))) for report in reports if report.held_out is not None]
         return {
             "round": self.round,
             "reports": len(reports),
             "seconds": round(self._waited(), 3),
-            "probes": sum(2 * report.scalars.size for report in reports),
+            "probes": sum(2 * node.count for node in nodes),
+            "scalars": sum(report.scalars.size for report in reports),
+            "slopes": slopes(reports, nodes, self.bundle.manifest, self.grid),
             "dropped": sum(report.dropped for report in reports),
-            "half_difference": float(np.sqrt(np.mean([self.grid.values(report.scalars) ** 2 for report in reports]))),
+            "half_difference": float(np.sqrt(np.mean(np.concatenate([self.grid.values(report.scalars) for report in reports]) ** 2))),
             "held_out": float(np.mean(held_out)) if held_out else None,
             "peak_memory_mib": max(report.spent.peak_memory_mib for report in reports),
         }

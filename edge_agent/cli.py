@@ -37,8 +37,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told.add_argument("--state", type=Path, default=STATE, help=f"[{STATE}]")
     told.add_argument("--json", action="store_true", help="one JSON object")
     told.set_defaults(command=_status)
+    _add_plan(commands)
     _add_models(commands)
     return cli.run(top, arguments)
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="how this device would best train a bundle",
+        description="Measure the stages of a bundle on this device, and tell what equal progress would cost with every way to cut it.",
+    )
+    plan.add_argument("--bundle", type=Path, required=True, help="its folder")
+    plan.add_argument("--precision", choices=PRECISIONS, help="base to compute with [the bundle's default]")
+    plan.add_argument("--algorithm", choices=["mezo", "fedspzo"], default="fedspzo", help="[fedspzo]")
+    plan.add_argument("--directions", type=int, default=1, help="of the lowest part [1]")
+    plan.add_argument("--examples", type=int, default=8, help="in a batch [8]")
+    plan.add_argument("--tokens", type=int, default=32, help="of an example [32]")
+    plan.add_argument("--threads", type=int, default=1, help="[1]")
+    plan.add_argument("--json", action="store_true", help="one JSON object")
+    plan.set_defaults(command=_plan)
 
 
 def _add_models(commands: argparse._SubParsersAction) -> None:
@@ -71,6 +89,13 @@ def _train(given: argparse.Namespace) -> None:
 
     log.check_clock()
     Solo(config.load(SoloConfig, given, "EDGE_SOLO"), _told_to_stop()).run()
+
+
+def _plan(given: argparse.Namespace) -> None:
+    from edge_agent import plan
+
+    found = plan.measure(given)
+    print(json.dumps(found) if given.json else plan.told(found))
 
 
 def _told_to_stop() -> threading.Event:

@@ -1,5 +1,6 @@
 """Settings of an agent: agent.toml, flags and environment (EDGE_AGENT_...)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,8 @@ class PrefixSettings:
     float16: bool = setting("keep them in half precision: half the room, a relative error of 2**-11", False)
 
     def __post_init__(self) -> None:
-        if self.memory < 0 or self.disk < 0:
-            raise ValueError("memory and disk must not be negative")
+        if not (0 <= self.memory < math.inf and 0 <= self.disk < math.inf):
+            raise ValueError("memory and disk must be finite, and not negative")
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ from edge_agent.status import Status
 from edge_agent.stopping import Stopped
 from edge_agent.work import work
 from zo.bundle import Bundle
-from zo.calibration import correlation_here, kinds
+from zo.calibration import correlation_here
 from zo.disk import Disk
 from zo.errors import ConnectionFailed
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
+from zo.planning import kinds
 from zo.replica import Replica
+from zo.timing import stage_ns
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Daemon:
         follower.catch_up()
         self.status.update(entry=follower.replica.entry)
         while True:
-            reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision))
+            reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.stage_ns))
             self._apply(reply)
             if reply.finished:
                 return True
@@ -131,6 +133,7 @@ class Daemon:
                 correlation,
                 bundle.manifest.precision,
             )
+        self.stage_ns = stage_ns(self.engine, self.dataset.draw(4))
         replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors)
         self.follower = Follower(replica, self.joined, self.state, config, self._ask, self._check_stop, self.SAVE_EVERY)
         self.status.update(

@@ -11,15 +11,14 @@ from tokenizers import Tokenizer
 from edge_agent.config import AgentConfig
 from edge_agent.solo_config import SoloConfig
 from zo import examples
-from zo.batches import Batch, Encoded, collate, encode
+from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
 from zo.errors import DataError
 from zo.examples import Reading
 from zo.manifest import Task
+from zo.sampling import Sampler
 
 log = logging.getLogger(__name__)
-
-ROOM = 4  # batches drawn together and sorted by length, so that short texts are not padded to long ones
 
 
 class Dataset:
@@ -42,12 +41,7 @@ class Dataset:
         order = np.random.default_rng(0).permutation(len(rows))
         self.held_out = sorted((rows[place] for place in order[:kept]), key=lambda row: len(row.ids))
         self.training = [rows[place] for place in order[kept:]]
-        classes: dict[int, list[Encoded]] = {}
-        for row in self.training:
-            classes.setdefault(row.label if balanced else 0, []).append(row)
-        self._classes = list(classes.values())
-        self._generator = np.random.default_rng()
-        self._ready: list[list[Encoded]] = []
+        self._sampler = Sampler(self.training, task, balanced, np.random.default_rng())
         self._maker = ThreadPoolExecutor(1, "batches")
         self._coming: tuple[int, Future[Batch]] | None = None
 
@@ -73,22 +67,11 @@ class Dataset:
     def draw(self, size: int) -> Batch:
         """A random batch of `size` training examples of similar length; the next is made ready while this one is worked on."""
         if self._coming is None or self._coming[0] != size:
-            self._coming = (size, self._maker.submit(self._make, size))
+            self._coming = (size, self._maker.submit(self._sampler.draw, size))
         batch = self._coming[1].result()
-        self._coming = (size, self._maker.submit(self._make, size))
+        self._coming = (size, self._maker.submit(self._sampler.draw, size))
         return batch
-
-    def _make(self, size: int) -> Batch:
-        if not self._ready or len(self._ready[-1]) != size:
-            rows = sorted((self._one() for _ in range(size * ROOM)), key=lambda row: len(row.ids))
-            self._ready = [rows[start : start + size] for start in range(0, len(rows), size)]
-            self._generator.shuffle(self._ready)
-        return collate(self._ready.pop(), self.task)
 
     def held_out_batches(self, size: int) -> list[Batch]:
         """The held-out examples, always the same."""
         return [collate(self.held_out[start : start + size], self.task) for start in range(0, len(self.held_out), size)]
-
-    def _one(self) -> Encoded:
-        rows = self._classes[self._generator.integers(len(self._classes))]
-        return rows[self._generator.integers(len(rows))]

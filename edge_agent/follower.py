@@ -69,9 +69,9 @@ class Follower:
             replica.restore(saved)
         self._check_promise()
 
-    def request(self, precision: Precision) -> WorkRequest:
-        """What asks for work from here, for that base."""
-        return WorkRequest(self.joined.run, self.joined.device, self.replica.entry, short(self.replica.head), precision)
+    def request(self, precision: Precision, stage_ns: tuple[int, ...]) -> WorkRequest:
+        """What asks for work from here, for that base, with stages that take so long."""
+        return WorkRequest(self.joined.run, self.joined.device, self.replica.entry, short(self.replica.head), precision, stage_ns)
 
     def apply(self, entries: Iterable[Entry]) -> None:
         """Go along with the ledger. ValueError where that cannot be."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from edge_agent.config import AgentConfig
 from edge_agent.state import State
 from zo.bundle import Bundle, open_bundle, read_manifest, verify
-from zo.calibration import kinds
 from zo.engine import Engine
 from zo.manifest import Manifest, Precision
+from zo.planning import kinds
 from zo.timing import alternating, probe_pair, random_batch, signal_per_second
 
 log = logging.getLogger(__name__)

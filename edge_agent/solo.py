@@ -17,15 +17,18 @@ from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.stopping import Stopped
 from edge_agent.work import held_out_loss, work
+from zo import split
 from zo.aggregation import aggregate, decay, rates
-from zo.calibration import one_level
 from zo.disk import Disk
 from zo.errors import ConfigError, StorageError
 from zo.estimators import Grid
 from zo.lattice import RangeError
 from zo.ledger import genesis
-from zo.plan import WorkPlan
-from zo.seeds import ALONE, first_seed
+from zo.plan import Shape, WorkPlan
+from zo.planning import kept_bytes, seeded, tree
+from zo.recipe import directions, stated_shape
+from zo.seeds import ALONE
+from zo.timing import stage_ns
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +78,27 @@ class Solo:
         self.dataset = Dataset.of(config, self.bundle)  # first: what the tokenizer took is free again for the engine
         self.model = Personal(self.bundle, position, config.threads)
         self.engine = engine(config, self.bundle, self.model.parameters, self.state)
+        self.tree = tree(self.manifest, self.rates.log2_eps, self._shape())
         log.info("training on top of %s", f"the fleet's entry {position.entry}" if position else "the bundle")
         fleet = (position.entry, position.head) if position else ()
         opening = Opening(genesis(self.bundle.digest, secrets.token_bytes(16)), self.bundle.digest, *fleet)
         self.journal = Journal(self.state.folder / journal.NAME, opening, self.state.budget, self._disk)
         self.status.update(state="working", precision=self.manifest.precision, **self.dataset.counts)
+
+    def _shape(self) -> Shape:
+        """As the settings state it, or the cheapest for this device."""
+        config = self.config
+        stated = stated_shape(config.algorithm, config.probe, config.split)
+        if stated:
+            return stated
+        times = stage_ns(self.engine, self.dataset.draw(min(4, config.probe.examples)))
+
+        def fits(shape: Shape) -> bool:
+            return kept_bytes(self.manifest, shape, config.probe.examples) <= config.split.kept
+
+        rows = split.plan_table(self.manifest, self.rates.log2_eps, directions(config.algorithm, config.probe), times, fits=fits)
+        log.info("the cheapest way to equal progress:\n%s", split.told(rows))
+        return split.choose(rows).shape
 
     def _train(self) -> str:
         """Returns how it ended. ConfigError where the rates are too high for the lattice."""
@@ -118,12 +137,11 @@ class Solo:
     def _work(self, number: int) -> None:
         """One round."""
         probe = self.config.probe
-        seed = ALONE + first_seed(self.manifest.run_key, number, 0, probe.directions)
-        node = one_level(self.manifest, self.rates.log2_eps, seed, probe.directions)
+        node = seeded(self.tree, self.manifest.run_key, number, 0, offset=ALONE)
         plan = WorkPlan(number, number - 1, node, probe.examples, False, False, self.grid, 0)
         report = work(plan, self.engine, self.dataset, self._check_stop)
         if report.dropped:
-            log.warning("round %d: %d of %d directions gave no finite loss and were dropped", number, report.dropped, probe.directions)
+            log.warning("round %d: %d of %d directions gave no finite loss and were dropped", number, report.dropped, node.scalars)
         share = decay(self.config.rate, number, self.config.rounds)
         try:
             terms = aggregate([report], [node], self.rates, share, self.manifest, self.grid)

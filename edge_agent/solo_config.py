@@ -7,7 +7,7 @@ from edge_agent.config import AgentConfig, PrefixSettings
 from zo.config import setting
 from zo.estimators import Grid
 from zo.manifest import Precision
-from zo.recipe import Probe, Rate
+from zo.recipe import Algorithm, Probe, Rate, Split
 
 _AS_IN_A_FLEET = {field.name: setting(field.metadata["help"], field.default) for field in dataclasses.fields(AgentConfig)}
 
@@ -30,7 +30,9 @@ class SoloConfig:
     disk_bytes_per_day: float = _AS_IN_A_FLEET["disk_bytes_per_day"]
     log2_levels: int = setting("losses are rounded to 2**-this nats", 14)
     clip: float = setting("half differences of losses are clipped at +- this many nats", 2.0)
+    algorithm: Algorithm = setting("'fedspzo' tries parts of the model apart where that is cheaper, 'mezo' all of it at once", "fedspzo")
     probe: Probe = setting("", Probe())
+    split: Split = setting("", Split())
     rate: Rate = setting("", Rate())
 
     def __post_init__(self) -> None:

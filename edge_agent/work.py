@@ -35,6 +35,7 @@ def work(plan: WorkPlan, engine: Engine, dataset: Dataset, go_on: Callable[[], N
         spent=Spent(peak_memory_mib(), _milliseconds(time.monotonic() - began), _milliseconds(time.process_time() - cpu)),
         digest=engine.parameters.digest() if plan.want_digest else None,
         plan=plan.id,
+        shape=plan.root.shape,
     )
 
 

@@ -23,7 +23,9 @@ PROBE = Probe(directions=3, examples=4)
 
 def settings(bundle: Bundle, **changed: Any) -> RunConfig:
     """A run of a tiny bundle: three directions, two reports a round."""
-    return RunConfig(**{"bundle": str(bundle.folder), "rounds": 4, "round": Round(2, 1, 30.0), "probe": PROBE} | changed)
+    return RunConfig(
+        **{"bundle": str(bundle.folder), "rounds": 4, "round": Round(2, 1, 30.0), "probe": PROBE, "algorithm": "mezo"} | changed
+    )
 
 
 def report(device: int, round_number: int = 1, scalars: tuple[int, ...] = (300, -200, 100), **changed: Any) -> Report:

@@ -154,6 +154,36 @@ def test_a_run_outlives_a_killed_coordinator_and_a_killed_agent(processes: Calla
     assert "Traceback" not in "".join(fleet.log(name) for name in ("coordinator", *agents))
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"split__cuts": "[2]", "split__counts": "[5]"}, {"split__cuts": "[1]", "split__counts": "[3]", "split__joint": "true"}],
+    ids=["planned", "cut", "joint"],
+)
+def test_parts_are_tried_apart_by_a_fleet_that_outlives_its_coordinator(how: dict[str, str], processes: Callable[..., Processes]) -> None:
+    rounds = 60
+    fleet = processes(rounds=rounds, round__goal=2, round__minimum=2, digest_every=5, algorithm="fedspzo", probe__directions=2, **how)
+    coordinator = fleet.coordinator()
+    agents = {name: fleet.agent(name) for name in ("a", "bb")}
+    wait_until(lambda: len(fleet.summaries()) >= 5)
+    coordinator.kill()
+    coordinator.wait()
+    kept = fleet.summaries()
+    assert len(kept) < rounds
+    fleet.coordinator()
+    for name, agent in agents.items():
+        assert agent.wait(60) == 0, fleet.log(name)
+    summaries = fleet.summaries()
+    assert summaries[: len(kept)] == kept
+    assert [summary["round"] for summary in summaries] == list(range(1, rounds + 1))
+    assert {summary["reports"] for summary in summaries} == {2}
+    if how:
+        assert {summary["scalars"] for summary in summaries} == {2 * (12 if "split__joint" not in how else 6)}
+        assert {summary["probes"] for summary in summaries} == {2 * 2 * 2}
+    assert {name: fleet.status(name)["digest"] for name in agents} == dict.fromkeys(agents, summaries[-1]["digest"])
+    assert summaries[-1]["digest"] != fleet.bundle.parameters().digest().hex()
+    assert "Traceback" not in "".join(fleet.log(name) for name in ("coordinator", *agents))
+
+
 def test_agents_with_different_bases_train_one_model(bundles: Bundles, tmp_path: Path, processes: Callable[..., Processes]) -> None:
     fleet = processes(rounds=30, round__goal=3, round__minimum=3, digest_every=5, probe__directions=2)
     fleet.bundle = bundles("bert", precision="int8,fp32,w4")

@@ -1,20 +1,24 @@
 """From the reports of a round to the terms of its entry: pure functions (DESIGN section 6)."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zo.calibration import kinds, probe_sizes
+import numpy as np
+
 from zo.errors import BundleError, ConfigError
-from zo.estimators import Grid, mezo_steps, round_stochastically
+from zo.estimators import Grid, joint_halves, mezo_steps, round_stochastically
 from zo.lattice import LIMIT
 from zo.ledger import fold
 from zo.manifest import Manifest, Task
 from zo.messages import Report
-from zo.plan import Node
+from zo.plan import Node, ProbeSize
+from zo.planning import kinds, probe_sizes
 from zo.recipe import Probe, Rate
 from zo.terms import Term
 
+REACH = -6  # log2 of what a rate of 1 moves values by, at most, in a part tried apart: a larger probe is chosen for its noise alone
 MOST_DIRECTIONS = 256  # the update grows with the count of directions up to here; beyond, more only steady it
 
 
@@ -22,10 +26,10 @@ MOST_DIRECTIONS = 256  # the update grows with the count of directions up to her
 class Rates:
     """What turns a slope into steps, in one base: the bundle's default one, whichever a report's device holds.
 
-    signal: rms half difference at calibration (nats) of probes of size log2_eps. by_kind: relative rates.
+    signal: rms half difference at calibration (nats) of probes of size log2_eps, by kind. by_kind: relative rates.
     """
 
-    signal: float
+    signal: dict[str, float]
     by_kind: dict[str, float]
     log2_eps: dict[str, int]
 
@@ -37,9 +41,8 @@ def rates(probe: Probe, rate: Rate, manifest: Manifest) -> Rates:
     usual = default_rate(manifest.task)
     by_kind = {kind: usual if stated[kind] is None else float(stated[kind] or 0.0) for kind in present}
     log2_eps = sizes(probe, manifest)
-    signals = [c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present]
-    signal = math.sqrt(sum(signal**2 for signal in signals))
-    if not signal > 0:
+    signal = {c.kind: c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present}
+    if not all(signal.get(kind, 0) > 0 for kind in present):
         raise BundleError(f"bundle {manifest.name!r} states no signal of its probes; run 'edge-coordinator bundle calibrate'")
     return Rates(signal, by_kind, log2_eps)
 
@@ -70,20 +73,57 @@ def aggregate(
     """Terms of a round, weighted by examples: -scale * rate * (half difference / signal) * probe, for every direction.
 
     nodes: what each report answers, with the probe sizes of its device's base. A half difference over its own probe size is a
-    slope, which has one scale in all bases; signal and probe are the run's. The same reports in any order give the same terms.
+    slope, which has one scale in all bases; signal and probe are the run's. Every group is averaged over the reports that
+    perturbed it. The same reports in any order give the same terms.
     """
-    directions = sum(node.count for node in nodes)
-    growth = min(directions, MOST_DIRECTIONS)
-    examples = sum(report.examples for report in reports)
     groups = {group.id: group for group in manifest.groups}
+    alike = {(group.kind, group.log2_unit): group.id for group in reversed(manifest.groups)}  # rounded alike, in whichever part
+    directions, examples = Counter[int](), Counter[int]()
+    for report, node in zip(reports, nodes, strict=True):
+        for level, total in node.levels():
+            for size in level.probe_sizes:
+                directions.update(dict.fromkeys(size.groups, total))
+                examples.update(dict.fromkeys(size.groups, report.examples))
     terms = []
     for report, node in zip(reports, nodes, strict=True):
-        weight = growth * report.examples / examples / node.count
-        for size in node.probe_sizes:
-            group = groups[size.groups[0]]
-            log2_eps = size.log2_e + group.log2_unit
-            rate = scale * given.by_kind[group.kind] / given.signal * 4.0 ** given.log2_eps[group.kind]
-            steps = mezo_steps(grid.values(report.scalars), weight, rate, log2_eps, group.log2_unit)
-            rounded = round_stochastically(steps, manifest.run_key, group.id, node.first_seed, report.round)
-            terms.append(Term(size.groups, node.first_seed, rounded))
+        for level, half in by_level(node, grid.values(report.scalars)):
+            signal = _signal(node if node.joint else level, given, manifest)
+            for size in _weighed_alike(level.probe_sizes, directions, examples):
+                group = groups[size.groups[0]]
+                weight = min(directions[group.id], MOST_DIRECTIONS) * report.examples / examples[group.id] / half.size
+                log2_eps = size.log2_e + group.log2_unit
+                log2_run = given.log2_eps[group.kind]
+                reach = min(log2_run, REACH) if node.child and not node.joint else log2_run
+                rate = scale * given.by_kind[group.kind] / signal * 2.0 ** (log2_run + reach)
+                steps = mezo_steps(half, weight, rate, log2_eps, group.log2_unit)
+                rounded = round_stochastically(steps, manifest.run_key, alike[group.kind, group.log2_unit], level.first_seed, report.round)
+                terms.append(Term(size.groups, level.first_seed, rounded))
     return fold(terms)
+
+
+def by_level(root: Node, half: np.ndarray) -> list[tuple[Node, np.ndarray]]:
+    """The half differences of a report, [scalars], by the level of the plan that they belong to."""
+    levels = list(root.levels())
+    if root.joint:
+        (low, _), (high, _) = levels
+        return list(zip((low, high), joint_halves(half, high.count), strict=True))
+    stops = np.cumsum([total for _, total in levels])
+    return [(node, piece) for (node, _), piece in zip(levels, np.split(half, stops[:-1]), strict=True)]
+
+
+def _weighed_alike(sizes: Sequence[ProbeSize], directions: Counter[int], examples: Counter[int]) -> list[ProbeSize]:
+    """Groups parted by how often they were perturbed in all: reports of other shapes may have tried some of them oftener."""
+    parts: dict[tuple[int, int, int], list[int]] = {}
+    for place, size in enumerate(sizes):
+        for group in size.groups:
+            parts.setdefault((place, directions[group], examples[group]), []).append(group)
+    return [ProbeSize(tuple(groups), sizes[place].log2_e) for (place, _, _), groups in parts.items()]
+
+
+def _signal(root: Node, given: Rates, manifest: Manifest) -> float:
+    """The rms half difference to be expected of probes of these groups together: of each kind the share that its groups are."""
+    kind = {group.id: group.kind for group in manifest.groups}
+    all_of = Counter(kind.values())
+    levels = [node for node, _ in root.levels()] if root.joint else [root]
+    probed = [kind[group] for level in levels for size in level.probe_sizes for group in size.groups]
+    return math.sqrt(sum(given.signal[each] ** 2 / all_of[each] for each in probed))

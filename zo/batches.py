@@ -51,6 +51,13 @@ class Batch:
         """Count of rows whose mean is the loss."""
         return len(self.fields["labels"])
 
+    def repeated(self, times: int) -> "Batch":
+        """The same examples several times, one copy after the other."""
+        fields = {name: np.concatenate([array] * times) for name, array in self.fields.items()}
+        if "positions" in fields:
+            fields["positions"] += np.repeat(np.arange(times), self.losses) * self.examples * self.tokens
+        return Batch(fields, np.tile(self.keys, times), np.tile(self.lengths, times))
+
     def split(self, most: int) -> list["Batch"]:
         """The same examples in as few batches of at most `most` as can be, of nearly equal size; padding stays as it is."""
         count = -(-self.examples // most)

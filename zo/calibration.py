@@ -8,8 +8,8 @@ from zo.batches import Batch
 from zo.engine import Engine
 from zo.errors import BundleError
 from zo.estimators import half_differences
-from zo.manifest import Calibration, Manifest
-from zo.plan import Node, ProbeSize
+from zo.manifest import Calibration
+from zo.planning import one_level, probe_sizes
 from zo.terms import Term, negated
 
 SMALL_LOG2_EPS = -10  # of the float32 derivative that others are compared with
@@ -20,28 +20,6 @@ HOPELESS = 0.7  # of the best correlation: a larger eps than this one's would on
 NEAR_BEST = 0.98  # of the best squared correlation: among those the largest eps, which rounding disturbs least
 USABLE = 0.5  # of the best squared correlation: what a kind may give up so as not to drown the others
 DROWNING = 1.5  # times the weakest kind's signal
-
-
-def kinds(manifest: Manifest) -> tuple[str, ...]:
-    """The kinds of group that a bundle has."""
-    return tuple(dict.fromkeys(group.kind for group in manifest.groups))
-
-
-def probe_sizes(manifest: Manifest, log2_eps: dict[str, int]) -> tuple[ProbeSize, ...]:
-    """E of every group of the kinds given: eps in that group's own units; groups of one kind and E together."""
-    alike: dict[tuple[str, int], list[int]] = {}
-    for group in manifest.groups:
-        if group.kind in log2_eps:
-            alike.setdefault((group.kind, log2_eps[group.kind] - group.log2_unit), []).append(group.id)
-    return tuple(ProbeSize(tuple(groups), log2_e) for (_, log2_e), groups in sorted(alike.items()))
-
-
-def one_level(manifest: Manifest, log2_eps: dict[str, int], first_seed: int, count: int) -> Node:
-    """The plan of plain MeZO: one node from the lowest stage that holds one of the groups to the end."""
-    sizes = probe_sizes(manifest, log2_eps)
-    perturbed = {group for size in sizes for group in size.groups}
-    stage = min(number for number, stage in enumerate(manifest.stages) if perturbed & set(stage.groups))
-    return Node(stage, first_seed, count, sizes)
 
 
 def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], directions: int) -> list[Calibration]:

@@ -50,6 +50,20 @@ def half_differences(losses: np.ndarray) -> np.ndarray:
         return (pairs[:, 0] - pairs[:, 1]) / 2
 
 
+def joint_halves(half: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Half differences of both parts from those of joint probes (FedSPZO, arXiv 2502.10239; DESIGN section 6).
+
+    half: [P1 * count], those of one direction of part 1 side by side. Part 1 gets the mean over its `count` probes, [P1]; part
+    2 each probe less the mean of the others, [P1 * count], which takes out what part 1 contributes to all of them.
+    """
+    rows = np.asarray(half, np.float64).reshape(-1, count)
+    first = rows.mean(axis=1)
+    if count == 1:
+        return first, rows.reshape(-1)
+    others = (rows.sum(axis=1, keepdims=True) - rows) / (count - 1)
+    return first, (rows - others).reshape(-1)
+
+
 def mezo_steps(half: np.ndarray, weights: np.ndarray | float, rate: float, log2_eps: int, log2_unit: int) -> np.ndarray:
     """Real-valued steps, in units, of theta -= rate * sum_j weights[j] * (half[j] / eps) * z_j (float64 [directions])."""
     return -rate * weights * np.ldexp(half, -log2_eps - log2_unit)

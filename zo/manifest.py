@@ -86,12 +86,13 @@ class Base:
 class Manifest:
     """Everything about a bundle but its weights, looked at through one of its bases: `precision`; in manifest.json, the default one.
 
-    rank, alpha: of adapters. bases: of the same model; groups, and so a run's ledger, are common to them. files: SHA-256 by
-    name, of every file but this.
+    width: of the hidden states. rank, alpha: of adapters. bases: of the same model; groups, and so a run's ledger, are common
+    to them. files: SHA-256 by name, of every file but this.
     """
 
     name: str
     architecture: str
+    width: int
     precision: Precision
     trainable: TrainableSet
     rank: int

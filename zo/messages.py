@@ -7,7 +7,7 @@ import numpy as np
 
 from zo.ledger import Entry
 from zo.manifest import Precision
-from zo.plan import WorkPlan
+from zo.plan import Shape, WorkPlan
 
 PROTOCOL = 1
 
@@ -99,13 +99,17 @@ class CheckpointRequest:
 
 @dataclass(frozen=True)
 class WorkRequest:
-    """What is there to do for a device at this entry, with a base of this precision? chain: `ledger.short` of its head."""
+    """What is there to do for a device at this entry, with a base of this precision?
+
+    chain: `ledger.short` of its head. stage_ns: what a branch of an example costs the device in each stage (`zo.timing`).
+    """
 
     run: int
     device: int
     entry: int
     chain: int
     precision: Precision
+    stage_ns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,10 @@ class Spent:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The scalars of one round: integers on the plan's grid, one a direction (int64). precision: of the base. plan: id of the work plan."""
+    """The scalars of one round: integers on the plan's grid, one a direction (int64). precision: of the base.
+
+    plan: id of the work plan that this answers. shape: of its tree; the run's usual one if it is left out.
+    """
 
     run: int
     device: int
@@ -143,6 +150,7 @@ class Report:
     spent: Spent = field(default_factory=Spent)
     digest: bytes | None = None
     plan: int = 0
+    shape: Shape | None = None
 
 
 class Verdict(IntEnum):

@@ -14,7 +14,7 @@ import numpy as np
 from zo import kernel, lattice
 from zo.directions import BLOCK
 from zo.lattice import LIMIT, RangeError
-from zo.terms import Term, collect
+from zo.terms import STEP_LIMIT, Term, collect
 
 MOST_POSTPONED = 64  # terms
 
@@ -129,6 +129,9 @@ class Parameters:
         Terms of groups not held are passed over. All or nothing: RangeError, naming the tensor and the bound, if a
         value would leave LIMIT units, and then nothing has changed.
         """
+        terms = tuple(terms)
+        if self._postponed and sum(_total(term) for term in terms) > STEP_LIMIT // 2:
+            self.settle()  # together they might not be exact where each is, nor each where together they are
         terms = (*self._postponed, *terms)
         alike: dict[tuple[bool, ...], tuple[np.ndarray, np.ndarray]] = {}  # most groups are in the same terms as others
         work = []
@@ -152,7 +155,7 @@ class Parameters:
         terms = tuple(terms)
         owed = self._owed.copy()
         for term in terms:
-            total = int(np.abs(term.steps).sum(dtype=np.float64))
+            total = _total(term)
             owed.update({group: total for group in term.groups if group in self.groups})
         if len(self._postponed) + len(terms) > MOST_POSTPONED or any(self._bound[g] + most > LIMIT for g, most in owed.items()):
             self.add(terms)
@@ -182,6 +185,19 @@ class Parameters:
         for pieces in branched:
             for name in pieces.keys() & out.keys():
                 out[name][...] = pieces[name]
+
+    def pairs(self, groups: Sequence[int], first_seed: int, count: int, step: int, out: Mapping[str, np.ndarray]) -> None:
+        """Write copies perturbed by +step and -step units along each of `count` consecutive seeds, leaving theta alone.
+
+        out: by tensor name, float32 [2 * count, *shape], + then - of every direction. The same bits as `branches` gives for those
+        terms, without a term for each; RangeError as there.
+        """
+        self.settle()
+        seeds = np.uint64(first_seed) + np.arange(count, dtype=np.uint64)
+        steps = np.kron(np.eye(count, dtype=np.int64), np.array([[step], [-step]]))
+        for group in groups:
+            for name, piece in self.groups[group].split(self._branched(self.groups[group], seeds, steps)).items():
+                out[name][...] = piece
 
     def group_digest(self, group: int) -> bytes:
         """BLAKE2b-256 over the group's little-endian float32 bytes."""
@@ -250,6 +266,11 @@ class Parameters:
             stop += tensor.size
             if place < stop:
                 raise RangeError(f"tensor {tensor.name!r}: a value would leave {LIMIT} units of 2**{group.log2_unit} (|value| <= {bound})")
+
+
+def _total(term: Term) -> int:
+    """Sum of |steps|; rounded beyond 2**53."""
+    return int(np.abs(term.steps).sum(dtype=np.float64))
 
 
 def _steps_by_branch(perturbations: Sequence[tuple[Term, ...]], group: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,24 +2,61 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from zo.config import setting
+from zo.plan import MOST_DIRECTIONS, Shape
+
+Algorithm = Literal["mezo", "fedspzo"]
 
 
 @dataclass(frozen=True)
 class Probe:
     """What one device does in one round."""
 
-    directions: int = setting("directions a device tries a round, each a pair of probes", 8)
+    directions: int | None = setting("directions a device tries a round, each a pair of probes; left out, 8, or with 'fedspzo' 1", None)
     examples: int = setting("examples in the batch of a probe", 8)
     log2_eps_body: int | None = setting("probe size of the body is 2**this; the bundle's calibration decides if it is left out", None)
     log2_eps_head: int | None = setting("the same for the head", None)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.directions <= 4096:
-            raise ValueError(f"directions = {self.directions} must be between 1 and 4096")
+        if self.directions is not None and not 1 <= self.directions <= MOST_DIRECTIONS:
+            raise ValueError(f"directions = {self.directions} must be between 1 and {MOST_DIRECTIONS}")
         if not 1 <= self.examples <= 4096:
             raise ValueError(f"examples = {self.examples} must be between 1 and 4096")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which parts of the model are tried apart, on outputs of the parts below that are kept (FedSPZO, arXiv 2502.10239)."""
+
+    cuts: tuple[int, ...] = setting("stages at which parts begin, as [2]; left out, the cheapest way to equal progress is predicted", ())
+    counts: tuple[int, ...] = setting("directions of those parts on each output of the part below, as [256]", ())
+    joint: bool = setting("try both parts together: half the probes of the upper one, and noisier", False)
+    kept: float = setting("most bytes of outputs that a device may have to keep", 64e6)
+
+    def __post_init__(self) -> None:
+        if bool(self.cuts) != bool(self.counts):
+            raise ValueError(f"cuts = {list(self.cuts)} and counts = {list(self.counts)} go together")
+        if self.joint and not self.cuts:
+            raise ValueError("joint needs cuts and counts")
+        if self.cuts:
+            Shape((1, *self.counts), self.cuts, self.joint)
+        if self.kept < 0:
+            raise ValueError(f"kept = {self.kept} must not be negative")
+
+
+def directions(algorithm: Algorithm, probe: Probe) -> int:
+    """Of the whole model, or of its lowest part: another batch for each is better, where reports cost little."""
+    return probe.directions or {"mezo": 8, "fedspzo": 1}[algorithm]
+
+
+def stated_shape(algorithm: Algorithm, probe: Probe, split: Split) -> Shape | None:
+    """The shape that the settings state; None where it is to be planned."""
+    count = directions(algorithm, probe)
+    if algorithm == "mezo":
+        return Shape((count,))
+    return Shape((count, *split.counts), split.cuts, split.joint) if split.cuts else None
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,35 @@ import numpy as np
 
 from zo.parameters import Parameters
 from zo.plan import Node
+from zo.terms import Term
+
+Loss = Callable[[Mapping[str, np.ndarray]], float]
+SIGNS = (1, -1)
 
 
-def probe(parameters: Parameters, node: Node, loss: Callable[[Mapping[str, np.ndarray]], float]) -> np.ndarray:
-    """What `Engine.probe` approximates: the loss at theta + E z, then at theta - E z, of every direction: float64 [2 * count].
+def probe(parameters: Parameters, root: Node, loss: Loss) -> np.ndarray:
+    """What `Engine.probe` approximates: losses at + and at - of every direction, lowest level first: float64 [2 * scalars].
 
-    loss: nats, from the trainable tensors by name. `parameters` stays untouched; every probe starts from a copy of it,
-    so no error of one can reach the next. Says nothing of stages, batches or cost. ValueError where the plan has
-    children; RangeError where a probe would leave the lattice.
+    A level is tried where the direction below stands at +E and where it stands at -E, and its loss is the mean of both; while a
+    level is tried, those above it are unperturbed. In the joint form both levels move together. loss: nats, from the
+    trainable tensors by name. `parameters` stays untouched; every probe starts from a copy of it, so no error of one can reach
+    the next. Says nothing of stages, batches or cost. RangeError where a probe would leave the lattice.
     """
-    if node.children:
-        raise ValueError("only plans of one level are defined")
-    losses = []
-    for direction in range(node.count):
-        for sign in (1, -1):
-            perturbed = parameters.copy()
-            perturbed.add(node.terms(direction, sign))
-            losses.append(loss(perturbed.tensors()))
-    return np.array(losses, np.float64)
+
+    def at(terms: tuple[Term, ...]) -> float:
+        perturbed = parameters.copy()
+        perturbed.add(terms)
+        return loss(perturbed.tensors())
+
+    if root.joint and root.child:
+        low, high = root, root.child
+        pairs = [(a, a * high.count + b) for a in range(low.count) for b in range(high.count)]
+        return np.array([at((*low.terms(a, sign), *high.terms(b, sign))) for a, b in pairs for sign in SIGNS])
+    found: list[float] = []
+    standing: list[list[tuple[Term, ...]]] = [[()]]  # for every direction below: the places where it left the levels below
+    for node, _ in root.levels():
+        tried = [(places, which * node.count + own) for which, places in enumerate(standing) for own in range(node.count)]
+        for places, direction in tried:
+            found += [float(np.mean([at((*place, *node.terms(direction, sign))) for place in places])) for sign in SIGNS]
+        standing = [[(*place, *node.terms(direction, sign)) for sign in SIGNS for place in places] for places, direction in tried]
+    return np.array(found, np.float64)

@@ -11,7 +11,7 @@ from typing import Any
 
 from zo import cli
 from zo.errors import ConfigError
-from zo.manifest import TRAINABLE_SETS
+from zo.manifest import PRECISIONS, TRAINABLE_SETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     precisions.add_argument("--trainable", choices=[each for each in TRAINABLE_SETS if each != "full"], default="lora-fa", help="[lora-fa]")
     precisions.add_argument("--repeats", type=int, default=15, help="[15]")
     precisions.set_defaults(command=_precisions)
+    split = commands.add_parser("split", help="what equal progress costs plain MeZO and split perturbation, on real data")
+    split.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and, for classification, labels.json")
+    split.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    split.add_argument("--trainable", choices=TRAINABLE_SETS, default="lora-fa", help="[lora-fa]")
+    split.add_argument("--precision", choices=PRECISIONS, help="[int8; fp32 for 'full']")
+    split.add_argument("--max-tokens", type=int, default=64, help="[64]")
+    split.add_argument("--seeds", type=int, default=3, help="for the savings [3]")
+    split.add_argument("--body-seeds", type=int, default=5, help="for what the body gains over the head alone; 0: not measured [5]")
+    split.add_argument("--rounds", type=int, default=100, help="of 8 devices, 2 probes each [100]")
+    split.add_argument("--cuts", type=int, nargs="+", default=[], help="stages at which parts begin [planned]")
+    split.add_argument("--counts", type=int, nargs="+", default=[], help="directions of those parts")
+    split.add_argument("--joint", action="store_true", help="the joint form")
+    split.add_argument("--plot", type=Path, help="write a picture of loss against compute")
+    split.set_defaults(command=_split)
     a_round = commands.add_parser("round", help="what a report costs the coordinator without the network; the commit by its reports")
     a_round.add_argument("--reports", type=int, default=2000, help="a round [2000]")
     a_round.add_argument("--repeats", type=int, default=5, help="[5]")
@@ -67,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (a_round, coordinator):
         command.add_argument("--bundle", type=Path, help="folder of a bundle [all-MiniLM-L6-v2, lora]")
         command.add_argument("--disk", type=Path, metavar="FOLDER", help="on the disk that is synced to [where temporary files go]")
-    for command in (step, cost, perturb, replay, probe, memory, crash, catchup, precisions, a_round, coordinator):
+    for command in (step, cost, perturb, replay, probe, memory, crash, catchup, precisions, split, a_round, coordinator):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
@@ -145,6 +159,23 @@ def _precisions(given: argparse.Namespace) -> None:
         bundle = precisions.build_all(given.model or packaged_model(), Path(scratch) / "bundle", task, given.trainable, held_out)
         found = precisions.measure(bundle, private, given.repeats)
     _show(given, precisions.told(found), found)
+
+
+def _split(given: argparse.Namespace) -> None:
+    from coordinator import task as task_file
+    from coordinator.bench import split
+    from coordinator.build.layers import Training
+    from coordinator.demo.packaged import packaged_model
+    from zo.plan import Shape
+
+    labels = given.data / "labels.json"
+    task = task_file.read(labels if labels.exists() else None, given.max_tokens)
+    training = Training(given.trainable, given.precision or ("fp32" if given.trainable == "full" else "int8"))
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = split.build_bundle(given.model or packaged_model(), Path(scratch) / "bundle", given.data, task, training)
+        shape = Shape((1, *given.counts), tuple(given.cuts), given.joint) if given.cuts else None
+        found = split.measure(split.Fleets(bundle, given.data, given.rounds, shape), given.seeds, given.body_seeds, given.plot)
+    _show(given, split.told(found), found)
 
 
 def _round(given: argparse.Namespace) -> None:

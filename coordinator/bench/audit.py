@@ -9,6 +9,7 @@ import numpy as np
 
 from coordinator import history
 from coordinator.config import RunConfig
+from coordinator.planner import Planner
 from coordinator.rounds import Rounds
 from coordinator.sqlite_store import SqliteStore
 from zo import config, wire
@@ -54,7 +55,10 @@ def audit(path: Path, settings: dict[str, str], notes: list[Path], folder: Path)
     chosen: RunConfig = config.from_texts(RunConfig, settings | {"rounds": str(len(entries))})
     rounds = Rounds(store, run, bundle, chosen)
     have = {(entry.number, short(entry.header.terms_digest)) for entry in entries}
-    sets = {entry.round: contributors(entry, heard, rounds) for entry in entries}
+    summaries, sets = store.summaries(run.id), {}
+    for place, entry in enumerate(entries):
+        rounds.planner = Planner(chosen, bundle.manifest, summaries[:place])  # rates go by the entries before
+        sets[entry.round] = contributors(entry, heard, rounds)
     counted = {(number, device) for number, devices in sets.items() for device in devices or ()}
     return {
         "commits": len(entries),

@@ -1,6 +1,7 @@
 """`scripts/bench catchup`: what it takes a device to come back after ten thousand rounds, by each of the three ways."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +15,17 @@ from coordinator.demo import household
 from coordinator.demo.packaged import packaged_model
 from zo import aggregation, catchup, wire
 from zo.bundle import Bundle, open_bundle
-from zo.calibration import one_level
 from zo.checkpoint import signs
 from zo.estimators import Grid
 from zo.ledger import Entry, Folding, Tile
 from zo.manifest import Task
 from zo.messages import Offer, Report, Way
+from zo.planning import one_level
 from zo.recipe import Probe, Rate
 from zo.replica import Replica
 from zo.seeds import first_seed
 
+DIRECTIONS = 8  # a report
 GRID = Grid(14, 2.0)
 LINK_SPEED = 125_000.0  # bytes a second: the agent's default
 SAMPLE = 100  # entries whose replay is timed; the rest is in proportion
@@ -81,7 +83,7 @@ def told(found: dict[str, Any]) -> str:
 
 def _ledger(bundle: Bundle, rounds: int, reports: int, pool: int) -> tuple[list[Entry], Replica]:
     """A ledger such as training leaves: half differences drawn at random, as large as at calibration."""
-    manifest, probe, rate = bundle.manifest, Probe(), Rate()
+    manifest, probe, rate = bundle.manifest, Probe(DIRECTIONS), Rate()
     rates, generator = aggregation.rates(probe, rate, manifest), np.random.default_rng(0)
     replica = Replica(bundle.parameters(), bytes(32), bundle.initial_tensors)
     everything = Folding(dict.fromkeys(replica.sizes, 10**9))
@@ -89,9 +91,9 @@ def _ledger(bundle: Bundle, rounds: int, reports: int, pool: int) -> tuple[list[
     for number in range(1, rounds + 1):
         nodes, sent = [], []
         for device in range(reports):
-            first = first_seed(manifest.run_key, number, device, probe.directions, pool)
-            nodes.append(one_level(manifest, rates.log2_eps, first, probe.directions))
-            half = GRID.integers(generator.standard_normal(probe.directions) * rates.signal)
+            first = first_seed(manifest.run_key, number, device, DIRECTIONS, pool)
+            nodes.append(one_level(manifest, rates.log2_eps, first, DIRECTIONS))
+            half = GRID.integers(generator.standard_normal(DIRECTIONS) * math.hypot(*rates.signal.values()))
             sent.append(Report(1, device, number, half, probe.examples, manifest.precision))
         terms = aggregation.aggregate(sent, nodes, rates, aggregation.decay(rate, number, rounds), manifest, GRID)
         entries.append(Entry(number, number, reports, terms))

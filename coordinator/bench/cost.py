@@ -14,9 +14,9 @@ from coordinator.build.layers import Training
 from coordinator.demo.packaged import packaged_model
 from zo.batches import collate
 from zo.bundle import Bundle, open_bundle
-from zo.calibration import one_level
 from zo.engine import Engine
 from zo.manifest import TrainableSet
+from zo.planning import one_level
 from zo.timing import alternating
 
 EXAMPLES, TOKENS = 8, (16, 32, 64, 128)

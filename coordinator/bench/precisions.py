@@ -19,11 +19,12 @@ from coordinator.build.build import build, calibration_batches
 from coordinator.build.layers import Training
 from zo.batches import Batch
 from zo.bundle import Bundle, open_bundle, open_whole
-from zo.calibration import SMALL_LOG2_EPS, one_level
+from zo.calibration import SMALL_LOG2_EPS
 from zo.engine import Engine
 from zo.estimators import half_differences
 from zo.examples import Example
 from zo.manifest import PRECISIONS, Precision, Task, TrainableSet
+from zo.planning import one_level
 from zo.timing import alternating, probe_pair, random_batch, signal_per_second
 
 SHAPES = ((8, 32), (8, 64), (1, 16))  # examples x tokens

@@ -15,6 +15,7 @@ from zo import wire
 from zo.bundle import open_bundle
 from zo.errors import UserError
 from zo.messages import Report, Verdict
+from zo.recipe import directions
 
 GROUP = 16  # reports with one sync: what 3000 a second come to in the 5 ms that a group gathers
 
@@ -25,7 +26,7 @@ def measure(bundle: Path, reports: int, repeats: int, folder: Path) -> dict[str,
     commit: of the round, divided by its reports. reading: of the bytes, a part of both.
     """
     opened = open_bundle(bundle)
-    config = RunConfig(bundle=str(bundle), rounds=2 * repeats, round=Round(reports, reports))
+    config = RunConfig(bundle=str(bundle), rounds=2 * repeats, round=Round(reports, reports), algorithm="mezo")
     store = SqliteStore(folder / "run.sqlite", create=True)
     rounds = Rounds(store, store.open_run(config.name, bundle, opened.digest), opened, config)
     for device in range(reports):
@@ -40,7 +41,7 @@ def measure(bundle: Path, reports: int, repeats: int, folder: Path) -> dict[str,
         found["commit"].append(_seconds(rounds.close_if_due))
     store.close()
     medians = {f"{name}_ms_per_report": round(1000 * statistics.median(each) / reports, 4) for name, each in found.items()}
-    return {**medians, "group": GROUP, "reports": reports, "directions": config.probe.directions}
+    return {**medians, "group": GROUP, "reports": reports, "directions": directions("mezo", config.probe)}
 
 
 def told(found: dict[str, Any]) -> str:
@@ -68,7 +69,7 @@ def accept(rounds: Rounds, bodies: Sequence[bytes], size: int) -> None:
 
 def _report(rounds: Rounds, device: int, draw: np.random.Generator) -> Report:
     probe, precision = rounds.config.probe, rounds.bundle.manifest.precision
-    scalars = draw.integers(-2000, 2000, probe.directions)
+    scalars = draw.integers(-2000, 2000, rounds.node(rounds.round, device, precision).scalars)
     digest = rounds.digest() if rounds.round % rounds.config.digest_every == 0 else None
     plan = rounds.plan_id(device, precision)
     return Report(rounds.run.id, device, rounds.round, scalars, probe.examples, precision, digest=digest, plan=plan)

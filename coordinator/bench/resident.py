@@ -36,8 +36,8 @@ def _inference(bundle: Path) -> dict[str, Any]:
 def _engine(bundle: Path, max_rows: int) -> dict[str, Any]:
     """Probes on random tokens of 8 to max_tokens, the longest last; in this process."""
     from zo.bundle import open_bundle
-    from zo.calibration import one_level
     from zo.engine import Engine
+    from zo.planning import one_level
     from zo.timing import random_batch
 
     opened = open_bundle(bundle)

@@ -17,7 +17,6 @@ from coordinator.demo.packaged import packaged_model
 from zo import aggregation
 from zo.batches import Batch, Encoded, collate
 from zo.bundle import Bundle, open_bundle
-from zo.calibration import one_level
 from zo.engine import Engine, Prefix
 from zo.engine.stages import Stages, share
 from zo.estimators import Grid, half_differences
@@ -25,6 +24,7 @@ from zo.ledger import Entry
 from zo.manifest import Task
 from zo.messages import Report
 from zo.plan import Node
+from zo.planning import one_level
 from zo.recipe import Probe, Rate
 from zo.replica import Replica
 from zo.timing import turns

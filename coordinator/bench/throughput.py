@@ -24,7 +24,6 @@ from zo.ledger import short
 from zo.manifest import Precision
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, ReportReply, Verdict, WorkReply, WorkRequest
 from zo.plan import WorkPlan
-from zo.recipe import Probe
 
 HEADERS = {method.request: headers(method.path) for method in wire.METHODS}
 SPARE_FILES = 200  # descriptors that are no connections
@@ -37,9 +36,9 @@ def measure(bundle: Path, agents: int, rounds: int, at_once: int, folder: Path) 
     The coordinator syncs to `folder`. What agents do besides is timed apart: joining, and asking for work.
     """
     allow_files(agents + SPARE_FILES)
-    address, precision = f"127.0.0.1:{free_port()}", manifest_file.read(bundle).precision
+    address = f"127.0.0.1:{free_port()}"
     with coordinator(bundle, address, agents, rounds, folder) as process:
-        return asyncio.run(_drive(address, precision, agents, rounds, at_once, folder, psutil.Process(process.pid)))
+        return asyncio.run(_drive(address, bundle, agents, rounds, at_once, folder, psutil.Process(process.pid)))
 
 
 def told(found: dict[str, Any]) -> str:
@@ -67,7 +66,7 @@ def allow_files(count: int) -> None:
 def coordinator(bundle: Path, address: str, agents: int, rounds: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A coordinator as people run it; a round closes with the report of the last agent."""
     flags = {"bundle": bundle, "store": folder / "run.sqlite", "listen": address, "rounds": rounds}
-    flags |= {"round.goal": agents, "round.minimum": agents}
+    flags |= {"round.goal": agents, "round.minimum": agents, "algorithm": "mezo"}
     command = [sys.executable, "-m", "coordinator.cli", "serve", "--insecure-loopback"]
     with (folder / "coordinator.log").open("wb") as log:
         process = subprocess.Popen([*command, *(f"--{name}={value}" for name, value in flags.items())], stdout=log, stderr=log)
@@ -79,10 +78,10 @@ def coordinator(bundle: Path, address: str, agents: int, rounds: int, folder: Pa
 
 
 async def _drive(
-    address: str, precision: Precision, agents: int, rounds: int, at_once: int, folder: Path, process: psutil.Process
+    address: str, bundle: Path, agents: int, rounds: int, at_once: int, folder: Path, process: psutil.Process
 ) -> dict[str, Any]:
     connected = await _connected(address, agents, folder, process)
-    timed = Timed(connected, at_once)
+    timed, precision = Timed(connected, at_once), manifest_file.read(bundle).precision
     joined = await timed.ask([JoinRequest(PROTOCOL, number) for number in range(agents)], JoinReply)
     draw, seconds, cpu = np.random.default_rng(0), {"joins": [timed.seconds], "plans": [], "reports": []}, 0.0
     store = SqliteStore(folder / "run.sqlite")
@@ -157,5 +156,5 @@ async def _connected(address: str, count: int, folder: Path, process: psutil.Pro
 
 def _report(joined: JoinReply, plan: WorkPlan, precision: Precision, draw: np.random.Generator) -> Report:
     """Such as an agent sends."""
-    scalars = draw.integers(-2000, 2000, Probe().directions)
-    return Report(joined.run, joined.device, plan.round, scalars, plan.examples, precision, plan=plan.id)
+    scalars = draw.integers(-2000, 2000, plan.root.scalars)
+    return Report(joined.run, joined.device, plan.round, scalars, plan.examples, precision, plan=plan.id, shape=plan.root.shape)

@@ -20,6 +20,7 @@ from zo.examples import Example
 from zo.lattice import snap
 from zo.manifest import Calibration, Precision, Task
 from zo.parameters import Parameters
+from zo.planning import kinds
 
 STAGES = 2
 DIRECTIONS = 12  # for calibration, a batch
@@ -67,15 +68,15 @@ def calibrate(bundle: Bundle, reference: Bundle, batches: Sequence[Batch]) -> li
     """Every candidate eps of every kind of group. reference: the same model in float32."""
     engine = Engine(bundle, bundle.parameters())
     exact = engine if reference == bundle else Engine(reference, reference.parameters())
-    return [m for kind in calibration.kinds(bundle.manifest) for m in calibration.measure(engine, exact, kind, batches, DIRECTIONS)]
+    return [m for kind in kinds(bundle.manifest) for m in calibration.measure(engine, exact, kind, batches, DIRECTIONS)]
 
 
 def exact_twin(bundle: Bundle, model: Path, folder: Path) -> Bundle:
     """A float32 bundle of the model that `bundle` was built from, for calibration; it has no calibration of its own."""
-    manifest = bundle.manifest
-    blocks = sum(group.kind == "body" for group in manifest.groups)
-    training = Training(manifest.trainable, "fp32", manifest.rank, manifest.alpha, manifest.run_key, blocks)
-    twin = _draft(Checkpoint(model), folder, manifest.task, training, ("fp32",), None, manifest.name)
+    manifest, checkpoint = bundle.manifest, Checkpoint(model)
+    trained = min(sum(group.kind == "body" for group in manifest.groups), _blocks(checkpoint))  # another model may have fewer
+    training = Training(manifest.trainable, "fp32", manifest.rank, manifest.alpha, manifest.run_key, trained)
+    twin = _draft(checkpoint, folder, manifest.task, training, ("fp32",), None, manifest.name)
     if [group.tensors for group in twin.manifest.groups] != [group.tensors for group in manifest.groups]:
         raise BundleError(f"{model} is not the model that {bundle.folder} was built from")
     chain.write_trainable(folder, twin.manifest.groups, bundle.initial_tensors())
@@ -105,8 +106,7 @@ def calibration_batches(bundle: Bundle, examples: Sequence[Example]) -> list[Bat
     rows = [row for place in turns[:wanted] for row in encode(examples[place], short, tokenizer)][:wanted]
     if not rows:
         raise DataError("none of the calibration examples has two tokens; give longer texts with --data, or none")
-    count = max(1, len(rows) // BATCH)
-    return [collate(rows[number::count][:BATCH], short) for number in range(count)]
+    return [collate(rows[start : start + BATCH], short) for start in range(0, max(1, len(rows) // BATCH * BATCH), BATCH)]
 
 
 def prove_live(bundle: Bundle, batch: Batch) -> None:
@@ -147,10 +147,7 @@ def _draft(
 ) -> Bundle:
     """A bundle with a base in each of some precisions, the first its default; not calibrated yet."""
     folder.mkdir()
-    blocks = checkpoint.config.get("num_hidden_layers", 1)
-    if not isinstance(blocks, int):
-        raise BundleError(f"{checkpoint.folder / 'config.json'}: num_hidden_layers must be a whole number, not {blocks!r}")
-    drafts, common = [], set()
+    blocks, drafts, common = _blocks(checkpoint), [], set()
     for precision in dict.fromkeys(precisions):
         layers = chain.draft(checkpoint, task, dataclasses.replace(training, precision=precision), stages or min(STAGES, blocks))
         drafts.append(chain.write(layers, folder, name, task))
@@ -159,6 +156,13 @@ def _draft(
         raise BundleError(f"{', '.join(precisions)} have other trainable tensors; this is an error in the architecture's builder")
     bases = {precision: base for each in drafts for precision, base in each.bases.items()}
     return Bundle(folder, dataclasses.replace(drafts[0], bases=bases))
+
+
+def _blocks(checkpoint: Checkpoint) -> int:
+    blocks = checkpoint.config.get("num_hidden_layers", 1)
+    if not isinstance(blocks, int):
+        raise BundleError(f"{checkpoint.folder / 'config.json'}: num_hidden_layers must be a whole number, not {blocks!r}")
+    return blocks
 
 
 def _fill_prototypes(bundle: Bundle) -> None:

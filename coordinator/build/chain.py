@@ -56,6 +56,8 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
     x = layers.cut(model.select(x), ["P", "rows", model.width])
     with layers.group("head"):
         model.head(x)
+    if not layers.groups:
+        raise BundleError(f"nothing would be trained: the head has nothing for {training.trainable!r}; train a block, or 'norms' or 'full'")
     return layers
 
 
@@ -88,6 +90,7 @@ def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:
     return Manifest(
         name=name,
         architecture=config["model_type"],
+        width=int(next(iter(layers.outputs[-2].values()))[-1]),
         precision=precision,
         trainable=training.trainable,
         rank=training.rank,

@@ -23,7 +23,7 @@ from zo.errors import ConfigError, DataError, StorageError, UserError
 from zo.examples import Example
 from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task
 
-ROUNDS, HOUSEHOLD_ROUNDS = 50, 120
+ROUNDS = 100
 LOOK = 1.0  # seconds between looks at the run
 
 
@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
     parser.add_argument("--agents", type=int, default=8, help="devices [8]")
-    parser.add_argument(
-        "--rounds", type=int, help=f"rounds of training [{ROUNDS}; {HOUSEHOLD_ROUNDS} of household commands, which are short]"
-    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of training [{ROUNDS}]")
     parser.add_argument("--seed", type=int, default=0, help="of data, shares and directions [0]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--out", type=Path, help="folder for everything the demo makes [a new temporary one]")
@@ -54,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(given: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
-    rounds = (ROUNDS if given.data else HOUSEHOLD_ROUNDS) if given.rounds is None else given.rounds
-    if given.agents < 1 or rounds < 1:
+    if given.agents < 1 or given.rounds < 1:
         raise ConfigError("--agents and --rounds must be at least 1")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed {given.seed} must be from 0 to 2**32 - 1")
@@ -70,14 +67,14 @@ def _demo(given: argparse.Namespace) -> None:
     training = Training(given.trainable, precision, run_key=given.seed)
     print(f"building the bundle ({given.trainable}, {precision}) and calibrating its probes ...", flush=True)
     build(given.model or packaged_model(), bundle, task, training, examples.read(validation, task).examples)
-    fleet = Fleet(folder, bundle, _settings(given, rounds, folder / "data"))
+    fleet = Fleet(folder, bundle, _settings(given, given.rounds, folder / "data"))
     try:
         fleet.start_coordinator()
         for number, home in enumerate(homes):
             name = f"device-{number}"
             shares.write(folder / name / "data" / "private.jsonl", home)
             fleet.start_agent(name, folder / name / "data")
-        _watch(fleet, rounds)
+        _watch(fleet, given.rounds)
         fleet.wait_for_agents()
         figures = _figures(fleet)
     finally:
@@ -162,7 +159,7 @@ def _figures(fleet: Fleet) -> dict[str, Any]:
         "rounds": len(summaries),
         "probes": sum(summary["probes"] for summary in summaries),
         "seconds": round(sum(summary["seconds"] for summary in summaries), 1),
-        "scalars_per_report": sum(summary["probes"] for summary in summaries) / 2 / reports,
+        "scalars_per_report": sum(summary["scalars"] for summary in summaries) / reports,
         "bytes_up_per_report": round(fleet.relay.up / reports, 1),
         "agent_peak_rss_mb": round(max(status.get("peak_memory_mib", 0) for status in statuses) * 2**20 / 1e6, 1),
         "digests": digests,

@@ -28,24 +28,26 @@ class Relay:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
+        self._loop.run_until_complete(asyncio.sleep(0.01))  # for a connection that has just come, which nothing would close else
         server.close()
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(asyncio.sleep(0.01))
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            try:
+        try:
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-            except OSError:
-                writer.close()
-                return
-            await asyncio.gather(self._pump(reader, far_writer, "up"), self._pump(far_reader, writer, "down"))
+                await asyncio.gather(self._pump(reader, far_writer, "up"), self._pump(far_reader, writer, "down"))
+        finally:
+            writer.close()
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(1 << 16):
-                setattr(self, way, getattr(self, way) + len(data))
-                sink.write(data)
-                await sink.drain()
-        sink.close()
+        try:
+            with contextlib.suppress(OSError):
+                while data := await source.read(1 << 16):
+                    setattr(self, way, getattr(self, way) + len(data))
+                    sink.write(data)
+                    await sink.drain()
+        finally:
+            sink.close()

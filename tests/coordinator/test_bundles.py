@@ -1,4 +1,4 @@
-"""The commands under `edge-coordinator bundle`, on a bundle with several bases."""
+"""The commands under `edge-coordinator bundle`, and what their flags say."""
 
 import argparse
 import json
@@ -14,7 +14,10 @@ from conftest import Bundles
 from coordinator import cli
 from coordinator.bench import tiny_models
 from coordinator.bundles import precisions
-from zo.bundle import open_whole
+from zo.bundle import open_bundle, open_whole
+from zo.errors import BundleError
+
+Command = Callable[..., int]
 
 
 @pytest.fixture
@@ -91,3 +94,47 @@ def test_all_bases_are_packed(folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert run(capsys, "pack", folder, tmp_path / "a.tar")[0] == 0
     assert run(capsys, "unpack", tmp_path / "a.tar", tmp_path / "out")[0] == 0
     assert open_whole(tmp_path / "out").manifest == open_whole(folder).manifest
+
+
+@pytest.fixture
+def building(folders: Callable[[str], Path], tmp_path: Path) -> Command:
+    """building(*flags): the exit code of a build of the tiny BERT at `out`, with two label sentences and no data."""
+    task = tmp_path / "labels.json"
+    task.write_text(json.dumps(tiny_models.LABELS[:2]))
+    given = ["bundle", "build", str(folders("bert")), str(tmp_path / "out"), "--task", str(task), "--max-tokens", "32", "--rank", "4"]
+    return lambda *flags: cli.main([*given, *flags])
+
+
+@pytest.mark.parametrize(("flags", "kinds"), [((), "bbbh"), (("--top-blocks", "1"), "bh"), (("--top-blocks", "0"), "h")])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_top_blocks_are_what_the_flag_says_and_calibrate_again(
+    flags: tuple[str, ...], kinds: str, precision: str, building: Command, folders: Callable[[str], Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert building("--precision", precision, *flags) == 0
+    bundle = open_bundle(tmp_path / "out")
+    assert "".join(group.kind[0] for group in bundle.manifest.groups) == kinds
+    built = capsys.readouterr().out
+    assert cli.main(["bundle", "calibrate", str(bundle.folder), "--model", str(folders("bert"))]) == 0
+    again = capsys.readouterr().out
+    assert [line[:11] for line in again.splitlines()] == [line[:11] for line in built.splitlines()][: len(again.splitlines())]
+    name, heading, *rows = again.splitlines()
+    assert (name, heading.split()[0]) == (f"{precision}:", "kind")
+    assert {row.split()[0] for row in rows} == {"head"} | ({"body"} if "b" in kinds else set())
+    assert cli.main(["bundle", "verify", str(bundle.folder)]) == 0
+
+
+@pytest.mark.parametrize("top", ["-1", "4"])
+def test_top_blocks_out_of_range_are_one_line_and_nothing_is_left(
+    top: str, building: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert building("--top-blocks", top) == BundleError.exit_code
+    assert capsys.readouterr().err == f"edge-coordinator: the topmost {top} of 3 blocks cannot be trained\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
+
+
+def test_top_blocks_that_are_no_number_are_wrong_usage(building: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        building("--top-blocks", "some")
+    assert ended.value.code == 2
+    assert "--top-blocks" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import Bundles, recalibrated
 from local_coordinator import PROBE, answer, report, settings
+from tiny_walks import batch_of
 
 from coordinator import history
 from coordinator.config import Rate, Round, Seeds
@@ -16,12 +17,16 @@ from coordinator.rounds import CHECKPOINT_EVERY, ReportRefused, Rounds
 from coordinator.sqlite_store import SqliteStore
 from coordinator.store import Conflict
 from zo.bundle import Bundle
-from zo.calibration import one_level
 from zo.checkpoint import Checkpoint
-from zo.errors import StorageError
-from zo.estimators import Grid
+from zo.engine import Engine
+from zo.errors import ConfigError, StorageError
+from zo.estimators import Grid, half_differences
 from zo.ledger import Entry, rollback
 from zo.messages import Report, Verdict
+from zo.parameters import Parameters
+from zo.plan import Shape
+from zo.planning import one_level
+from zo.recipe import Probe, Split
 from zo.seeds import MOST_DEVICES, SEEDS_PER_ROUND
 from zo.terms import Term, negated
 
@@ -322,8 +327,8 @@ def test_a_report_after_the_end_is_late(make: Make) -> None:
     ("wrong", "said"),
     [
         ({"device": 3}, "device 3 has not joined this run"),
-        ({"scalars": np.array([1, 2])}, "a report holds 3 scalars, not 2"),
-        ({"scalars": np.array([], np.int64)}, "a report holds 3 scalars, not 0"),
+        ({"scalars": np.array([1, 2])}, "a report of this plan holds 3 scalars, not 2"),
+        ({"scalars": np.array([], np.int64)}, "a report of this plan holds 3 scalars, not 0"),
         ({"scalars": np.array([1, 2, 2**15 + 1])}, "a scalar is beyond the clip of 32768"),
         ({"scalars": np.array([1, 2, -(2**31)])}, "a scalar is beyond the clip of 32768"),
         ({"examples": 0}, "0 examples are not between 1 and 4"),
@@ -772,7 +777,7 @@ def test_probe_sizes_that_the_settings_state_hold_for_every_base(several: Bundle
 
 def test_a_base_that_the_bundle_has_not_is_refused_by_name(make_several: Make) -> None:
     rounds = make_several()
-    said = "has no base of precision w8; it has fp32, int8, w4"
+    said = "has no base of precision 'w8'; it has fp32, int8, w4"
     with pytest.raises(ReportRefused, match=said):
         rounds.plan(0, "w8")
     with pytest.raises(ReportRefused, match=said):
@@ -808,3 +813,192 @@ def test_the_slope_counts_whichever_base_found_it(several: Bundle, make_several:
     body = [group.id for group in several.manifest.groups if group.kind == "body"]
     found = [[term for term in rounds.terms([each]) if set(body) & set(term.groups)] for each in (exact, coarse)]
     assert found[0] == found[1] != []
+
+
+# --- parts tried apart (FedSPZO) ---
+
+PLANNED: dict[str, Any] = {"algorithm": "fedspzo"}
+CUT: dict[str, Any] = {"algorithm": "fedspzo", "split": Split((2,), (4,))}
+CHEAP_HEAD, DEAR_HEAD = (500_000, 500_000, 100), (100, 100, 500_000)
+SHAPES = (Shape((3,)), Shape((3, 4), (2,)), Shape((3, 2), (1,)), Shape((3, 1, 5), (1, 2)))
+
+
+def shaped(rounds: Rounds, device: int, shape: Shape | None = None, **changed: Any) -> Report:
+    """As `answer`, of a tree of that shape, or of what the device is asked for."""
+    if shape is None:
+        plan = rounds.plan(device, "fp32")
+        assert plan is not None
+        shape = plan.root.shape
+    draw = np.random.default_rng([rounds.round, device])
+    scalars = tuple(draw.integers(-900, 900, shape.scalars).tolist())
+    return answer(rounds, device, **{"scalars": scalars, "shape": shape, "plan": rounds.plan_id(device, "fp32", shape)} | changed)
+
+
+def test_a_plan_is_the_tree_that_is_stated_with_seeds_of_the_devices_own(make: Make) -> None:
+    rounds = make(**CUT)
+    found = [rounds.plan(device, "fp32", CHEAP_HEAD) for device in range(3)]
+    assert [plan.root.shape for plan in found if plan] == [Shape((3, 4), (2,))] * 3
+    for level, total in enumerate((3, 12)):
+        starts = [list(plan.root.levels())[level][0].first_seed for plan in found if plan]
+        assert starts == [SEEDS_PER_ROUND + device * total for device in range(3)]
+    assert len({plan.id for plan in found if plan}) == 3
+    assert [plan.id for plan in found if plan] == [rounds.plan_id(device, "fp32", Shape((3, 4), (2,))) for device in range(3)]
+
+
+def test_devices_get_trees_by_what_their_stages_cost(make: Make) -> None:
+    rounds = make(**PLANNED)
+    cheap, dear = rounds.plan(0, "fp32", CHEAP_HEAD), rounds.plan(1, "fp32", DEAR_HEAD)
+    assert cheap is not None
+    assert dear is not None
+    assert cheap.root.shape == rounds.planner.shape("fp32", CHEAP_HEAD) != dear.root.shape
+    for plan, device in ((cheap, 0), (dear, 1)):
+        assert rounds.accept(shaped(rounds, device, plan.root.shape, plan=plan.id)) is Verdict.ACCEPTED
+
+
+def test_reports_of_several_shapes_make_one_entry_and_a_restart_keeps_them_and_makes_the_same(make: Make) -> None:
+    wanted = {"round": Round(4, 1, 30.0), **PLANNED}
+    rounds = make(devices=4, **wanted)
+    for device, shape in enumerate(SHAPES[:3]):
+        assert rounds.accept(shaped(rounds, device, shape)) is Verdict.ACCEPTED
+    again = make(devices=0, **wanted)
+    assert kinds(again) == []
+    assert {device: report.shape for device, report in again.reports.items()} == dict(enumerate(SHAPES[:3]))
+    assert [again.plan(device, "fp32") is None for device in range(4)] == [True, True, True, False]
+    assert again.accept(shaped(again, 1, SHAPES[0])) is Verdict.DUPLICATE
+    last = shaped(again, 3, SHAPES[3])
+    reports = [*rounds.reports.values(), last]
+    assert again.terms(reports) == rounds.terms(reports) != ()
+    assert again.accept(last) is Verdict.ACCEPTED
+    assert again.close_if_due()
+    (entry,) = again.store.entries(1)
+    assert (entry.terms, entry.contributors) == (rounds.terms(reports), 4)
+    summary = again.store.summaries(1)[0]
+    assert (summary["probes"], summary["scalars"]) == (2 * 3 * 4, sum(shape.scalars for shape in SHAPES))
+    assert set(summary["slopes"]) == {"0", "1", "2", "3"}
+
+
+def test_a_run_of_trees_is_where_it_was_after_every_restart(make: Make) -> None:
+    """Rates and plans go by the slopes of the entries before; a coordinator that was restarted knows the same ones."""
+    rounds = make(rounds=60, round=Round(2, 1, 30.0), **PLANNED)
+    for number in range(40):
+        again = make(devices=0, rounds=60, round=Round(2, 1, 30.0), **PLANNED)
+        for device in range(2):
+            report = shaped(rounds, device, SHAPES[(number + device) % len(SHAPES)])
+            assert rounds.accept(report) is Verdict.ACCEPTED
+        reports = [rounds.reports[device] for device in range(2)]
+        assert again.terms(reports) == rounds.terms(reports)
+        assert rounds.close_if_due()
+    again = make(devices=0, rounds=60, **PLANNED)
+    assert state(again) == state(rounds)
+    assert again.planner.table("fp32", CHEAP_HEAD) == rounds.planner.table("fp32", CHEAP_HEAD)
+
+
+def test_what_others_append_is_learnt_as_a_restart_would(make: Make) -> None:
+    rounds = make(rounds=60, round=Round(1, 1, 30.0), **CUT)
+    for _ in range(20):
+        rounds.accept(shaped(rounds, 0))
+        assert rounds.close_if_due()
+    append_rollback(rounds)
+    assert rounds.follow()
+    again = make(devices=0, rounds=60, round=Round(1, 1, 30.0), **CUT)
+    assert again.planner.rates(again.rates) == rounds.planner.rates(rounds.rates) != rounds.rates
+    report = shaped(rounds, 0)
+    assert again.terms([report]) == rounds.terms([report])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        CUT | {"split": Split((2,), (5,))},
+        CUT | {"split": Split((1,), (4,))},
+        CUT | {"split": Split((2,), (4,), joint=True)},
+        CUT | {"probe": dataclasses.replace(PROBE, directions=4)},
+        {"algorithm": "mezo"},
+        PLANNED | {"probe": dataclasses.replace(PROBE, directions=4)},
+        PLANNED | {"split": Split(kept=0)},
+        PLANNED | {"seeds": Seeds(11)},
+    ],
+)
+def test_trees_of_other_settings_are_asked_for_again_and_their_reports_are_late(changed: dict[str, Any], make: Make) -> None:
+    """Nobody is refused: an agent that is working while the coordinator is restarted with other settings goes on."""
+    rounds = make(round=Round(3, 3, 30.0), **CUT)
+    old = [shaped(rounds, device) for device in range(3)]
+    for each in old[:2]:
+        assert rounds.accept(each) is Verdict.ACCEPTED
+    again = make(devices=0, **{"round": Round(3, 3, 30.0)} | changed)
+    assert (again.reports, again.store.reports(again.run.id, 1)) == ({}, [])
+    assert kinds(again) == ["settings changed"]
+    assert [again.accept(each) for each in old] == [Verdict.LATE] * 3
+    assert [again.accept(shaped(again, device)) for device in range(3)] == [Verdict.ACCEPTED] * 3
+    assert again.close_if_due()
+
+
+@pytest.mark.parametrize("changed", [PLANNED, PLANNED | {"split": Split(kept=1e9)}])
+def test_a_tree_that_would_also_be_asked_for_now_counts_after_settings_changed(changed: dict[str, Any], make: Make) -> None:
+    rounds = make(round=Round(3, 3, 30.0), **CUT)
+    rounds.accept(shaped(rounds, 0))
+    again = make(devices=0, **{"round": Round(3, 3, 30.0)} | changed)
+    assert list(again.reports) == [0]
+    assert kinds(again) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scalars": (1, 2, 3)}, {"scalars": (1,) * 12}, {"scalars": (1,) * 16}, {"scalars": (2**15 + 1,) * 15}, {"examples": 5}]
+)
+def test_what_is_no_answer_to_a_tree_is_refused(wrong: dict[str, Any], make: Make) -> None:
+    rounds = make(**CUT)
+    with pytest.raises(ReportRefused):
+        rounds.accept(shaped(rounds, 0, **wrong))
+    assert rounds.accept(shaped(rounds, 0)) is Verdict.ACCEPTED
+
+
+def test_a_report_whose_plan_and_shape_do_not_go_together_is_late(make: Make) -> None:
+    rounds = make(**PLANNED)
+    for said, meant in ((SHAPES[1], SHAPES[2]), (SHAPES[0], SHAPES[3])):
+        assert rounds.accept(shaped(rounds, 0, said, plan=rounds.plan_id(0, "fp32", meant))) is Verdict.LATE
+    assert rounds.reports == {}
+
+
+def test_a_base_that_the_bundle_has_not_gets_no_plan_where_trees_are_planned(make: Make) -> None:
+    with pytest.raises(ReportRefused, match="no base of precision 'w8'"):
+        make(**PLANNED).plan(0, "w8", CHEAP_HEAD)
+
+
+def test_a_run_that_cannot_be_does_not_begin(make: Make) -> None:
+    with pytest.raises(ConfigError, match="can be cut before stages 1 to 2"):
+        make(**CUT | {"split": Split((3,), (4,))})
+
+
+def probed(bundle: Bundle, rounds: Rounds, device: int) -> Report:
+    """What a device reports that stands at the fleet's parameters, with a batch of its own."""
+    plan = rounds.plan(device, "fp32")
+    assert plan is not None
+    batch = batch_of(bundle, 4, seed=100 * rounds.round + device)
+    here = Parameters(bundle.manifest.run_key, bundle.manifest.groups, rounds.parameters.tensors())
+    half = half_differences(Engine(bundle, here).probe(plan.root, batch))
+    return answer(rounds, device, scalars=tuple(plan.grid.integers(half).tolist()), plan=plan.id, shape=plan.root.shape)
+
+
+@pytest.mark.parametrize(("model", "cut"), [("bert", 1), ("bert", 2), ("llama-tied", 1)])
+@pytest.mark.parametrize("pool", [0, 16])
+def test_joint_parts_of_one_direction_each_are_plain_mezo_to_the_last_bit(
+    model: str, cut: int, pool: int, bundles: Bundles, tmp_path: Path, clock: Clock
+) -> None:
+    """From plan to probes, scalars, terms and parameters, round after round."""
+    bundle, digests = bundles(model), []
+    ways: dict[str, dict[str, Any]] = {"mezo": {"algorithm": "mezo"}, "joint": PLANNED | {"split": Split((cut,), (1,), joint=True)}}
+    for name, way in ways.items():
+        store = SqliteStore(tmp_path / f"{name}.sqlite", create=True)
+        chosen = settings(bundle, probe=Probe(1, 4), rounds=8, round=Round(3, 3), seeds=Seeds(pool), rate=Rate(5.0, 5.0), **way)
+        rounds = Rounds(store, store.open_run("run", bundle.folder, bundle.digest), bundle, chosen, clock)
+        found = [rounds.parameters.digest()]
+        for device in range(3):
+            rounds.enrol(device)
+        while not rounds.finished:
+            for device in range(3):
+                assert rounds.accept(probed(bundle, rounds, device)) is Verdict.ACCEPTED
+            assert rounds.close_if_due()
+            found.append(rounds.parameters.digest())
+        digests.append((found, [entry.terms for entry in store.entries(1)]))
+    assert digests[0] == digests[1]
+    assert len(set(digests[0][0])) == 9

@@ -45,6 +45,7 @@ from zo.messages import (
     WorkReply,
     WorkRequest,
 )
+from zo.plan import Shape
 from zo.replica import Replica
 from zo.terms import Term
 
@@ -437,7 +438,10 @@ def test_reports_that_arrive_together_are_written_with_one_sync_and_answered_eac
         assert verdicts == [Verdict.ACCEPTED] * 20 + [Verdict.DUPLICATE, Verdict.LATE]
         assert disk.syncs == before + 1
         wrong = coordinator.answer(0, scalars=(1,))
-        assert coordinator.call(lambda s: at_once(s, [sent[0], wrong])) == [Verdict.DUPLICATE, "a report holds 3 scalars, not 1"]
+        assert coordinator.call(lambda s: at_once(s, [sent[0], wrong])) == [
+            Verdict.DUPLICATE,
+            "a report of this plan holds 3 scalars, not 1",
+        ]
         assert len(coordinator.call(lambda s: s.rounds.store.reports(1, 1))) == 20
 
 
@@ -556,10 +560,10 @@ def test_there_is_no_file_beyond_those_of_the_bundle(link: Link) -> None:
 
 def test_a_report_that_answers_no_plan_is_refused_and_noted(coordinator: LocalCoordinator, link: Link) -> None:
     link.ask(JoinRequest(PROTOCOL, 77))
-    with pytest.raises(RunRefused, match=r"a report holds 3 scalars, not 1 \(invalid argument\)"):
+    with pytest.raises(RunRefused, match=r"a report of this plan holds 3 scalars, not 1 \(invalid argument\)"):
         link.ask(coordinator.answer(0, scalars=(1,)))
     events = coordinator.call(lambda s: s.rounds.store.events(1))
-    assert [(kind, text) for _, kind, text in events] == [("bad report", "device 0: a report holds 3 scalars, not 1")]
+    assert [(kind, text) for _, kind, text in events] == [("bad report", "device 0: a report of this plan holds 3 scalars, not 1")]
 
 
 @pytest.mark.parametrize("method", [method.name for method in wire.METHODS])
@@ -649,8 +653,50 @@ def test_a_deadline_wakes_who_waits(bert_bundle: Bundle, tmp_path: Path) -> None
 
 def test_a_base_that_the_bundle_has_not_gets_no_work_and_is_named(coordinator: LocalCoordinator, link: Link) -> None:
     link.ask(JoinRequest(PROTOCOL, 77))
-    with pytest.raises(RunRefused, match="the run's bundle has no base of precision int8; it has fp32"):
+    with pytest.raises(RunRefused, match="has no base of precision 'int8'; it has fp32"):
         link.ask(dataclasses.replace(work(coordinator, 0, 0), precision="int8"))
-    with pytest.raises(RunRefused, match="no base of precision int8"):
+    with pytest.raises(RunRefused, match="no base of precision 'int8'"):
         link.ask(coordinator.answer(0, precision="int8", plan=1))
     assert link.ask(coordinator.answer(0)).verdict is Verdict.ACCEPTED
+
+
+# --- parts tried apart (FedSPZO) ---
+
+
+@pytest.fixture
+def planning(bert_bundle: Bundle, tmp_path: Path) -> Iterator[LocalCoordinator]:
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", algorithm="fedspzo") as running:
+        yield running
+
+
+def test_a_device_that_tells_what_its_stages_cost_gets_a_tree_and_its_report_is_taken(planning: LocalCoordinator) -> None:
+    link = Link(planning.address, threading.Event(), insecure_loopback=True)
+    shapes = []
+    for device, stage_ns in enumerate(((500_000, 500_000, 100), (100, 100, 2**32 - 1))):
+        link.ask(JoinRequest(PROTOCOL, 77 + device))
+        plan = link.ask(dataclasses.replace(work(planning, device, 0), stage_ns=stage_ns)).plan
+        shapes.append(plan.root.shape)
+        assert shapes[-1] == planning.call(lambda s, stage_ns=stage_ns: s.rounds.planner.shape("fp32", stage_ns))
+        scalars = np.arange(plan.root.scalars) - 5
+        assert link.ask(Report(1, device, 1, scalars, 4, "fp32", plan=plan.id, shape=shapes[-1])).verdict is Verdict.ACCEPTED
+    assert shapes[0] != shapes[1]
+    (entry,) = planning.call(lambda s: s.rounds.store.entries(1))
+    assert entry.contributors == 2
+    link.close()
+
+
+def test_a_base_that_the_bundle_has_not_is_named_where_trees_are_planned(planning: LocalCoordinator) -> None:
+    link = Link(planning.address, threading.Event(), insecure_loopback=True)
+    link.ask(JoinRequest(PROTOCOL, 77))
+    with pytest.raises(RunRefused, match="no base of precision 'int8'"):
+        link.ask(dataclasses.replace(work(planning, 0, 0), precision="int8", stage_ns=(1, 2, 3)))
+    link.close()
+
+
+def test_a_tree_that_the_run_does_not_ask_for_is_late_and_not_refused(planning: LocalCoordinator) -> None:
+    link = Link(planning.address, threading.Event(), insecure_loopback=True)
+    link.ask(JoinRequest(PROTOCOL, 77))
+    for shape in (Shape((2,)), Shape((3, 4), (2,), joint=True)):
+        assert link.ask(Report(1, 0, 1, np.zeros(shape.scalars, np.int64), 4, "fp32", plan=5, shape=shape)).verdict is Verdict.LATE
+    assert planning.call(lambda s: s.rounds.store.events(1)) == []
+    link.close()

@@ -49,6 +49,8 @@ from zo.messages import (
     WorkReply,
     WorkRequest,
 )
+from zo.plan import Shape
+from zo.recipe import Split
 from zo.terms import Term
 
 Make = Callable[..., Daemon]
@@ -112,6 +114,45 @@ def working(daemon: Daemon) -> Iterator[None]:
         daemon._stop.set()
         thread.join(30)
     assert not thread.is_alive()
+
+
+class Listening(Service):
+    """Keeps what devices say of their stages, and their reports' shapes."""
+
+    def __init__(self, rounds: Rounds) -> None:
+        super().__init__(rounds)
+        self.told: dict[int, set[tuple[int, ...]]] = {}
+        self.shapes: set[Shape | None] = set()
+
+    async def request_work(self, request: WorkRequest) -> WorkReply:
+        self.told.setdefault(request.device, set()).add(request.stage_ns)
+        return await super().request_work(request)
+
+    async def send_report(self, report: Report) -> ReportReply:
+        self.shapes.add(report.shape)
+        return await super().send_report(report)
+
+
+@pytest.mark.parametrize(
+    ("split", "shapes"),
+    [(Split((2,), (4,)), {Shape((3, 4), (2,))}), (Split((1,), (2,), joint=True), {Shape((3, 2), (1,), joint=True)}), (Split(), None)],
+)
+def test_agents_try_parts_apart_and_tell_what_their_stages_cost(
+    split: Split, shapes: set[Shape] | None, bert_bundle: Bundle, make: Make, tmp_path: Path
+) -> None:
+    settings = {"algorithm": "fedspzo", "split": split, "digest_every": 2, "rounds": 6}
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", Listening, **settings) as coordinator:
+        daemons = [make(coordinator.address, name) for name in ("a", "bb")]
+        run_all(daemons)
+        digest, entry = coordinator.call(lambda s: (s.rounds.digest(), s.rounds.entry))
+        heard, found = coordinator.call(lambda s: (s.told, s.shapes))
+    assert entry == 6
+    assert [told(daemon)["digest"] for daemon in daemons] == [digest.hex()] * 2
+    assert all(daemon.engine.parameters.digest() == digest for daemon in daemons)
+    assert sorted(map(list, heard.values())) == sorted([daemon.stage_ns] for daemon in daemons)
+    assert all(len(daemon.stage_ns) == 3 and min(daemon.stage_ns) > 0 for daemon in daemons)
+    assert None not in found
+    assert shapes is None or found == shapes
 
 
 def test_agents_work_until_the_run_is_over_and_hold_the_coordinators_parameters(bert_bundle: Bundle, make: Make, tmp_path: Path) -> None:

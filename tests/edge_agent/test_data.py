@@ -13,6 +13,7 @@ from edge_agent.data import Dataset
 from zo.batches import Batch, Encoded
 from zo.errors import DataError
 from zo.manifest import Task
+from zo.sampling import Sampler
 
 KEPT = {"held_out_share": 0.1, "held_out_most": 32, "balanced": True}
 
@@ -120,3 +121,99 @@ def test_two_devices_draw_differently(tmp_path: Path) -> None:
     write(tmp_path, labelled(60))
     one, other = (np.concatenate([d.draw(8).fields["labels"] for _ in range(20)]) for d in (dataset(tmp_path), dataset(tmp_path)))
     assert not np.array_equal(one, other)
+
+
+# --- batches made ahead, and numbers of examples ---
+
+
+class Seeded(Dataset):
+    """Draws the same batches every time."""
+
+    SAMPLER = Sampler
+
+    def __init__(self, folder: Path, task: Task = tiny_models.CLASSIFICATION, **changed: Any) -> None:
+        super().__init__(folder, task, tiny_models.tokenizer(), **(given := KEPT | changed))
+        self._sampler = self.SAMPLER(self.training, task, given["balanced"], np.random.default_rng(5))
+
+
+class AtOnce(Seeded):
+    """Makes each batch when it is asked for, and none ahead."""
+
+    def draw(self, size: int) -> Batch:
+        return self._sampler.draw(size)
+
+
+class FailingSampler(Sampler):
+    """Cannot make its third batch."""
+
+    made = 0
+
+    def draw(self, size: int) -> Batch:
+        self.made += 1
+        if self.made == 3:
+            raise MemoryError
+        return super().draw(size)
+
+
+class Failing(Seeded):
+    """Has such a sampler."""
+
+    SAMPLER = FailingSampler
+
+
+def same(one: Batch, other: Batch) -> bool:
+    fields = one.fields.keys() == other.fields.keys() and all(np.array_equal(one.fields[name], other.fields[name]) for name in one.fields)
+    return fields and np.array_equal(one.keys, other.keys) and np.array_equal(one.lengths, other.lengths)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize("size", [1, 4, 30])
+def test_batches_made_ahead_are_those_made_at_once(size: int, balanced: bool, tmp_path: Path) -> None:
+    write(tmp_path, labelled(60))
+    ahead, at_once = Seeded(tmp_path, balanced=balanced), AtOnce(tmp_path, balanced=balanced)
+    assert all(same(ahead.draw(size), at_once.draw(size)) for _ in range(20))
+
+
+def test_the_size_may_change_at_any_time(tmp_path: Path) -> None:
+    found = Seeded(write(tmp_path, labelled(60)))
+    usual = {*rows(found.training)}
+    for size in [4, 4, 8, 4, 1, 1, 1, 60, 2, 8, 8]:
+        batch = found.draw(size)
+        assert batch.examples == batch.losses == len(batch.lengths) == size
+        assert {*rows_of(batch)} <= usual
+
+
+def test_an_error_of_a_batch_made_ahead_comes_when_it_is_drawn(tmp_path: Path) -> None:
+    found = Failing(write(tmp_path, labelled(60)))
+    assert [found.draw(4).examples for _ in range(2)] == [4, 4]
+    with pytest.raises(MemoryError):
+        found.draw(4)
+
+
+@pytest.mark.parametrize(("task", "lines"), [
+    (tiny_models.CLASSIFICATION, labelled(60)),
+    (tiny_models.LANGUAGE, [{"text": " ".join(tiny_models.WORDS[:length])} for length in range(2, 42)]),
+])  # fmt: skip
+def test_every_example_has_a_number_of_its_own(task: Task, lines: list[dict[str, Any]], tmp_path: Path) -> None:
+    found = Seeded(write(tmp_path, lines), task)
+    everything = [*found.training, *found.held_out]
+    assert sorted(row.key for row in everything) == list(range(found.counts["examples"]))
+    assert found.held_out
+    by_key = {row.key: row for row in everything}
+    held = {row.key for row in found.held_out}
+    for size in (3, 8, 3):
+        for _ in range(20):
+            batch = found.draw(size)
+            assert not held & {*batch.keys.tolist()}
+            for place, key in enumerate(batch.keys.tolist()):
+                length = batch.lengths[place]
+                wanted = by_key[key].ids if task.labels else by_key[key].ids[:-1]
+                assert batch.fields["input_ids"][place, :length].tolist() == wanted.tolist()
+    assert [key for batch in found.held_out_batches(4) for key in batch.keys.tolist()] == [row.key for row in found.held_out]
+    assert {*Seeded(tmp_path, task).draw(8).keys.tolist()} <= by_key.keys() - held
+
+
+def test_numbers_are_the_same_at_every_start(tmp_path: Path) -> None:
+    write(tmp_path, labelled(60))
+    one, two = dataset(tmp_path), dataset(tmp_path)
+    assert [(row.key, *row.ids.tolist()) for row in one.training] == [(row.key, *row.ids.tolist()) for row in two.training]

@@ -236,6 +236,7 @@ def test_a_restart_does_not_compare_again_and_other_settings_do(several: Several
     _, _, link, joined = several
     chosen = fetched(link, joined, tmp_path).manifest.precision
     caplog.set_level(logging.INFO)
+    caplog.clear()
     link.left = 0
     assert fetched(link, joined, tmp_path).manifest.precision == chosen
     assert "comparing" not in caplog.text

@@ -30,7 +30,7 @@ from zo.disk import Disk
 from zo.errors import BundleError, ConfigError, DataError, StorageError
 from zo.ledger import Entry, genesis
 from zo.manifest import Precision
-from zo.recipe import Probe, Rate
+from zo.recipe import Probe, Rate, Split
 from zo.replica import Replica
 from zo.seeds import ALONE, SEEDS_PER_ROUND
 
@@ -83,16 +83,23 @@ def test_it_learns(configure: Configure, bert_bundle: Bundle, tmp_path: Path) ->
     assert found["personal"]["loss"] < 0.9 * found["common"]["loss"]
 
 
-def test_the_ledger_is_a_ledger(configure: Configure, bert_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("how", "most"),
+    [({"algorithm": "mezo"}, 2), ({}, 2 * 512), ({"split": Split((2,), (3,))}, 6), ({"split": Split((1,), (4,), joint=True)}, 8)],
+    ids=["mezo", "planned", "cut", "joint"],
+)
+def test_the_ledger_is_a_ledger(
+    how: dict[str, Any], most: int, configure: Configure, bert_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
-    config = configure(rounds=12)
+    config = configure(rounds=12, **how)
     Solo(config, threading.Event()).run()
     found = ledger(config, bert_bundle)
     assert [(entry.number, entry.round, entry.contributors) for entry in found.entries] == [(n, n, 1) for n in range(1, 13)]
     assert [entry.number for entry in found.entries if entry.digest] == [10, 12]
     for entry in found.entries:
         first = ALONE + entry.round * SEEDS_PER_ROUND
-        assert all(first <= term.first_seed < first + 2 for term in entry.terms)
+        assert all(first <= term.first_seed <= term.first_seed + term.steps.size <= first + most for term in entry.terms)
     replica = Replica(bert_bundle.parameters(), found.opening.genesis, bert_bundle.initial_tensors)
     for entry in found.entries:
         replica.apply(entry)
@@ -123,6 +130,48 @@ def test_stopped_at_any_probe_it_goes_on_where_it_was(configure: Configure, bert
     expected = bert_bundle.parameters()
     Overlay.of(before).add(expected)
     assert last.digest == expected.digest()
+
+
+WAYS = {
+    "planned": {},
+    "cut": {"split": Split((2,), (5,))},
+    "joint": {"split": Split((1,), (3,), joint=True)},
+    "mezo": {"algorithm": "mezo"},
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("cut", "cut"), ("joint", "joint"), ("planned", "planned"), ("mezo", "cut"), ("cut", "planned")]
+)
+def test_it_goes_on_where_it_was_however_parts_are_tried_now(before: str, after: str, configure: Configure, bert_bundle: Bundle) -> None:
+    Solo(configure(rounds=3, **WAYS[before]), threading.Event()).run()
+    first = ledger(configure(), bert_bundle)
+    Solo(configure(rounds=7, **WAYS[after]), threading.Event()).run()
+    second = ledger(configure(), bert_bundle)
+    assert (second.opening, second.entries[:3], len(second.entries)) == (first.opening, first.entries, 7)
+    assert all(entry.terms for entry in second.entries)
+    expected = bert_bundle.parameters()
+    Overlay.of(second.entries).add(expected)
+    assert second.entries[-1].digest == expected.digest()
+
+
+def test_it_says_which_way_is_the_cheapest_and_takes_it(configure: Configure, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    solo = Solo(configure(rounds=1), threading.Event())
+    solo.run()
+    (told,) = [message for message in caplog.messages if message.startswith("the cheapest way to equal progress:")]
+    (starred,) = [line for line in told.splitlines() if line.startswith("*")]
+    shape = solo.tree.shape
+    assert " ".join(map(str, shape.cuts)) in starred or not shape.cuts
+    assert " x ".join(map(str, shape.counts)) in starred
+    kept = Solo(configure(rounds=2, split=Split(kept=0)), threading.Event())
+    kept.run()
+    assert kept.tree.shape.cuts == ()
+
+
+def test_a_cut_that_the_bundle_has_not_is_refused_by_name(configure: Configure) -> None:
+    with pytest.raises(ConfigError, match=r"cuts = \[3\]: this bundle can be cut before stages 1 to 2"):
+        Solo(configure(split=Split((3,), (5,))), threading.Event()).run()
 
 
 def test_a_longer_ledger_can_be_asked_for(configure: Configure, bert_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,11 +12,11 @@ from edge_agent.data import Dataset
 from edge_agent.work import held_out_loss, work
 from zo.batches import Batch
 from zo.bundle import Bundle
-from zo.calibration import kinds, one_level
 from zo.engine import Engine
 from zo.estimators import Grid
 from zo.messages import Report
-from zo.plan import Node, WorkPlan
+from zo.plan import Node, Shape, WorkPlan
+from zo.planning import kinds, one_level, seeded, tree
 
 GRID, PLAN = Grid(14, 2.0), 2**32 - 7
 
@@ -134,3 +134,28 @@ def test_a_held_out_loss_that_is_not_finite_is_not_reported(bert_bundle: Bundle,
 def test_without_held_out_examples_there_is_no_held_out_loss(engine: Losing, dataset: Dataset) -> None:
     dataset.held_out = []
     assert held_out_loss(engine, dataset, 4, go_on) is None
+
+
+TREES = [
+    Shape((2, 3), (2,)),
+    Shape((2, 3), (1,)),
+    Shape((2, 1, 3), (1, 2)),
+    Shape((2, 3), (2,), joint=True),
+    Shape((1, 1), (1,), joint=True),
+]
+
+
+@pytest.mark.parametrize("shape", TREES, ids=str)
+def test_the_report_of_a_tree_tells_its_shape_and_a_scalar_of_every_direction(shape: Shape, engine: Losing, dataset: Dataset) -> None:
+    sizes = {kind: engine.manifest.log2_eps(kind) for kind in kinds(engine.manifest)}
+    root = seeded(tree(engine.manifest, sizes, shape), engine.manifest.run_key, 9, 5)
+    asked = WorkPlan(9, 0, root, 6, False, True, GRID, PLAN)
+    before = engine.parameters.digest()
+    found = work(asked, engine, dataset, go_on, run=3, device=5)
+    assert found.shape == shape
+    assert found.scalars.shape == (shape.scalars,)
+    assert np.count_nonzero(found.scalars) > shape.scalars // 2
+    assert found.digest == before == engine.parameters.digest()
+    engine.losses = (1.0, float("nan"), *[1.5, 1.0] * (shape.scalars - 1))
+    found = work(asked, engine, dataset, go_on)
+    assert (found.dropped, found.scalars.tolist()) == (1, [0] + [2**12] * (shape.scalars - 1))

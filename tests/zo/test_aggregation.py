@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from zo import aggregation, reference
-from zo.aggregation import Rates, aggregate, decay, rates
+from zo.aggregation import Rates, aggregate, by_level, decay, rates
 from zo.bundle import Bundle
-from zo.calibration import one_level
 from zo.directions import signs
 from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, half_differences
@@ -17,7 +16,8 @@ from zo.lattice import snap
 from zo.manifest import Base, Calibration, Manifest, Stage, Task
 from zo.messages import Report
 from zo.parameters import Group, Parameters, Tensor
-from zo.plan import Node
+from zo.plan import Node, Shape
+from zo.planning import one_level, seeded, tree
 from zo.recipe import Probe, Rate
 
 GRID = Grid(14, 2.0)
@@ -33,7 +33,7 @@ def manifest(bert_bundle: Bundle) -> Manifest:
     return dataclasses.replace(bert_bundle.manifest, groups=groups, bases={"fp32": Base("weights", 0, stages, calibration)})
 
 
-GIVEN = Rates(signal=0.5, by_kind={"body": 0.25, "head": 0.5}, log2_eps={"body": -4, "head": -6})
+GIVEN = Rates(signal={"body": 0.3, "head": 0.4}, by_kind={"body": 0.25, "head": 0.5}, log2_eps={"body": -4, "head": -6})
 
 
 def report(device: int, number: int = 1, scalars: tuple[int, ...] = (), examples: int = 4) -> Report:
@@ -153,20 +153,20 @@ def test_rates_and_probe_sizes_are_the_bundles_where_nothing_is_stated(manifest:
     found = rates(Probe(), Rate(), manifest)
     assert found.log2_eps == {"body": -4, "head": -4}
     assert set(found.by_kind.values()) == {aggregation.default_rate(manifest.task)}
-    assert found.signal == pytest.approx(0.3 * 2**0.5)
+    assert found.signal == {"body": 0.3, "head": 0.3}
 
 
 def test_what_is_stated_counts_and_the_signal_follows_the_probe_size(manifest: Manifest) -> None:
     found = rates(Probe(log2_eps_head=-2), Rate(body=0.0, head=2.0), manifest)
     assert (found.log2_eps, found.by_kind) == ({"body": -4, "head": -2}, {"body": 0.0, "head": 2.0})
-    assert found.signal == pytest.approx(np.hypot(0.3, 1.2))
+    assert found.signal == pytest.approx({"body": 0.3, "head": 1.2})
 
 
 def test_settings_hold_for_every_base_and_rates_are_of_the_one_looked_through(manifest: Manifest) -> None:
     coarse = tuple(Calibration(kind, -2, 0.9, 0.0, 0.0, 0.0, 1.0) for kind in ("body", "head"))
     both = dataclasses.replace(manifest, bases=manifest.bases | {"int8": dataclasses.replace(manifest.base, calibration=coarse)})
     assert rates(Probe(), Rate(), both) == rates(Probe(), Rate(), manifest)
-    assert rates(Probe(), Rate(), both.at("int8")).signal == pytest.approx(0.9 * 2**0.5)
+    assert rates(Probe(), Rate(), both.at("int8")).signal == {"body": 0.9, "head": 0.9}
     assert aggregation.sizes(Probe(), both.at("int8")) == {"body": -2, "head": -2}
     assert [aggregation.sizes(Probe(log2_eps_body=-7), both.at(each))["body"] for each in both.bases] == [-7, -7]
 
@@ -200,6 +200,179 @@ def test_rates_that_are_no_positive_numbers_are_refused(bad: dict[str, float]) -
         Rate(**bad)
 
 
+# --- trees ---
+
+
+@pytest.fixture
+def staged(manifest: Manifest) -> Manifest:
+    """Two groups of the body and a head, in a stage each; units 2**-20 and, of the head, 2**-18."""
+    groups = (
+        Group(0, "body", -20, (Tensor("w", (SIZE,)),)),
+        Group(1, "body", -20, (Tensor("x", (SIZE,)),)),
+        Group(2, "head", -18, (Tensor("v", (SIZE,)),)),
+    )
+    stages = tuple(Stage(f"stage_{place}.onnx", ("x",), ("loss",), (place,)) for place in range(3))
+    return dataclasses.replace(manifest, groups=groups, bases={"fp32": dataclasses.replace(manifest.base, stages=stages)})
+
+
+def root(manifest: Manifest, shape: Shape, device: int = 0, log2_eps: dict[str, int] = GIVEN.log2_eps) -> Node:
+    """A device's tree in round 1."""
+    return seeded(tree(manifest, log2_eps, shape), manifest.run_key, 1, device)
+
+
+START = 2**32  # where the seeds of round 1 begin
+
+
+def test_half_differences_go_to_their_level_lowest_first(staged: Manifest) -> None:
+    made = root(staged, Shape((1, 2, 3), (1, 2)))
+    found = by_level(made, np.arange(9.0))
+    assert [node for node, _ in found] == [node for node, _ in made.levels()]
+    assert [half.tolist() for _, half in found] == [[0.0], [1.0, 2.0], [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
+
+
+def test_joint_half_differences_are_told_apart_first(staged: Manifest) -> None:
+    made = root(staged, Shape((2, 3), (1,), joint=True))
+    (low, first), (high, second) = by_level(made, np.array([1.0, 2.0, 6.0, 0.0, 3.0, 3.0]))
+    assert (low, high) == (made, made.child)
+    assert first.tolist() == [3.0, 2.0]
+    assert second.tolist() == [-3.0, -1.5, 4.5, -3.0, 1.5, 1.5]
+
+
+def test_every_level_of_a_tree_is_averaged_over_its_own_directions(staged: Manifest) -> None:
+    found = aggregate([report(0, scalars=(1 << 12, 1 << 11, -(1 << 11)))], [root(staged, Shape((1, 2), (2,)))], GIVEN, 1.0, staged, GRID)
+    # body: growth 1, alone as at calibration: -0.25 * (1/4) / 0.3 * 2**14 units, rounded; head: growth 2 by a mean over 2
+    assert list(steps_of(found, 0)) == [START]
+    assert steps_of(found, 0)[START] == pytest.approx(-0.25 / 4 / 0.3 * 2**14, abs=1)
+    assert steps_of(found, 1) == steps_of(found, 0)
+    head = steps_of(found, 2)
+    assert list(head) == [START, START + 1]
+    assert head[START] == pytest.approx(-0.5 / 8 / 0.4 * 2**12, abs=1)
+    assert abs(head[START] + head[START + 1]) <= 1
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("log2_eps", range(-9, 0))
+def test_a_part_tried_apart_moves_by_its_probe_up_to_a_reach_and_no_further(log2_eps: int, joint: bool, staged: Manifest) -> None:
+    """Half differences as at calibration and a rate of 1; all at once, in plain MeZO or the joint form, move by the probe itself."""
+    given = Rates({"body": 1.0, "head": 1.0}, {"body": 1.0, "head": 1.0}, {"body": log2_eps, "head": log2_eps})
+    apart = tree(staged, given.log2_eps, Shape((1, 1), (len(staged.stages) - 1,), joint))
+    for node, reach in ((one_level(staged, given.log2_eps, 0, 1), log2_eps), (apart, log2_eps if joint else min(log2_eps, -6))):
+        found = aggregate([report(0, scalars=(1 << 14,) * node.scalars)], [node], given, 1.0, staged, GRID)
+        signal = aggregation._signal(node, given, staged)
+        unit = next(group.log2_unit for group in staged.groups if group.id == 2)
+        assert steps_of(found, 2) == {0: pytest.approx(-(2.0 ** (reach - unit)) / (signal if node.joint or not node.child else 1.0), abs=1)}
+    assert aggregation.REACH == -6
+
+
+def test_a_part_of_a_kind_expects_the_share_of_its_signal_that_its_groups_are(staged: Manifest) -> None:
+    """Half of the body's groups: by half the squared signal. Jointly all that is perturbed together."""
+    apart = aggregate([report(0, scalars=(1 << 12, 0))], [root(staged, Shape((1, 1), (1,)))], GIVEN, 1.0, staged, GRID)
+    assert steps_of(apart, 0)[START] == pytest.approx(-0.25 / 4 / (0.3 / 2**0.5) * 2**14, abs=1)
+    jointly = aggregate([report(0, scalars=(1 << 12,))], [root(staged, Shape((1, 1), (1,), joint=True))], GIVEN, 1.0, staged, GRID)
+    assert steps_of(jointly, 0)[START] == pytest.approx(-0.25 / 4 / 0.5 * 2**16, abs=1)
+    assert steps_of(jointly, 1) == steps_of(jointly, 0)
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+@pytest.mark.parametrize("p1", [1, 3])
+def test_joint_probes_of_one_direction_on_each_output_are_the_terms_of_plain_mezo(p1: int, cut: int, staged: Manifest) -> None:
+    scalars = [(301, -77, 5)[:p1], (-4000, 3, 1)[:p1]]
+    reports = [report(device, scalars=each, examples=1 + device) for device, each in enumerate(scalars)]
+    plain, joint = ([root(staged, shape, device) for device in range(2)] for shape in (Shape((p1,)), Shape((p1, 1), (cut,), joint=True)))
+    expected = aggregate(reports, plain, GIVEN, 0.3, staged, GRID)
+    assert aggregate(reports, joint, GIVEN, 0.3, staged, GRID) == expected
+    assert len(expected) > 0
+
+
+def test_groups_of_one_kind_and_unit_are_rounded_alike_in_whichever_part_and_others_apart(staged: Manifest) -> None:
+    scalars = (1,) * 64
+    terms = aggregate([report(0, scalars=scalars)], [root(staged, Shape((64, 1), (1,), joint=True))], GIVEN, 0.05, staged, GRID)
+    one, other, head = (steps_of(terms, group) for group in range(3))
+    assert one == other
+    assert 0 < len(one) < 64
+    assert one.keys() != head.keys()
+
+
+def test_a_group_is_averaged_over_the_reports_that_perturbed_it_by_their_examples(staged: Manifest) -> None:
+    """The first device tries all, the second the head alone; the third has no say in what the second did not touch."""
+    nodes = [root(staged, Shape((1,)), 0), root(staged, Shape((1,)), 1, {"head": -6}), root(staged, Shape((1,)), 2)]
+    reports = [
+        report(0, scalars=(1 << 13,), examples=1),
+        report(1, scalars=(1 << 13,), examples=6),
+        report(2, scalars=(1 << 13,), examples=3),
+    ]
+    found = aggregate(reports, nodes, GIVEN, 1.0, staged, GRID)
+    body, head = steps_of(found, 0), steps_of(found, 2)
+    unit = -0.25 / 2 / 0.5 * 2**16  # of one direction of everything together
+    assert (body[START], body[START + 2]) == (pytest.approx(unit * 2 * 1 / 4, abs=1), pytest.approx(unit * 2 * 3 / 4, abs=1))
+    assert START + 1 not in body
+    whole, alone = -0.5 / 2 / 0.5 * 2**12, -0.5 / 2 / 0.4 * 2**12
+    wanted = [whole * 3 / 10, alone * 3 * 6 / 10, whole * 3 * 3 / 10]
+    assert [head[START + device] for device in range(3)] == [pytest.approx(each, abs=1) for each in wanted]
+
+
+MIXED = (Shape((2,)), Shape((2, 3), (2,)), Shape((2, 2), (1,)), Shape((2, 1, 2), (1, 2)), Shape((2, 2), (2,), joint=True))
+
+
+def mixed(manifest: Manifest) -> tuple[list[Report], list[Node]]:
+    nodes = [root(manifest, shape, device) for device, shape in enumerate(MIXED)]
+    draw = np.random.default_rng(5)
+    scalars = [tuple(draw.integers(-9000, 9000, node.scalars).tolist()) for node in nodes]
+    return [report(device, scalars=each, examples=1 + device) for device, each in enumerate(scalars)], nodes
+
+
+def test_the_order_of_reports_of_other_shapes_does_not_matter(staged: Manifest) -> None:
+    reports, nodes = mixed(staged)
+    found = [
+        aggregate([reports[n] for n in order], [nodes[n] for n in order], GIVEN, 1.0, staged, GRID) for order in permutations(range(5))
+    ]
+    assert {group for term in found[0] for group in term.groups} == {0, 1, 2}
+    assert all(each == found[0] for each in found)
+
+
+def test_shapes_of_one_round_add_up_each_with_its_weight(staged: Manifest) -> None:
+    """What a report alone gives, by its share of a group's examples and by how many more directions the round has."""
+    reports, nodes = mixed(staged)
+    together = aggregate(reports, nodes, GIVEN, 1.0, staged, GRID)
+    counts = [{group: total for level, total in node.levels() for size in level.probe_sizes for group in size.groups} for node in nodes]
+    for group in range(3):
+        expected: dict[int, float] = {}
+        for each, node, count in zip(reports, nodes, counts, strict=True):
+            growth = sum(other[group] for other in counts) / count[group] * each.examples / sum(other.examples for other in reports)
+            for seed, steps in steps_of(aggregate([each], [node], GIVEN, 1.0, staged, GRID), group).items():
+                expected[seed] = expected.get(seed, 0) + steps * growth
+        found = steps_of(together, group)
+        for seed in expected.keys() | found.keys():
+            assert found.get(seed, 0) == pytest.approx(expected.get(seed, 0), abs=20)  # rounded before it grew
+
+
+def test_growth_is_bounded_group_by_group(staged: Manifest) -> None:
+    most = aggregation.MOST_DIRECTIONS
+    made = root(staged, Shape((2, most), (2,)))
+    found = aggregate([report(0, scalars=(1 << 12,) * made.scalars)], [made], GIVEN, 1.0, staged, GRID)
+    assert sum(steps_of(found, 0).values()) == pytest.approx(2 * -0.25 / 4 / 0.3 * 2**14, abs=2)
+    assert sum(steps_of(found, 2).values()) == pytest.approx(most * -0.5 / 4 / 0.4 * 2**12, rel=1e-3)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_expected_update_of_every_part_points_down_its_slope(joint: bool, staged: Manifest) -> None:
+    generator = np.random.default_rng(0)
+    units = {"w": -20, "x": -20, "v": -18}
+    targets = {name: generator.normal(size=SIZE) / 4 for name in units}
+    parameters = Parameters(
+        staged.run_key, staged.groups, {name: snap(generator.normal(size=SIZE) / 4, unit) for name, unit in units.items()}
+    )
+    before = {name: values.copy() for name, values in parameters.tensors().items()}
+    made = root(staged, Shape((64, 16), (1,), joint), log2_eps={"body": -6, "head": -6})
+    losses = reference.probe(parameters, made, lambda now: sum(0.5 * float(((now[n] - targets[n]) ** 2).sum()) for n in targets))
+    given = Rates({"body": 0.05, "head": 0.05}, {"body": 0.1, "head": 0.1}, {"body": -6, "head": -6})
+    answer = dataclasses.replace(report(0), scalars=Grid(20, 2.0).integers(half_differences(losses)))
+    parameters.add(aggregate([answer], [made], given, 1.0, staged, Grid(20, 2.0)))
+    for name, least in (("w", 0.6 if joint else 0.8), ("x", 0.9), ("v", 0.9)):
+        step, downhill = parameters.tensor(name) - before[name], targets[name] - before[name]
+        assert step @ downhill / np.linalg.norm(step) / np.linalg.norm(downhill) > least, name
+
+
 # --- downhill ---
 
 
@@ -214,7 +387,8 @@ def one_round(parameters: Parameters, targets: dict[str, np.ndarray], manifest: 
     node = one_level(manifest, {"body": -6, "head": -6}, number * 10**6, count)
     losses = reference.probe(parameters, node, lambda now: sum(0.5 * float(((now[n] - targets[n]) ** 2).sum()) for n in targets))
     half = half_differences(losses)
-    given = Rates(float(np.sqrt(np.mean(half**2))), {"body": 0.1, "head": 0.1}, {"body": -6, "head": -6})
+    each = float(np.sqrt(np.mean(half**2) / 2))  # of both kinds together it is what was measured
+    given = Rates({"body": each, "head": each}, {"body": 0.1, "head": 0.1}, {"body": -6, "head": -6})
     answer = dataclasses.replace(report(0, number), scalars=Grid(20, 2.0).integers(half))
     return aggregate([answer], [node], given, 1.0, manifest, Grid(20, 2.0))
 

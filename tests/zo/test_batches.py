@@ -201,3 +201,44 @@ def test_positions_of_rows_of_different_lengths_stay_aligned_with_the_labels() -
 
 def test_language_modelling_frames_nothing() -> None:
     assert not {CLS, SEP} & set(windows("ba bee bi").fields["input_ids"].ravel().tolist())
+
+
+# --- several times the same ---
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_batch_repeated_holds_its_examples_one_copy_after_the_other(times: int) -> None:
+    batch = collate([dataclasses.replace(row(length, label), key=label) for length, label in ((3, 1), (9, 0), (5, 2))], CLASSIFICATION)
+    found = batch.repeated(times)
+    assert (found.examples, found.losses, found.tokens) == (3 * times, 3 * times, batch.tokens)
+    for name, array in batch.fields.items():
+        assert found.fields[name].dtype == array.dtype
+        assert np.array_equal(found.fields[name], np.concatenate([array] * times))
+    assert found.keys.tolist() == [1, 0, 2] * times
+    assert found.lengths.tolist() == [3, 9, 5] * times
+
+
+@given(st.lists(st.integers(2, 17), min_size=1, max_size=5), st.integers(1, 4))
+@settings(deadline=None, max_examples=60)
+def test_repeated_positions_point_at_the_tokens_of_their_own_copy(lengths: list[int], times: int) -> None:
+    batch = collate([row(length) for length in lengths], LANGUAGE)
+    kept = batch.fields["positions"].copy()
+    found = batch.repeated(times)
+    assert found.losses == times * batch.losses
+    assert found.fields["labels"].tolist() == batch.fields["labels"].tolist() * times
+    flat, place = found.fields["input_ids"].ravel(), found.fields["positions"]
+    assert np.array_equal(flat[place], np.tile(batch.fields["input_ids"].ravel()[kept], times))
+    assert (np.diff(place) > 0).all()
+    copies = place // (batch.examples * batch.tokens)
+    assert copies.tolist() == np.repeat(np.arange(times), batch.losses).tolist()
+    assert np.array_equal(batch.fields["positions"], kept)
+
+
+@pytest.mark.parametrize("model", ["classification", "language"])
+def test_parts_of_a_batch_repeated_are_the_batch_repeated(model: str) -> None:
+    """The examples of one copy, split off, are those that were repeated."""
+    rows = [row(length) for length in (3, 9, 5)]
+    batch = collate(rows, CLASSIFICATION if model == "classification" else LANGUAGE)
+    for part in batch.repeated(4).split(3):
+        assert part.fields.keys() == batch.fields.keys()
+        assert all(np.array_equal(part.fields[name], array) for name, array in batch.fields.items())

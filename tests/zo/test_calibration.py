@@ -9,13 +9,14 @@ import pytest
 from coordinator.bench import tiny_models
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
-from zo.calibration import CANDIDATES, choose, correlation_here, kinds, measure, one_level, probe_sizes
+from zo.calibration import CANDIDATES, choose, correlation_here, measure
 from zo.engine import Engine
 from zo.errors import UserError
 from zo.lattice import snap
 from zo.manifest import Calibration
 from zo.parameters import Parameters
 from zo.plan import Node
+from zo.planning import kinds, one_level, probe_sizes
 
 
 def measured(*correlations: float) -> list[Calibration]:
@@ -81,7 +82,7 @@ def test_plain_mezo_begins_at_the_lowest_perturbed_stage(bert_bundle: Bundle) ->
     last = len(bert_bundle.manifest.stages) - 1
     assert one_level(bert_bundle.manifest, {"body": -3, "head": -3}, 5, 7).stage == 0
     node = one_level(bert_bundle.manifest, {"head": -3}, 5, 7)
-    assert (node.stage, node.first_seed, node.count, node.children) == (last, 5, 7, ())
+    assert (node.stage, node.first_seed, node.count, node.child) == (last, 5, 7, None)
 
 
 # --- choosing ---

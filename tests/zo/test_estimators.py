@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import PROPERTY
 
-from zo.estimators import Grid, half_differences, mezo_steps, round_stochastically
+from zo.estimators import Grid, half_differences, joint_halves, mezo_steps, round_stochastically
 
 U32 = st.integers(0, 2**32 - 1)
 GRID = Grid(log2_levels=4, clip=2.0)
@@ -106,6 +106,123 @@ def test_weights_scale_each_direction_on_its_own() -> None:
     half = np.array([1.0, -2.0, 3.0])
     plain = mezo_steps(half, np.ones(3), 0.5, -3, -9)
     assert mezo_steps(half, np.array([0.0, 0.25, 2.0]), 0.5, -3, -9).tolist() == (plain * [0.0, 0.25, 2.0]).tolist()
+
+
+# --- two parts (FedSPZO) ---
+
+
+class Parts:
+    """L(x, y), quadratic in both parts of the parameters together, and estimates of both gradients at a point.
+
+    Directions are rows of signs: one u of part 1 and K v's of part 2. EPS: probe size of either part. Half differences of a
+    quadratic are exact: (L(p + d) - L(p - d)) / 2 = d . gradient, since even powers of d cancel.
+    """
+
+    SIZE, EPS = (2, 3), (0.5, 0.25)
+
+    def __init__(self, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        total = sum(self.SIZE)
+        root, self.linear, self.at = generator.normal(size=(total, total)), generator.normal(size=total), generator.normal(size=total)
+        self.curvature = root @ root.T
+        gradient = self.linear + self.curvature @ self.at
+        self.gradients = gradient[: self.SIZE[0]], gradient[self.SIZE[0] :]
+
+    def loss(self, du: np.ndarray, dv: np.ndarray) -> float:
+        at = self.at + np.concatenate([du, dv])
+        return float(self.linear @ at + at @ self.curvature @ at / 2)
+
+    def apart(self, u: np.ndarray, vs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Part 1 with part 2 unperturbed; part 2 as the mean over where part 1 was left, at + and at -."""
+        (eps_u, eps_v), still = self.EPS, np.zeros(self.SIZE[1])
+        low = [self.loss(sign * eps_u * u, still) for sign in (1, -1)]
+        high = [np.mean([self.loss(left * eps_u * u, sign * eps_v * v) for left in (1, -1)]) for v in vs for sign in (1, -1)]
+        return self.estimates(u, vs, half_differences(np.array(low)), half_differences(np.array(high)))
+
+    def jointly(self, u: np.ndarray, vs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both parts at once, + with + and - with -."""
+        eps_u, eps_v = self.EPS
+        losses = [self.loss(sign * eps_u * u, sign * eps_v * v) for v in vs for sign in (1, -1)]
+        return self.estimates(u, vs, *joint_halves(half_differences(np.array(losses)), len(vs)))
+
+    def estimates(self, u: np.ndarray, vs: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of both gradients: slope along each direction, times the direction, and the mean of that."""
+        return (low / self.EPS[0]) @ u[None], (high / self.EPS[1]) @ vs / len(vs)
+
+    def moments(self, form: str, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Mean and variance of both estimates, by coordinate, over all directions that there are."""
+        signs = [np.array(list(product((1.0, -1.0), repeat=size))) for size in self.SIZE]
+        found = [getattr(self, form)(u, np.array(vs)) for u in signs[0] for vs in product(signs[1], repeat=count)]
+        return [(np.mean(each, axis=0).ravel(), np.var(each, axis=0).ravel()) for each in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_parts_tried_one_after_the_other_are_unbiased_and_vary_as_plain_mezo_of_each_alone(seed: int, count: int) -> None:
+    """For signs z and a slope s = z . g, the estimate is s z, with coordinate i: sum_j g_j z_j z_i.
+
+    E[z_j z_i] = (i = j), so its mean is g_i; E[(s z_i)^2] = E[s^2] = |g|^2, so its variance is |g|^2 - g_i^2, and a K-th of
+    that for the mean of K independent ones. What part 1 does to part 2's slope, +-eps u . H v, has the other sign in the other
+    cache, so it drops out of their mean: part 2 varies as if it were alone.
+    """
+    parts = Parts(seed)
+    for (mean, variance), gradient, of in zip(parts.moments("apart", count), parts.gradients, (1, count), strict=True):
+        np.testing.assert_allclose(mean, gradient, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(variance, (gradient @ gradient - gradient**2) / of, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_parts_tried_jointly_are_unbiased_and_vary_by_the_other_part_and_by_what_is_left_out(seed: int, count: int) -> None:
+    """With e, f the probe sizes, a = u . g of part 1 and w_k = v_k . h of part 2, half difference k is e a + f w_k.
+
+    Part 1 estimates (a + (f / e) mean(w)) u: the second term has mean 0, and w_k is independent of u, so it adds
+    (f / e)^2 |h|^2 / K to the variance |g|^2 - g_i^2 of the first.
+
+    Part 2, K > 1: probe k less the mean of the others is f (w_k - mean of the other w): part 1's share e a is gone, whatever it
+    is. The estimate is A - B, A = mean(w_k v_k), B = sum over k != j of w_j v_k / (K (K - 1)). A has mean h_i and variance
+    (|h|^2 - h_i^2) / K. B has mean 0; of the products of two of its K (K - 1) terms, only those with the same (k, j), with
+    E = |h|^2, and those with k and j exchanged, with E = h_i^2, have a mean: its variance is (|h|^2 + h_i^2) / (K (K - 1)). In
+    E[A B] every product holds a sign that occurs once, so it is 0, and the variances add.
+
+    K = 1 leaves nothing out: part 2 estimates (w + (e / f) a) v, as part 1 does.
+    """
+    parts, (e, f) = Parts(seed), Parts.EPS
+    (mean_1, variance_1), (mean_2, variance_2) = parts.moments("jointly", count)
+    g, h = parts.gradients
+    np.testing.assert_allclose(mean_1, g, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(mean_2, h, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(variance_1, g @ g - g**2 + (f / e) ** 2 * (h @ h) / count, rtol=1e-9, atol=1e-9)
+    extra = (h @ h + h**2) / (count - 1) if count > 1 else (e / f) ** 2 * (g @ g) * np.ones(3)
+    np.testing.assert_allclose(variance_2, (h @ h - h**2 + extra) / count, rtol=1e-9, atol=1e-9)
+
+
+HALVES = st.floats(-10, 10).map(lambda value: round(value, 4))
+
+
+@PROPERTY
+@given(st.integers(1, 5), st.integers(2, 6), st.data())
+def test_leaving_one_out_takes_all_of_part_1_from_part_2(p1: int, count: int, data: st.DataObject) -> None:
+    own = np.array(data.draw(st.lists(HALVES, min_size=p1 * count, max_size=p1 * count)))
+    shared = np.array(data.draw(st.lists(HALVES, min_size=p1, max_size=p1)))
+    (low, high), (low_alone, high_alone) = joint_halves(own + np.repeat(shared, count), count), joint_halves(own, count)
+    assert (low.shape, high.shape) == ((p1,), (p1 * count,))
+    np.testing.assert_allclose(high, high_alone, atol=1e-9)
+    np.testing.assert_allclose(low, low_alone + shared, atol=1e-9)
+    np.testing.assert_allclose(low, own.reshape(p1, count).mean(axis=1) + shared, atol=1e-9)
+    np.testing.assert_allclose(high.reshape(p1, count).sum(axis=1), 0, atol=1e-9)
+
+
+def test_joint_probes_by_hand() -> None:
+    low, high = joint_halves(np.array([1.0, 2.0, 6.0, 0.0, 3.0, 3.0]), 3)
+    assert low.tolist() == [3.0, 2.0]
+    assert high.tolist() == [1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5, -3.0, 1.5, 1.5]
+
+
+@given(st.lists(HALVES, min_size=1, max_size=9))
+def test_joint_probes_of_one_direction_each_are_both_parts_own_to_the_last_bit(values: list[float]) -> None:
+    low, high = joint_halves(np.array(values), 1)
+    assert low.tolist() == high.tolist() == values
 
 
 # --- rounding ---

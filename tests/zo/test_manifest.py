@@ -16,6 +16,7 @@ from zo.parameters import Group, Tensor
 EXAMPLE = Manifest(
     name='härd "name"',
     architecture="bert",
+    width=32,
     precision="int8",
     trainable="lora-fa",
     rank=8,

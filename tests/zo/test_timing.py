@@ -4,10 +4,12 @@ import time
 
 import pytest
 from conftest import Bundles
+from tiny_walks import batch_of, moved
 
 from zo.bundle import Bundle
 from zo.engine import Engine
-from zo.timing import alternating, probe_pair, random_batch, signal_per_second
+from zo.engine.stages import Stages, Values
+from zo.timing import alternating, probe_pair, random_batch, signal_per_second, stage_ns
 
 
 @pytest.mark.parametrize(("model", "examples", "tokens"), [("bert", 3, 8), ("llama-tied", 2, 16)])
@@ -46,3 +48,64 @@ def test_signal_is_squared_correlation_over_seconds_and_nothing_where_probes_poi
     assert signal_per_second(0.5, 10.0) == pytest.approx(25.0)
     assert signal_per_second(-0.5, 1.0) == 0.0
     assert signal_per_second(1.0, 0.0) > 0
+
+
+class Metered(Stages):
+    """Takes as many microseconds a branch of an example as `each` says of the stage. Classification only."""
+
+    each = (30, 60, 20)
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle, 1)
+        self._outputs = [stage.outputs[0] for stage in bundle.manifest.stages]
+
+    def run(self, values: Values, first: int, stop: int, tensors: Values, logits: bool = False) -> Values:
+        for stage in range(first, stop):
+            began = time.perf_counter()
+            values = super().run(values, stage, stage + 1, tensors, logits)
+            units = values[self._outputs[stage]].numpy().shape[0] * values["labels"].numpy().shape[0]
+            while time.perf_counter() < began + 1e-6 * self.each[stage] * units:
+                pass
+        return values
+
+
+@pytest.mark.parametrize("trainable", ["lora-fa", "full"])
+def test_a_stage_costs_what_it_takes_by_branches_and_examples_however_many_ran(trainable: str, bundles: Bundles) -> None:
+    bundle = bundles("bert", trainable)
+    engine, batch = Engine(bundle, moved(bundle)), batch_of(bundle, 40)
+    before, engine.stages = engine.parameters.digest(), Metered(bundle)
+    found = [min(times) for times in zip(*(stage_ns(engine, batch, repeats=1) for _ in range(5)), strict=True)]  # the least disturbed
+    for each, wanted in zip(found, Metered.each, strict=True):
+        assert 1000 * wanted <= each < 1000 * 1.8 * wanted + 10_000
+    assert engine.parameters.digest() == before
+
+
+@pytest.mark.parametrize(
+    ("model", "trainable"), [("bert", "norms"), ("llama", "full"), ("llama-tied", "lora-fa"), ("bert-classifier", "lora")]
+)
+def test_every_stage_of_any_bundle_has_a_time_that_fits_a_message(model: str, trainable: str, bundles: Bundles) -> None:
+    bundle = bundles(model, trainable)
+    found = stage_ns(Engine(bundle, moved(bundle)), batch_of(bundle))
+    assert len(found) == len(bundle.manifest.stages)
+    assert all(isinstance(each, int) and 1 <= each < 10**8 for each in found)
+
+
+class Suspended(Stages):
+    """The machine sleeps a day in every run, as the clock has it."""
+
+    def run(self, values: Values, first: int, stop: int, tensors: Values, logits: bool = False) -> Values:
+        Clock.now += 86400.0
+        return super().run(values, first, stop, tensors, logits)
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    now = 0.0
+
+
+def test_a_day_is_told_as_the_longest_time_that_fits(bert_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: Clock.now)
+    engine = Engine(bert_bundle, bert_bundle.parameters())
+    engine.stages = Suspended(bert_bundle, 1)
+    assert stage_ns(engine, batch_of(bert_bundle)) == (2**32 - 1,) * 3

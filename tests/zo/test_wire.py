@@ -33,7 +33,7 @@ from zo.messages import (
     WorkReply,
     WorkRequest,
 )
-from zo.plan import Node, ProbeSize, WorkPlan
+from zo.plan import Node, ProbeSize, Shape, WorkPlan
 from zo.terms import STEP_LIMIT, Term
 
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
@@ -60,7 +60,10 @@ values = st.builds(GroupValues, u32, st.binary(max_size=40))
 grids = st.builds(Grid, st.integers(0, 20), st.floats(1, 2**10))
 sizes = tuples(st.builds(ProbeSize, groups, u32), 2)
 leaves = st.builds(Node, u32, u64, u32, sizes)
-nodes = st.recursive(leaves, lambda inner: st.builds(Node, u32, u64, u32, sizes, tuples(inner, 2)), max_leaves=4)
+nodes = st.recursive(leaves, lambda inner: st.builds(Node, u32, u64, u32, sizes, inner, st.booleans()), max_leaves=4)
+shapes = st.sampled_from(
+    [Shape((8,)), Shape((4096,)), Shape((8, 256), (2,)), Shape((8, 256), (2,), joint=True), Shape((1, 2, 3), (1, 2**32 - 1))]
+)
 plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans(), grids, u32)
 
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
@@ -72,10 +75,22 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     CatchUpReply: st.builds(CatchUpReply, tuples(offers)),
     Offer: offers,
     CheckpointRequest: st.builds(CheckpointRequest, u32, ways, u64, u64),
-    WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64, precisions),
+    WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64, precisions, tuples(u32)),
     WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans()),
     Report: st.builds(
-        Report, u32, u32, u64, arrays(s32), u32, precisions, u32, st.none() | s64, st.builds(Spent, u32, u32, u32), st.none() | digests, u32
+        Report,
+        u32,
+        u32,
+        u64,
+        arrays(s32),
+        u32,
+        precisions,
+        u32,
+        st.none() | s64,
+        st.builds(Spent, u32, u32, u32),
+        st.none() | digests,
+        u32,
+        st.none() | shapes,
     ),
     ReportReply: st.builds(ReportReply, st.sampled_from(Verdict)),
     Entry: entries,
@@ -136,6 +151,35 @@ def test_an_impossible_grid_is_refused(log2_levels: int, clip: float) -> None:
     assert wire.decoder(WorkReply)(reply(plan_pb2.Grid(log2_levels=14, clip=2.0))).plan.grid == Grid(14, 2.0)
     with pytest.raises(wire.WireError):
         wire.decoder(WorkReply)(reply(plan_pb2.Grid(log2_levels=log2_levels, clip=clip)))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        plan_pb2.Shape(),
+        plan_pb2.Shape(counts=[0]),
+        plan_pb2.Shape(counts=[1, 1]),
+        plan_pb2.Shape(counts=[2**32 - 1, 2**32 - 1], cuts=[1]),
+        plan_pb2.Shape(counts=[1, 1, 1], cuts=[2, 1]),
+        plan_pb2.Shape(counts=[1], joint=True),
+    ],
+    ids=str,
+)
+def test_an_impossible_shape_is_refused(shape: plan_pb2.Shape) -> None:
+    def sent(given: plan_pb2.Shape | None) -> bytes:
+        return report_pb2.Report(precision=plan_pb2.FP32, shape=given).SerializeToString()
+
+    assert wire.decoder(Report)(sent(plan_pb2.Shape(counts=[8, 4], cuts=[2]))).shape == Shape((8, 4), (2,))
+    assert wire.decoder(Report)(sent(None)).shape is None
+    with pytest.raises(wire.WireError, match="no valid Report"):
+        wire.decoder(Report)(sent(shape))
+
+
+@pytest.mark.parametrize("times", [(-1,), (2**32,), (1, 2**40)])
+def test_times_that_do_not_fit_are_not_sent(times: tuple[int, ...]) -> None:
+    assert wire.decoder(WorkRequest)(wire.encode(WorkRequest(1, 2, 3, 4, "fp32", (1, 2**32 - 1)))).stage_ns == (1, 2**32 - 1)
+    with pytest.raises(ValueError, match="out of range"):
+        wire.encode(WorkRequest(1, 2, 3, 4, "fp32", times))
 
 
 def test_an_unknown_verdict_is_refused() -> None:
@@ -212,7 +256,7 @@ def holding_text(descriptor: Descriptor, seen: set[str]) -> set[str]:
 def test_nothing_that_a_device_sends_has_a_field_that_could_hold_text() -> None:
     service, seen = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], set[str]()
     assert [name for method in service.methods for name in holding_text(method.input_type, seen)] == []
-    names = ("JoinRequest", "FileRequest", "CatchUpRequest", "CheckpointRequest", "WorkRequest", "Report", "Spent", "Digest")
+    names = ("JoinRequest", "FileRequest", "CatchUpRequest", "CheckpointRequest", "WorkRequest", "Report", "Spent", "Digest", "Shape")
     assert seen == {f"edge_zo.v1.{name}" for name in names}
 
 

@@ -44,8 +44,10 @@ class Prefix:
             stop = self._used + states.size
             if key >= 0 and key not in self._states and stop <= len(self._room):
                 kept = self._room[self._used : stop].reshape(states.shape)
-                kept[...] = states
-                self._states[key], self._used = kept, stop
+                with np.errstate(over="ignore"):
+                    kept[...] = states
+                if np.isfinite(kept).all():  # else beyond float16
+                    self._states[key], self._used = kept, stop
 
 
 def _mapped(file: Path, kind: type, size: int) -> np.ndarray:

@@ -27,6 +27,7 @@ class Stages:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self._stages = [_Stage(bundle, stage, threads) for stage in bundle.manifest.stages]
         self.ranks = {name: rank for stage in self._stages for name, rank in stage.ranks.items()}
+        self.classes: int = self._stages[-1].classes
 
     def __len__(self) -> int:
         return len(self._stages)
@@ -45,6 +46,8 @@ class _Stage:
         self._session = _session(bundle.folder / stage.file, threads)
         self.ranks = {given.name: len(given.shape) for given in self._session.get_inputs()}
         self._outputs = stage.outputs
+        shapes = {given.name: given.shape for given in self._session.get_outputs()}
+        self.classes: int = shapes["logits"][-1] if "logits" in shapes else 0
         self._binding, self._bound = self._session.io_binding(), Values()
 
     def run(self, values: Mapping[str, Any], tensors: Mapping[str, Any], logits: bool) -> Values:

@@ -14,11 +14,10 @@ from zo.catchup import cheapest
 from zo.checkpoint import Checkpoint, signs
 from zo.ledger import Entry
 from zo.messages import Offer, Way
-from zo.recipe import Probe
 from zo.replica import Replica
 from zo.terms import Term
 
-REPORTS, DIRECTIONS = 3, Probe().directions
+REPORTS, DIRECTIONS = 3, catchup.DIRECTIONS
 WAYS = ("entries", "fold", "snapshot")
 
 

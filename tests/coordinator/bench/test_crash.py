@@ -247,8 +247,9 @@ class Kept:
 
     def report(self, device: int) -> Report:
         """One that the open round takes."""
-        scalars = np.random.default_rng(100 * self.rounds.round + device).integers(-3000, 3000, 2)
-        return Report(1, device, self.rounds.round, scalars, 2, "fp32", plan=self.rounds.plan_id(device, "fp32"))
+        root = self.rounds.node(self.rounds.round, device, "fp32")
+        scalars = np.random.default_rng(100 * self.rounds.round + device).integers(-3000, 3000, root.scalars)
+        return Report(1, device, self.rounds.round, scalars, 2, "fp32", plan=self.rounds.plan_id(device, "fp32"), shape=root.shape)
 
     def sent(self, report: Report, verdict: str = "ACCEPTED") -> None:
         """What a device notes of a report."""

@@ -17,7 +17,7 @@ from coordinator.architectures import ARCHITECTURES
 from coordinator.architectures.bert import Bert
 from coordinator.bench import tiny_models
 from coordinator.build import chain, head
-from coordinator.build.build import build, calibration_batches, prove_live
+from coordinator.build.build import BATCH, BATCHES, build, calibration_batches, prove_live
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
 from zo.bundle import Bundle, open_bundle
@@ -522,3 +522,19 @@ def test_the_manifest_says_what_was_asked_for(bundles: Callable[..., Bundle]) ->
     plain = json.loads((bundles("bert", "norms", "int8").folder / "manifest.json").read_text())
     assert (plain["architecture"], plain["precision"], plain["trainable"], plain["run_key"]) == ("bert", "int8", "norms", 7)
     assert tuple(plain["task"]["labels"]) == tiny_models.LABELS
+
+
+@pytest.mark.parametrize("order", ["by class", "in turns", "mixed"])
+def test_every_batch_for_calibration_holds_every_class(order: str, bert_bundle: Bundle) -> None:
+    """Consecutive stretches of examples in turns by class, however the data lie: a batch of one class has no slope of its own."""
+    classes, each = len(bert_bundle.manifest.task.labels), 20
+    sentences = tiny_models.sentences(classes * each)
+    labels = {"by class": np.repeat(np.arange(classes), each), "in turns": np.tile(np.arange(classes), each)}
+    labels["mixed"] = np.random.default_rng(0).permutation(labels["by class"])
+    given = [Example(text, int(label)) for text, label in zip(sentences, labels[order], strict=True)]
+    batches = calibration_batches(bert_bundle, given)
+    assert [batch.examples for batch in batches] == [BATCH] * BATCHES
+    for batch in batches:
+        counts = np.bincount(batch.fields["labels"], minlength=classes)
+        assert counts.min() >= BATCH // classes
+        assert counts.max() - counts.min() <= 1

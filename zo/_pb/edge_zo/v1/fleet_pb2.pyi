@@ -109,18 +109,20 @@ class CheckpointRequest(_message.Message):
     def __init__(self, run: _Optional[int] = ..., way: _Optional[_Union[Offer.Way, str]] = ..., entry: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class WorkRequest(_message.Message):
-    __slots__ = ("run", "device", "entry", "chain", "precision")
+    __slots__ = ("run", "device", "entry", "chain", "precision", "stage_ns")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_NS_FIELD_NUMBER: _ClassVar[int]
     run: int
     device: int
     entry: int
     chain: int
     precision: _plan_pb2.Precision
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ..., chain: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ...) -> None: ...
+    stage_ns: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ..., chain: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., stage_ns: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WorkReply(_message.Message):
     __slots__ = ("entries", "plan", "retry_after_ms", "reason", "finished")

@@ -19,7 +19,7 @@ class Spent(_message.Message):
     def __init__(self, peak_memory_mib: _Optional[int] = ..., milliseconds: _Optional[int] = ..., cpu_milliseconds: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("run", "device", "round", "scalars", "examples", "precision", "dropped", "held_out", "spent", "digest", "plan")
+    __slots__ = ("run", "device", "round", "scalars", "examples", "precision", "dropped", "held_out", "spent", "digest", "plan", "shape")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class Report(_message.Message):
     SPENT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
     run: int
     device: int
     round: int
@@ -42,4 +43,5 @@ class Report(_message.Message):
     spent: Spent
     digest: _ledger_pb2.Digest
     plan: int
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ..., plan: _Optional[int] = ...) -> None: ...
+    shape: _plan_pb2.Shape
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ..., plan: _Optional[int] = ..., shape: _Optional[_Union[_plan_pb2.Shape, _Mapping]] = ...) -> None: ...

@@ -6,11 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy_models import NumpyModel
+from tiny_walks import batch_of, moved, plan
 
 from coordinator.bench import tiny_models
-from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
-from zo.calibration import one_level
 from zo.engine import Engine
 from zo.errors import BundleError
 from zo.manifest import TRAINABLE_SETS
@@ -21,30 +20,11 @@ from zo.terms import Term
 
 CASES = [(model, trainable) for model in tiny_models.MODELS for trainable in TRAINABLE_SETS]
 EXACT = 2e-5  # nats: float32 against float64
-SIZES = {"body": -7, "head": -5}
-
-
-def batch_of(bundle: Bundle, count: int = 4, seed: int = 3) -> Batch:
-    """Examples of different lengths."""
-    task, tokenizer = bundle.manifest.task, bundle.tokenizer()
-    examples = tiny_models.examples(task, count, seed)
-    return collate([row for example in examples for row in encode(example, task, tokenizer)], task)
-
-
-def moved(bundle: Bundle, seed: int = 99) -> Parameters:
-    """Parameters away from entry 0, so that no adapter is zero: by 2**-5 along one direction."""
-    parameters = bundle.parameters()
-    parameters.add([Term((group.id,), seed, np.array([2 ** (-5 - group.log2_unit)])) for group in bundle.manifest.groups])
-    return parameters
 
 
 def numpy_model(model: str, bundle: Bundle) -> NumpyModel:
     config, weights, task = tiny_models.MODELS[model]
     return NumpyModel(config, weights, task.head, rank=4, alpha=8.0, run_key=bundle.manifest.run_key)
-
-
-def plan(bundle: Bundle, count: int = 3, sizes: dict[str, int] = SIZES) -> Node:
-    return one_level(bundle.manifest, sizes, 1000, count)
 
 
 class OneByOne(Engine):
@@ -151,7 +131,7 @@ def test_threads_of_onnxruntime_do_not_matter(llama_bundle: Bundle) -> None:
 
 def test_a_count_of_zero_gives_no_losses(bundles: Callable[..., Bundle]) -> None:
     for bundle in (bundles("bert"), bundles("llama", "full")):
-        assert Engine(bundle, bundle.parameters()).probe(plan(bundle, count=0), batch_of(bundle)).shape == (0,)
+        assert Engine(bundle, bundle.parameters()).probe(dataclasses.replace(plan(bundle), count=0), batch_of(bundle)).shape == (0,)
 
 
 # --- what is left behind ---
@@ -243,12 +223,6 @@ def test_losses_that_are_not_finite_come_through(trainable: str, bundles: Callab
     assert losses.shape == (4,)
     assert not np.isfinite(losses).any()
     assert far.digest() == before
-
-
-def test_plans_of_several_levels_are_refused(bert_bundle: Bundle) -> None:
-    node = plan(bert_bundle)
-    with pytest.raises(ValueError, match="more than one level"):
-        Engine(bert_bundle, bert_bundle.parameters()).probe(dataclasses.replace(node, children=(node,)), batch_of(bert_bundle))
 
 
 def test_a_stage_that_is_no_graph_is_named(bert_bundle: Bundle, tmp_path) -> None:

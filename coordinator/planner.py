@@ -1,0 +1,149 @@
+"""Which tree of directions each device walks: as the settings state it, or the cheapest predicted from its own times (zo.split)."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from coordinator.config import RunConfig
+from zo import split
+from zo.aggregation import Rates, by_level, sizes
+from zo.errors import ConfigError
+from zo.estimators import Grid
+from zo.manifest import Manifest, Precision
+from zo.messages import Report
+from zo.plan import Node, Shape
+from zo.planning import kept_bytes, tree
+from zo.recipe import directions, stated_shape
+
+log = logging.getLogger(__name__)
+
+MOST_SCALARS = 1 << 18  # of a round: its entry must fit a message
+LOOK_BACK = 16  # entries whose slopes tell where the gradient is; and rounds between plans
+
+
+class ShapeRefused(ConfigError):
+    """A shape that the run does not ask for."""
+
+
+class Planner:
+    """The shapes and trees of a run. ConfigError where its settings fit the bundle's stages or the devices' memory in no way.
+
+    summaries: of the entries so far, oldest first.
+    """
+
+    def __init__(self, config: RunConfig, manifest: Manifest, summaries: Sequence[dict[str, Any]] = ()) -> None:
+        self._config, self._manifest = config, manifest
+        self._slopes = [summary.get("slopes", {}) for summary in summaries[-LOOK_BACK:]]
+        self._told, self._learnt = set[Shape](), 0
+        self._fixed = stated_shape(config.algorithm, config.probe, config.split)
+        self.usual = self._fixed or split.choose(self.table(manifest.precision, ())).shape
+        for precision in manifest.bases:
+            self.tree(precision, self.usual)
+
+    def shape(self, precision: Precision, stage_ns: tuple[int, ...]) -> Shape:
+        """For a device with that base. stage_ns: what its stages cost it; empty where that is not known."""
+        if self._fixed:
+            return self._fixed
+        total = sum(stage_ns) or 1
+        return self._planned(precision, tuple(round(2 * math.log2(max(each, 1) / total)) for each in stage_ns))
+
+    @lru_cache(maxsize=1024)  # noqa: B019  lives as long as the run does
+    def _planned(self, precision: Precision, half_octaves: tuple[int, ...]) -> Shape:
+        """The cheapest shape where stages cost 2**(half octaves / 2)."""
+        stage_ns = tuple(round(1e6 * 2 ** (each / 2)) + 1 for each in half_octaves)
+        rows = self.table(precision, stage_ns)
+        shape = split.choose(rows).shape
+        if shape not in self._told:
+            log.info("the cheapest way to equal progress, for a device with base %s:\n%s", precision, split.told(rows))
+            self._told.add(shape)
+        return shape
+
+    def table(self, precision: Precision, stage_ns: tuple[int, ...]) -> list[split.Prediction]:
+        """What is predicted of every cut that fits the run's limits."""
+        manifest = self._manifest.at(precision)
+        probe, count = self._config.probe, directions(self._config.algorithm, self._config.probe)
+        return split.plan_table(manifest, sizes(probe, manifest), count, stage_ns, self._mean(), self._fits)
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def tree(self, precision: Precision, shape: Shape) -> Node:
+        """With all seeds from 0 on. ConfigError where the bundle has no such base or stages, ShapeRefused where the run no such shape."""
+        manifest, count = self._manifest.at(precision), directions(self._config.algorithm, self._config.probe)
+        if self._fixed and shape != self._fixed:
+            raise ShapeRefused(f"the run asks for {self._fixed}, not {shape}")
+        if not self._fixed and (shape.joint or shape.counts[0] != count):
+            raise ShapeRefused(f"the run asks for {count} directions of the lowest part, and tries one part at a time, not {shape}")
+        made = tree(manifest, sizes(self._config.probe, manifest), shape)
+        self._check(shape)
+        return made
+
+    def learn(self, slopes: dict[str, float]) -> None:
+        """Take in the slopes of a committed round."""
+        self._slopes = [*self._slopes[1 - LOOK_BACK :], slopes]
+        self._learnt += 1
+        if self._learnt % LOOK_BACK == 0:
+            self._planned.cache_clear()
+
+    def rates(self, given: Rates) -> Rates:
+        """The same rates, for slopes as they have been lately: as the loss falls they do, and steps would with them."""
+        mean, signal = self._mean(), dict(given.signal)
+        for kind in signal:
+            groups = [group.id for group in self._manifest.groups if group.kind == kind]
+            if all(group in mean for group in groups):
+                signal[kind] = math.ldexp(math.sqrt(sum(mean[group] for group in groups)), given.log2_eps[kind]) or signal[kind]
+        return replace(given, signal=signal)
+
+    def _mean(self) -> dict[int, float]:
+        """Mean squared slope by group over the last entries; of groups whose slopes could be told from others'."""
+        found: dict[int, list[float]] = {}
+        for slopes in self._slopes:
+            for group, square in slopes.items():
+                found.setdefault(int(group), []).append(square)
+        return {group: float(np.mean(squares)) for group, squares in found.items()}
+
+    def _fits(self, shape: Shape) -> bool:
+        try:
+            self._check(shape)
+        except ShapeRefused:
+            return False
+        return True
+
+    def _check(self, shape: Shape) -> None:
+        """ShapeRefused where it is beyond the run's limits."""
+        if self._kept(shape) > self._config.split.kept:
+            raise ShapeRefused(
+                f"cuts = {list(shape.cuts)} make a device keep {self._kept(shape) / 1e6:.1f} MB of outputs, and split.kept ="
+                f" {self._config.split.kept:.0f}; allow more, cut nearer the output, or lower probe.examples"
+            )
+        if self._config.round.goal * shape.scalars > MOST_SCALARS:
+            raise ShapeRefused(
+                f"round.goal = {self._config.round.goal} reports of {shape} are more than {MOST_SCALARS} scalars; lower one of them"
+            )
+        widest = math.prod(shape.counts)
+        if 0 < self._config.seeds.pool < widest:
+            raise ShapeRefused(f"seeds.pool = {self._config.seeds.pool} must be 0, or at least the {widest} directions of a device")
+
+    def _kept(self, shape: Shape) -> int:
+        return kept_bytes(self._manifest, shape, self._config.probe.examples)
+
+
+def slopes(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid) -> dict[str, float]:
+    """Mean squared slope of every group (by its id, as text) that was probed with none of another kind: what the planner learns from."""
+    found: dict[int, list[float]] = {}
+    groups = {group.id: group for group in manifest.groups}
+    for report, node in zip(reports, nodes, strict=True):
+        half = grid.values(report.scalars)
+        together = (
+            [([level for level, _ in node.levels()], half)] if node.joint else [([level], each) for level, each in by_level(node, half)]
+        )
+        for levels, each in together:
+            eps = {group: size.log2_e + groups[group].log2_unit for level in levels for size in level.probe_sizes for group in size.groups}
+            if len({groups[group].kind for group in eps}) == 1:  # one kind has one eps
+                square = float(np.mean(np.ldexp(each, -next(iter(eps.values()))) ** 2))
+                for group in eps:
+                    found.setdefault(group, []).append(square / len(eps))
+    return {str(group): float(np.mean(each)) for group, each in sorted(found.items())}

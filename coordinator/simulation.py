@@ -1,0 +1,92 @@
+"""A fleet in one process: the real rounds, plans, engine and ledger, without sockets, files or other processes.
+
+All devices share one engine over the coordinator's own parameters, which every probe restores exactly.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coordinator.config import RunConfig
+from coordinator.memory_store import MemoryStore
+from coordinator.rounds import Rounds
+from zo import evaluation
+from zo.batches import Batch, encode
+from zo.bundle import Bundle
+from zo.engine import Engine
+from zo.estimators import half_differences
+from zo.examples import Example
+from zo.messages import Report
+from zo.sampling import Sampler
+from zo.timing import stage_ns
+
+MAX_ROWS = 1024  # there is one engine, not one a device, so memory is not short
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a fleet has come to. probes: of the whole model, by all devices. seconds: of their work, one after the other."""
+
+    round: int
+    probes: int
+    seconds: float
+    metrics: dict[str, Any]
+
+
+class Simulation:
+    """Devices with these private examples, in a run with these settings. seed: of their batches."""
+
+    def __init__(self, bundle: Bundle, config: RunConfig, shares: Sequence[Sequence[Example]], seed: int) -> None:
+        store, task, tokenizer = MemoryStore(), bundle.manifest.task, bundle.tokenizer()
+        self.rounds = Rounds(store, store.open_run(config.name, bundle.folder, bundle.digest), bundle, config)
+        self.engine = Engine(bundle, self.rounds.parameters, max_rows=MAX_ROWS)
+        self._samplers = []
+        for device, examples in enumerate(shares):
+            self.rounds.enrol(device)
+            rows = [row for example in examples for row in encode(example, task, tokenizer)]
+            self._samplers.append(Sampler(rows, task, True, np.random.default_rng([seed, device])))
+        self.stage_ns = stage_ns(self.engine, self._samplers[0].draw(config.probe.examples))
+        self._seconds, self._probes = 0.0, 0
+
+    def run(self, validation: Sequence[Batch], looks: Collection[int], stop: Callable[[Point], bool] = lambda _: False) -> Iterator[Point]:
+        """Where the fleet is at the start, after the rounds of `looks` and the last, until the run or `stop` says that it is over."""
+        point = self._look(validation)
+        yield point
+        while not (self.rounds.finished or stop(point)):
+            number = self.rounds.round
+            self._round()
+            if number in looks or self.rounds.finished:
+                point = self._look(validation)
+                yield point
+
+    def draw(self) -> Batch:
+        """A batch of the first device."""
+        return self._samplers[0].draw(self.rounds.config.probe.examples)
+
+    def _round(self) -> None:
+        for device, sampler in enumerate(self._samplers):
+            self.rounds.accept(self._work(device, sampler))
+        self.rounds.close_if_due()
+
+    def _work(self, device: int, sampler: Sampler) -> Report:
+        precision = self.engine.manifest.precision
+        plan = self.rounds.plan(device, precision, self.stage_ns)
+        assert plan is not None, "a device has reported twice"
+        batch = sampler.draw(plan.examples)
+        began = time.perf_counter()
+        half = half_differences(self.engine.probe(plan.root, batch))
+        self._seconds += time.perf_counter() - began
+        self._probes += 2 * plan.root.count
+        usable = np.isfinite(half)
+        scalars = plan.grid.integers(np.where(usable, half, 0.0))
+        dropped, digest = int((~usable).sum()), self.rounds.digest() if plan.want_digest else None
+        run = self.rounds.run.id
+        return Report(
+            run, device, plan.round, scalars, batch.examples, precision, dropped, digest=digest, plan=plan.id, shape=plan.root.shape
+        )
+
+    def _look(self, validation: Sequence[Batch]) -> Point:
+        return Point(self.rounds.entry, self._probes, self._seconds, evaluation.evaluate(self.engine, validation))

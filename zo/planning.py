@@ -1,0 +1,71 @@
+"""From settings to the tree of directions that every device walks."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from zo.errors import ConfigError
+from zo.manifest import Manifest
+from zo.plan import Node, ProbeSize, Shape
+from zo.seeds import first_seed
+
+
+def kinds(manifest: Manifest) -> tuple[str, ...]:
+    """The kinds of group that a bundle has."""
+    return tuple(dict.fromkeys(group.kind for group in manifest.groups))
+
+
+def probe_sizes(manifest: Manifest, log2_eps: Mapping[str, int], among: Collection[int] | None = None) -> tuple[ProbeSize, ...]:
+    """E of every group of the kinds given (and in `among`): eps in that group's own units; groups of one kind and E together."""
+    alike: dict[tuple[str, int], list[int]] = {}
+    for group in manifest.groups:
+        if group.kind in log2_eps and (among is None or group.id in among):
+            alike.setdefault((group.kind, log2_eps[group.kind] - group.log2_unit), []).append(group.id)
+    return tuple(ProbeSize(tuple(groups), log2_e) for (_, log2_e), groups in sorted(alike.items()))
+
+
+def lowest_stage(manifest: Manifest, log2_eps: Mapping[str, int]) -> int:
+    """Index of the first stage that holds a group of one of these kinds."""
+    perturbed = {group for size in probe_sizes(manifest, log2_eps) for group in size.groups}
+    return min(number for number, stage in enumerate(manifest.stages) if perturbed & set(stage.groups))
+
+
+def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
+    """The tree of a shape, with all seeds from 0 on. ConfigError where the bundle has no such stages, or a part trains nothing."""
+    stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps)
+    for cut in shape.cuts:
+        if not lowest < cut < stages:
+            raise ConfigError(f"cuts = {list(shape.cuts)}: this bundle can be cut before stages {lowest + 1} to {stages - 1}")
+    bounds = (lowest, *shape.cuts, stages)
+    node = None
+    for place in reversed(range(len(shape.counts))):
+        start, stop = bounds[place : place + 2]
+        sizes = probe_sizes(manifest, log2_eps, {group for stage in manifest.stages[start:stop] for group in stage.groups})
+        if not sizes:
+            raise ConfigError(f"cuts = {list(shape.cuts)}: nothing is trained in stages {start} to {stop - 1}")
+        node = Node(start, 0, shape.counts[place], sizes, node, shape.joint and node is not None)
+    assert node is not None
+    return node
+
+
+def kept_bytes(manifest: Manifest, shape: Shape, examples: int) -> int:
+    """Most bytes of stage outputs that a device keeps at once: at every cut those of one direction, at + and -, on all outputs below."""
+    tokens = [1 if cut == len(manifest.stages) - 1 else manifest.task.max_tokens for cut in shape.cuts]
+    if manifest.task.kind == "language-modelling":
+        tokens = [manifest.task.max_tokens] * len(tokens)
+    return sum(2 ** (level + 1) * examples * each * manifest.width * 4 for level, each in enumerate(tokens))
+
+
+def one_level(manifest: Manifest, log2_eps: Mapping[str, int], first_seed: int, count: int) -> Node:
+    """The plan of plain MeZO: one node from the lowest stage that holds one of the groups to the end."""
+    return replace(tree(manifest, log2_eps, Shape((count,))), first_seed=first_seed)
+
+
+def seeded(root: Node, run_key: int, round_number: int, device: int, pool: int = 0, offset: int = 0) -> Node:
+    """The tree with the seeds of a device in a round: of every level its own, next to those of its neighbours. offset: added to all."""
+    levels = list(root.levels())
+    made = None
+    for node, total in reversed(levels):
+        first = offset + first_seed(run_key, round_number, device, total, pool)
+        made = replace(node, first_seed=first, child=made)
+    assert made is not None
+    return made
