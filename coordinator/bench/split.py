@@ -204,11 +204,11 @@ def draw(traces: Sequence[Trace], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for trace in traces:
-        colour, label = ("tab:orange", "plain MeZO") if trace.algorithm == "mezo" else ("tab:blue", "FedSPZO")
-        axes.plot(trace.forwards[1:], trace.losses[1:], color=colour, alpha=0.6, label=f"{label}, rate x {trace.rate:g}")
+        colour, label = ("tab:orange", "plain MeZO") if trace.algorithm == "mezo" else ("tab:blue", "FedSPZO, until it has its best loss")
+        axes.plot(trace.forwards[1:], trace.losses[1:], color=colour, alpha=0.6, label=label)
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    axes.legend(once.values(), once.keys(), fontsize=8)
+    axes.legend(once.values(), once.keys(), loc="upper right")
     axes.set(xlabel="forward passes of the full model (all devices)", ylabel="validation loss, nats", xscale="log", yscale="log")
     axes.grid(alpha=0.3, which="both")
     figure.tight_layout()
