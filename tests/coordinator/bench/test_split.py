@@ -1,0 +1,40 @@
+"""`scripts/bench split`: what is counted is what runs, and costs are told from traces."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from coordinator.bench import split, tiny_models
+from coordinator.demo import shares
+from zo.bundle import Bundle
+from zo.plan import Shape
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for number, name in enumerate(("train", "validation")):
+        shares.write(tmp_path / f"{name}.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 60, number))
+    return tmp_path
+
+
+@pytest.mark.parametrize("shape", [Shape((1, 8), (2,)), Shape((2, 3), (1,), True), Shape((1, 2, 4), (1, 2))])
+def test_forward_passes_are_as_many_as_predicted(shape: Shape, data: Path, bert_bundle: Bundle) -> None:
+    found = split.Fleets(bert_bundle, data, 2, shape).measured(1)
+    assert found["forward_ratio"] == found["forward_ratio_predicted"] > 1
+    assert found["time_ratio"] > 0
+
+
+def test_savings_and_gains_are_told_of_runs_on_real_rounds(data: Path, bert_bundle: Bundle, tmp_path: Path) -> None:
+    fleets = split.Fleets(bert_bundle, data, 3, Shape((1, 4), (2,)))
+    found = split.measure(fleets, 1, 2, tmp_path / "plot.png")
+    assert found["savings"][0]["forwards"]["mezo"] > 0
+    assert len(found["body_gain"]["losses"]["both"]) == 2
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    assert "median saving" in split.told(found)
+
+
+def test_a_cost_is_where_the_loss_is_reached_first_and_infinite_where_it_is_not() -> None:
+    trace = split.Trace("mezo", 1.0, Shape((1,)), (0.0, 2.0, 4.0), (0.0, 0.5, 1.0), (0.9, 0.4, 0.5))
+    assert trace.cost(0.5) == (2.0, 0.5)
+    assert trace.cost(0.1) == (math.inf, math.inf)
