@@ -103,6 +103,8 @@ def aggregate(
 
 def by_level(root: Node, half: np.ndarray) -> list[tuple[Node, np.ndarray]]:
     """The half differences of a report, [scalars], by the level of the plan that they belong to."""
+    if root.child is None:
+        return [(root, half)]
     levels = list(root.levels())
     if root.joint:
         (low, _), (high, _) = levels
