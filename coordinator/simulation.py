@@ -17,7 +17,7 @@ from zo import evaluation
 from zo.batches import Batch, encode
 from zo.bundle import Bundle
 from zo.engine import Engine
-from zo.estimators import half_differences
+from zo.estimators import scalars
 from zo.examples import Example
 from zo.messages import Report
 from zo.sampling import Sampler
@@ -77,15 +77,12 @@ class Simulation:
         assert plan is not None, "a device has reported twice"
         batch = sampler.draw(plan.examples)
         began = time.perf_counter()
-        half = half_differences(self.engine.probe(plan.root, batch))
+        found, dropped = scalars(self.engine.probe(plan.root, batch), plan.grid)
         self._seconds += time.perf_counter() - began
         self._probes += 2 * plan.root.count
-        usable = np.isfinite(half)
-        scalars = plan.grid.integers(np.where(usable, half, 0.0))
-        dropped, digest = int((~usable).sum()), self.rounds.digest() if plan.want_digest else None
-        run = self.rounds.run.id
+        run, digest = self.rounds.run.id, self.rounds.digest() if plan.want_digest else None
         return Report(
-            run, device, plan.round, scalars, batch.examples, precision, dropped, digest=digest, plan=plan.id, shape=plan.root.shape
+            run, device, plan.round, found, batch.examples, precision, dropped, digest=digest, plan=plan.id, shape=plan.root.shape
         )
 
     def _look(self, validation: Sequence[Batch]) -> Point:

@@ -8,7 +8,7 @@ import numpy as np
 from edge_agent.data import Dataset
 from edge_agent.status import peak_memory_mib
 from zo.engine import Engine
-from zo.estimators import Grid, half_differences
+from zo.estimators import Grid, scalars
 from zo.messages import Report, Spent
 from zo.plan import WorkPlan
 
@@ -20,17 +20,16 @@ def work(plan: WorkPlan, engine: Engine, dataset: Dataset, go_on: Callable[[], N
     """
     began, cpu = time.monotonic(), time.process_time()
     batch = dataset.draw(plan.examples)
-    half = half_differences(engine.probe(plan.root, batch, go_on))
-    usable = np.isfinite(half)
+    found, dropped = scalars(engine.probe(plan.root, batch, go_on), plan.grid)
     held_out = held_out_loss(engine, dataset, plan.examples, go_on) if plan.measure_held_out else None
     return Report(
         run=run,
         device=device,
         round=plan.round,
-        scalars=plan.grid.integers(np.where(usable, half, 0.0)),
+        scalars=found,
         examples=batch.examples,
         precision=engine.manifest.precision,
-        dropped=int((~usable).sum()),
+        dropped=dropped,
         held_out=None if held_out is None else _on_grid(held_out, plan.grid),
         spent=Spent(peak_memory_mib(), _milliseconds(time.monotonic() - began), _milliseconds(time.process_time() - cpu)),
         digest=engine.parameters.digest() if plan.want_digest else None,

@@ -77,3 +77,19 @@ class Watched(Engine):
         """Runs by stage since this was last asked."""
         ran, self.stages.ran = dict(self.stages.ran), Counter()
         return ran
+
+
+class Stop(Exception):
+    """What a preempted device raises."""
+
+
+class Countdown:
+    """A go_on that lets some runs pass and then raises Stop."""
+
+    def __init__(self, runs: int) -> None:
+        self.runs, self.called = runs, 0
+
+    def __call__(self) -> None:
+        self.called += 1
+        if self.called > self.runs:
+            raise Stop

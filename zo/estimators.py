@@ -50,6 +50,13 @@ def half_differences(losses: np.ndarray) -> np.ndarray:
         return (pairs[:, 0] - pairs[:, 1]) / 2
 
 
+def scalars(losses: np.ndarray, grid: Grid) -> tuple[np.ndarray, int]:
+    """What a report says of losses [2q]: half differences as integers [q], and how many were not finite; those are 0."""
+    half = half_differences(losses)
+    usable = np.isfinite(half)
+    return grid.integers(np.where(usable, half, 0.0)), int((~usable).sum())
+
+
 def joint_halves(half: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Half differences of both parts from those of joint probes (FedSPZO, arXiv 2502.10239; DESIGN section 6).
 

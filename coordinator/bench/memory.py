@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from coordinator.bench.resident import ROUNDS, SHAPE, resident_mib
+from coordinator.bench.step import TASK
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from coordinator.demo import shares
@@ -18,11 +19,8 @@ from coordinator.demo.fleet import Fleet
 from coordinator.demo.packaged import packaged_model
 from zo.bundle import Bundle, open_bundle
 from zo.examples import Example
-from zo.manifest import Precision, Task
+from zo.manifest import Precision
 
-TASK = Task(
-    "classification", 128, "prototypes", ("an ordinary personal message to a friend", "a spam advertisement: win a prize, call now")
-)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 EXAMPLES = 200
 

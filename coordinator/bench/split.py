@@ -16,7 +16,7 @@ import numpy as np
 
 from coordinator.build.build import build
 from coordinator.build.layers import Training
-from coordinator.config import Evaluation, Round, RunConfig
+from coordinator.config import Round, RunConfig
 from coordinator.demo import shares
 from coordinator.simulation import Point, Simulation
 from zo import aggregation, evaluation, examples, split
@@ -113,7 +113,6 @@ class Fleets:
             probe=Probe(directions=self.shape.counts[0] if hasattr(self, "shape") else 1),
             split=cut,
             rate=rate,
-            evaluation=Evaluation(),
         )
         simulation = Simulation(self.bundle, config, shares.divide(self._private, DEVICES, seed), seed)
         if not hasattr(self, "_shares"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy_models import NumpyModel
-from tiny_walks import batch_of, moved, plan
+from tiny_walks import Countdown, Stop, batch_of, moved, plan
 
 from coordinator.bench import tiny_models
 from zo.bundle import Bundle
@@ -135,22 +135,6 @@ def test_a_count_of_zero_gives_no_losses(bundles: Callable[..., Bundle]) -> None
 
 
 # --- what is left behind ---
-
-
-class Stop(Exception):
-    """What a preempted device raises."""
-
-
-class Countdown:
-    """A go_on that lets some runs pass and then raises Stop."""
-
-    def __init__(self, runs: int) -> None:
-        self.runs, self.called = runs, 0
-
-    def __call__(self) -> None:
-        self.called += 1
-        if self.called > self.runs:
-            raise Stop
 
 
 @pytest.mark.parametrize("trainable", ["lora-fa", "full"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import Bundles
 from numpy_models import NumpyModel
-from tiny_walks import Watched, batch_of, boundaries, moved, plan, tree_of
+from tiny_walks import Countdown, Stop, Watched, batch_of, boundaries, moved, plan, tree_of
 
 from coordinator.bench import tiny_models
 from zo import split
@@ -256,22 +256,6 @@ def test_what_is_kept_of_one_direction_is_what_is_predicted(model: str, bundles:
 
 
 # --- what is left behind ---
-
-
-class Stop(Exception):
-    """What a preempted device raises."""
-
-
-class Countdown:
-    """A go_on that lets some runs pass and then raises Stop."""
-
-    def __init__(self, runs: int) -> None:
-        self.runs, self.called = runs, 0
-
-    def __call__(self) -> None:
-        self.called += 1
-        if self.called > self.runs:
-            raise Stop
 
 
 @pytest.mark.parametrize("kind", [Engine, LowInPlace, OneByOne])
