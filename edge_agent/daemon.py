@@ -33,18 +33,28 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between tries; each pause is drawn at random up to a doubling bound
+TURN = 5.0  # seconds between signs of life in a longer pause
 CHECKED_DIRECTIONS = 6
 POOR_CORRELATION = 0.5
 
 
 class Daemon:
-    """One agent. `stop`: set it (from a signal handler, say) to end cleanly after the probe under way. disk: the seam for faults."""
+    """One agent. `stop`: set it (from a signal handler, say) to end cleanly after the probe under way. disk: the seam for faults.
+
+    progress: called with the facts of its status at every step that it gets on by; often, so it must be cheap.
+    """
 
     LINK = Link
     SAVE_EVERY = 60.0  # seconds between saved positions, where the write budget allows them
 
-    def __init__(self, config: AgentConfig, stop: threading.Event, disk: Disk | None = None) -> None:
-        self.config, self._stop = config, stop
+    def __init__(
+        self,
+        config: AgentConfig,
+        stop: threading.Event,
+        disk: Disk | None = None,
+        progress: Callable[[dict[str, Any]], None] = lambda facts: None,
+    ) -> None:
+        self.config, self._stop, self._progress = config, stop, progress
         self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
         self.status = Status(self.state)
         self.link = self.LINK(config.coordinator, stop, config.insecure_loopback)
@@ -99,7 +109,7 @@ class Daemon:
     def _work_along(self) -> bool:
         self.joined: JoinReply = self._ask(JoinRequest(PROTOCOL, self.state.device_id))
         log.info("joined run %r as device %d", self.joined.run_name, self.joined.device)
-        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state.folder, self._chooser, self.config.bundle))
+        bundle = self._patiently(lambda: download.bundle(self._call, self.joined, self.state.folder, self._chooser, self.config.bundle))
         if self.follower is None or self.follower.joined.genesis != self.joined.genesis:
             self._prepare(bundle)
         follower = self._following
@@ -182,13 +192,16 @@ class Daemon:
         self.status.update(reports=self._reports)
 
     def _ask(self, request: Any) -> Any:
-        return self._patiently(lambda: self.link.ask(request))
+        return self._patiently(lambda: self._call(request))
+
+    def _call(self, request: Any) -> Any:
+        self._check_stop()
+        return self.link.ask(request)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """The call's result, trying again while the coordinator is not there."""
         bound, began = FIRST_PAUSE, time.monotonic()
         while True:
-            self._check_stop()
             try:
                 return call()
             except Unreachable as error:
@@ -204,9 +217,12 @@ class Daemon:
             bound = min(2 * bound, LONGEST_PAUSE)
 
     def _pause(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
-            raise Stopped
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._stop.wait(min(left, TURN))
+            self._check_stop()
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
             raise Stopped
+        self._progress(self.status.facts)

@@ -2,11 +2,11 @@
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from edge_agent.link import Link
 from edge_agent.precision import Chooser, held
 from zo import manifest as manifest_file
 from zo.bundle import Bundle, check_name, open_bundle, read_manifest
@@ -16,13 +16,15 @@ from zo.messages import FileRequest, JoinReply
 
 log = logging.getLogger(__name__)
 
+Ask = Callable[[Any], Any]
+
 UNFINISHED = ".part"  # behind the name of a file that is being fetched
 
 
-def bundle(link: Link, joined: JoinReply, state: Path, chooser: Chooser, given: str = "") -> Bundle:
+def bundle(ask: Ask, joined: JoinReply, state: Path, chooser: Chooser, given: str = "") -> Bundle:
     """The bundle of the run that was joined, at the base chosen, verified. BundleError where what arrived is not what was announced.
 
-    given: a folder that should hold it already, with one base at least; then nothing is downloaded.
+    ask: a call to the coordinator. given: a folder that should hold it already, with one base at least; then nothing is downloaded.
     """
     try:
         if given:
@@ -35,23 +37,23 @@ def bundle(link: Link, joined: JoinReply, state: Path, chooser: Chooser, given: 
         known = folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return _complete(link, joined, folder, chooser)
+            return _complete(ask, joined, folder, chooser)
         except BundleError as error:
             if not known:
                 raise
             log.warning("%s; it is downloaded again", error)
             shutil.rmtree(folder)
             folder.mkdir()
-            return _complete(link, joined, folder, chooser)
+            return _complete(ask, joined, folder, chooser)
     except OSError as error:
         raise StorageError(
             f"{error.filename or state}: {error.strerror}; the bundle needs room in the state folder, give another with --state"
         ) from None
 
 
-def _complete(link: Link, joined: JoinReply, folder: Path, chooser: Chooser) -> Bundle:
+def _complete(ask: Ask, joined: JoinReply, folder: Path, chooser: Chooser) -> Bundle:
     """The bundle, once all that its base needs is in the folder."""
-    fetch = partial(_fetch_all, link, joined, folder)
+    fetch = partial(_fetch_all, ask, joined, folder)
     fetch([manifest_file.FILE])
     manifest = _announced(folder, joined)
     precision = chooser.choose(folder, manifest, list(manifest.bases), fetch)
@@ -59,7 +61,7 @@ def _complete(link: Link, joined: JoinReply, folder: Path, chooser: Chooser) -> 
     return open_bundle(folder, precision)
 
 
-def _fetch_all(link: Link, joined: JoinReply, folder: Path, names: Iterable[str]) -> None:
+def _fetch_all(ask: Ask, joined: JoinReply, folder: Path, names: Iterable[str]) -> None:
     """Fetch the files that are not there yet."""
     for name in names:
         if (folder / name).exists():
@@ -67,15 +69,15 @@ def _fetch_all(link: Link, joined: JoinReply, folder: Path, names: Iterable[str]
         if name not in joined.bundle_files:
             raise BundleError(f"the coordinator does not hand out {name}; it should serve the bundle anew")
         unfinished = folder / f"{name}{UNFINISHED}"
-        _fetch(link, FileRequest(joined.run, joined.bundle_files.index(name), 0), unfinished)
+        _fetch(ask, FileRequest(joined.run, joined.bundle_files.index(name), 0), unfinished)
         unfinished.rename(folder / name)
 
 
-def _fetch(link: Link, first: FileRequest, path: Path) -> None:
+def _fetch(ask: Ask, first: FileRequest, path: Path) -> None:
     """Append to the file until it has the size announced; goes on where an earlier try ended."""
     with path.open("ab") as file:
         while True:
-            chunk = link.ask(FileRequest(first.run, first.file, file.tell()))
+            chunk = ask(FileRequest(first.run, first.file, file.tell()))
             file.write(chunk.content)
             if file.tell() >= chunk.size or not chunk.content:
                 return
