@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between tries; each pause is drawn at random up to a doubling bound
-TURN = 5.0  # seconds between signs of life in a longer pause
 CHECKED_DIRECTIONS = 6
 POOR_CORRELATION = 0.5
 
@@ -46,6 +45,7 @@ class Daemon:
 
     LINK = Link
     SAVE_EVERY = 60.0  # seconds between saved positions, where the write budget allows them
+    TURN = 5.0  # seconds between signs of life in a longer pause
 
     def __init__(
         self,
@@ -219,7 +219,7 @@ class Daemon:
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            self._stop.wait(min(left, TURN))
+            self._stop.wait(min(left, self.TURN))
             self._check_stop()
 
     def _check_stop(self) -> None:

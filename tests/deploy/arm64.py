@@ -31,9 +31,10 @@ exec chroot --userspec=10001:10001 $R "$@"
 
 
 def emulated() -> str:
-    """Why aarch64 programs do not run here; empty where they do."""
-    handler = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
-    return "" if platform.machine() == "aarch64" or handler.exists() else "no emulator of aarch64 is registered (binfmt_misc)"
+    """Why aarch64 programs are not emulated here; empty where they are."""
+    if platform.machine() != "x86_64":
+        return f"needs an x86-64 machine, not {platform.machine()}"
+    return "" if Path("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists() else "no emulator of aarch64 is registered (binfmt_misc)"
 
 
 class Image:
@@ -42,6 +43,7 @@ class Image:
     NAME = "localhost/edge-agent-test:arm64"
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         (folder / "storage.conf").write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{folder}/images"\nrunroot = "{folder}/run"\n')
         self._environment = os.environ | {"CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"), "BUILDER": "buildah", "IMAGE": self.NAME}
         builder = debian(folder / "builder", "amd64", *BUILDER_PACKAGES)
@@ -88,8 +90,9 @@ class Image:
             return subprocess.Popen([*whole, *map(str, command)], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
 
     def remove(self) -> None:
-        """Unmount it."""
+        """It, and what it was made from: gigabytes."""
         self._buildah("umount", "--all")
+        shutil.rmtree(self._folder)
 
     def _import(self, architecture: str, rootfs: Path) -> None:
         container = self._buildah("from", "--arch", architecture, "scratch")

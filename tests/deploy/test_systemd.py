@@ -32,6 +32,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
         (texts.parent / "secret").write_text("not for the agent")
         booted.do("/source/scripts/install-agent", "--data", "/home/pi/texts", "--memory", "300M")
         yield booted
+    shutil.rmtree(booted.folder)
 
 
 def wait_until(system: Booted, true: Callable[[], bool], seconds: float = 90) -> None:
