@@ -167,6 +167,8 @@ class Rounds:
             root = self._node_of(report)
         except ShapeRefused:
             return Verdict.LATE
+        if report.round > self.round:
+            return Verdict.UNKNOWN_ROUND
         if self.finished or report.round != self.round or report.plan != self._plan_id(root):
             return Verdict.LATE
         if report.scalars.shape != (root.scalars,):

@@ -9,6 +9,9 @@ from typing import Any
 
 import grpc
 
+from coordinator.admission import UNKNOWN, Admission, Caller, Refusal
+from coordinator.config import Limits
+from coordinator.fleet import Fleet
 from coordinator.group import Group
 from coordinator.offers import Offers
 from coordinator.rounds import ReportRefused, Rounds
@@ -41,6 +44,7 @@ CHUNK = 1 << 22  # bytes of a bundle file a call
 MOST_ENTRIES = 256  # a reply
 MOST_STEPS = 1 << 20  # a reply, beyond its first entry: at most 10 bytes each, so that it stays below wire.MAX_MESSAGE
 RETRY_MS = 1000
+WORST = 20  # callers whose refused requests the log names
 PENDING = 10_000  # calls that have come, and not begun; beyond, some are refused
 
 OPTIONS = [
@@ -52,22 +56,16 @@ OPTIONS = [
 ]
 
 
-class Refusal(Exception):
-    """A call that is answered with a status and a sentence."""
-
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
 class Service:
     """Answers devices. Rounds are touched from the event loop only; `changed` is notified after every commit."""
 
-    def __init__(self, rounds: Rounds, tiles_key: bytes = b"") -> None:
+    def __init__(self, rounds: Rounds, tiles_key: bytes = b"", admission: Admission | None = None) -> None:
         self.rounds, self._tiles_key = rounds, tiles_key
+        self.admission = admission or Admission(None, Limits())
         self._offers = Offers(rounds.store, rounds.run.id, rounds.replica)
         self.changed = asyncio.Condition()
         self._arriving = Group(self._take)
+        self._numbers: dict[str, int] = {}  # in the run, by device id
         self.files = (manifest_file.FILE, *rounds.bundle.manifest.files)
         self.stopping = False
 
@@ -78,11 +76,7 @@ class Service:
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"this coordinator speaks protocol {PROTOCOL}, the agent {request.protocol}; install the same release on both",
             )
-        rounds = self.rounds
-        try:
-            device = rounds.enrol(request.device_id)
-        except ReportRefused as error:
-            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
+        rounds, device = self.rounds, self._enrolled(request.device_id)
         log.info("device %d joined", device)
         return JoinReply(rounds.run.id, device, rounds.run.name, rounds.bundle.digest, self.files, rounds.run.genesis, self._tiles_key)
 
@@ -123,9 +117,37 @@ class Service:
         self._check(report.run, report.device)
         answer = await self._arriving.add(report)
         if isinstance(answer, ReportRefused):
-            self.rounds.note("bad report", f"device {report.device}: {answer}")
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(answer))
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(answer), "bad-report")
         return ReportReply(answer)
+
+    def check_device(self, caller: Caller, request: Any) -> None:
+        """Refusal where a request names another device than the caller's certificate."""
+        number = getattr(request, "device", None)
+        if caller.peer is None or number is None:
+            return
+        if caller.name not in self._numbers:
+            self._numbers[caller.name] = self._enrolled(int(caller.name, 16))
+        if number != self._numbers[caller.name]:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, f"device {number} has another certificate; join again", "other-device")
+
+    def count(self, caller: str, name: str, text: str = "") -> None:
+        """Count what was refused; the first of its kind, since the last flush, becomes an event."""
+        if self.admission.refusals.add(caller, name) and text:
+            self.rounds.note(name, f"{caller or 'a device'}: {text}")
+
+    def flush(self) -> None:
+        """Keep what was counted."""
+        lines = self.admission.flush()
+        for line in lines[:WORST]:
+            log.info("refused: %s", line)
+        if len(lines) > WORST:
+            log.info("refused: and requests of %d others", len(lines) - WORST)
+
+    def _enrolled(self, device_id: int) -> int:
+        try:
+            return self.rounds.enrol(device_id)
+        except ReportRefused as error:
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
 
     async def _take(self, reports: Sequence[Report]) -> Sequence[Verdict | ReportRefused]:
         answers = self.rounds.accept_all(reports)
@@ -204,7 +226,8 @@ def _piece(path: Path, offset: int) -> FileChunk:
 
 def handlers(service: Service) -> grpc.GenericRpcHandler:
     """The service's methods as gRPC handlers."""
-    answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    answers: dict[str, Callable[[Any], Awaitable[Any]] | None] = {
+        "Enrol": None,  # admission's own
         "Join": service.join,
         "FetchFile": service.fetch_file,
         "CatchUp": service.catch_up,
@@ -212,18 +235,36 @@ def handlers(service: Service) -> grpc.GenericRpcHandler:
         "RequestWork": service.request_work,
         "SendReport": service.send_report,
     }
-    return grpc.method_handlers_generic_handler(wire.SERVICE, {m.name: _handler(m, answers[m.name]) for m in wire.METHODS})
+    return grpc.method_handlers_generic_handler(wire.SERVICE, {m.name: _handler(service, m, answers[m.name]) for m in wire.METHODS})
 
 
-def _handler(method: wire.Method, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+def _handler(service: Service, method: wire.Method, answer: Callable[[Any], Awaitable[Any]] | None) -> Any:
     decode: Callable[[bytes], Any] = wire.decoder(method.request)
+    admission = service.admission
+
+    async def reply(data: bytes, caller: Caller) -> Any:
+        with admission.within_limits(caller, method.request, len(data)):
+            request = caller.identified(decode(data))
+            if answer is None:
+                return admission.enrol(caller, request)
+            service.check_device(caller, request)
+            return await answer(request)
 
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        name = UNKNOWN
         try:
-            return wire.encode(await answer(decode(data)))
+            caller = admission.caller(context, method.request)
+            name = caller.name
+            found = await reply(data, caller)
+            admission.caller(context, method.request)  # again: it may have been revoked while it waited
+            if isinstance(found, ReportReply) and found.verdict is not Verdict.ACCEPTED:
+                service.count(name, found.verdict.name.lower().replace("_", "-"))
+            return wire.encode(admission.reminded(caller, found))
         except wire.WireError as error:
+            service.count(name, "garbage", str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Refusal as error:
+            service.count(name, error.name or error.code.name.lower().replace("_", "-"), str(error) if error.name else "")
             await context.abort(error.code, str(error))
         except StorageError as error:
             log.error("%s", error)
@@ -234,18 +275,35 @@ def _handler(method: wire.Method, answer: Callable[[Any], Awaitable[Any]]) -> An
 
 
 async def start(service: Service, listen: str, insecure_loopback: bool) -> grpc.aio.Server:
-    """Serve on `listen` ("address:port"). ConfigError where that would be plaintext beyond loopback."""
-    if not insecure_loopback:
-        raise ConfigError("only plaintext on a loopback address is supported yet; say so with --insecure-loopback")
-    if not is_loopback(listen):
+    """Serve on `listen` ("address:port"), to devices with a certificate. ConfigError where that would be plaintext beyond loopback."""
+    fleet = service.admission.fleet
+    if insecure_loopback and not is_loopback(listen):
         raise ConfigError(f"listen = {listen!r} is no loopback address; plaintext is served on 127.0.0.1 or [::1] only")
+    if insecure_loopback == bool(fleet):
+        raise ConfigError("serve either a fleet, or plaintext on a loopback address with --insecure-loopback")
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=None)
     server.add_generic_rpc_handlers((handlers(service),))
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_secure_port(listen, credentials(fleet)) if fleet else server.add_insecure_port(listen)
     except RuntimeError:
         port = 0
     if port == 0:
         raise ConnectionFailed(f"cannot listen on {listen}: the port is in use or not allowed; choose another with --listen")
     await server.start()
     return server
+
+
+def credentials(fleet: Fleet) -> grpc.ServerCredentials:
+    """TLS with certificates on both sides; a new token is trusted from the next handshake on."""
+    last = b""
+
+    def fetch() -> Any:
+        nonlocal last
+        with contextlib.suppress(StorageError):
+            roots = fleet.roots()
+            if roots != last:
+                last = roots
+                return grpc.ssl_server_certificate_configuration([(fleet.server.key, fleet.server.certificate)], roots)
+        return None
+
+    return grpc.dynamic_ssl_server_credentials(fetch(), fetch, require_client_authentication=True)

@@ -13,6 +13,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.solo_config import SoloConfig
 from zo import cli, config, log
 from zo.manifest import PRECISIONS
+from zo.token import read as read_token
 
 STATE = Path("edge-agent-state")
 
@@ -25,6 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="join a run and work for it", description="Join a run and work for it until it is over.")
     config.add_flags(run, AgentConfig)
     run.set_defaults(command=_run)
+    join = commands.add_parser(
+        "join",
+        help="join a fleet by a token, then work for it",
+        description="Join a fleet: make a key on this device and have it certified, once. Where --data (or agent.toml) names the examples,"
+        " start working at once; else 'edge-agent run' does.",
+    )
+    join.add_argument("token", help="the line that 'edge-coordinator token create' printed; - reads it from standard input")
+    config.add_flags(join, AgentConfig)
+    join.set_defaults(command=_join)
     train = commands.add_parser(
         "train",
         help="train alone, without a coordinator",
@@ -82,6 +92,24 @@ def _run(given: argparse.Namespace) -> None:
 
     log.check_clock()
     Daemon(config.load(AgentConfig, given, "EDGE_AGENT"), _told_to_stop()).run()
+
+
+def _join(given: argparse.Namespace) -> None:
+    from edge_agent import join
+    from edge_agent.state import State
+
+    stop, works = _told_to_stop(), config.is_given("data", given, "EDGE_AGENT")
+    if not works:
+        vars(given)["setting data"] = ""
+    settings = config.load(AgentConfig, given, "EDGE_AGENT")
+    token = read_token(sys.stdin.readline() if given.token == "-" else given.token)
+    State(Path(settings.state), settings.disk_bytes_per_day).close()  # no other agent works in it, and it can be written
+    identity = join.join(token, Path(settings.state), stop, settings.coordinator)
+    print(f"joined the fleet of {identity.coordinator}; key and certificate are in {settings.state}, for no one else to read", flush=True)
+    if works:
+        _run(given)
+    else:
+        print(f"start with: edge-agent run --state {settings.state} --data FOLDER")
 
 
 def _train(given: argparse.Namespace) -> None:

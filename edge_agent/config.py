@@ -26,14 +26,14 @@ class AgentConfig:
     """What the owner of the device decides."""
 
     data: str = setting("folder of *.jsonl files (or one file) that never leaves this device")
-    coordinator: str = setting("address and port of the coordinator", "127.0.0.1:7600")
+    coordinator: str = setting("address and port of the coordinator; the one it joined if left out, or 127.0.0.1:7600 in plaintext", "")
     state: str = setting("folder that the agent may write to; made if it does not exist", "edge-agent-state")
     bundle: str = setting("folder with the run's bundle, if this device has it already; downloaded into the state folder if left out", "")
     precision: Literal["auto", Precision] = setting(
         "base to compute with, of those that the bundle has; auto measures which gives most signal a second here, if it has several",
         "auto",
     )
-    insecure_loopback: bool = setting("talk plaintext, to a loopback address only; nothing else is supported yet", False)
+    insecure_loopback: bool = setting("talk plaintext, without certificates, to a loopback address only", False)
     threads: int = setting("processor threads for the model", 1)
     max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer need less memory", 384)
     prefix: PrefixSettings = setting("", PrefixSettings())

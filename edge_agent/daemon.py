@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_agent import download
+from edge_agent import download, identity, join
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
 from edge_agent.engine import engine
@@ -22,7 +22,7 @@ from edge_agent.work import work
 from zo.bundle import Bundle
 from zo.calibration import correlation_here
 from zo.disk import Disk
-from zo.errors import ConnectionFailed
+from zo.errors import ConnectionFailed, UserError
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
 from zo.planning import kinds
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between tries; each pause is drawn at random up to a doubling bound
+PLAINTEXT = "127.0.0.1:7600"
+RENEWALS = 600.0  # seconds between tries to renew a certificate
 CHECKED_DIRECTIONS = 6
 POOR_CORRELATION = 0.5
 
@@ -47,9 +49,12 @@ class Daemon:
         self.config, self._stop = config, stop
         self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
         self.status = Status(self.state)
-        self.link = self.LINK(config.coordinator, stop, config.insecure_loopback)
+        self._identity = None if config.insecure_loopback else identity.load(Path(config.state))
+        self.address = config.coordinator or (self._identity.coordinator if self._identity else PLAINTEXT)
+        self.link = self._dial()
         self._chooser = Chooser(config, self.state, self._check_stop)
         self._reports = self._setbacks = 0
+        self._renew_after = 0.0
         self._kept = self.state.report()  # made before a restart, perhaps not delivered
         self.follower: Follower | None = None
 
@@ -108,6 +113,8 @@ class Daemon:
         self.status.update(entry=follower.replica.entry)
         while True:
             reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.stage_ns))
+            if reply.renew and self._identity:
+                self._renew(self._identity)
             self._apply(reply)
             if reply.finished:
                 return True
@@ -180,6 +187,22 @@ class Daemon:
             self._setbacks = 0
         self.status.update(reports=self._reports)
 
+    def _dial(self) -> Link:
+        return self.LINK(self.address, self._stop, self.config.insecure_loopback, self._identity)
+
+    def _renew(self, present: identity.Identity) -> None:
+        """A new certificate in time; where that fails, the present one serves on, and it is tried again later."""
+        if time.monotonic() < self._renew_after:
+            return
+        self._renew_after = time.monotonic() + RENEWALS
+        try:
+            self._identity = join.renewed(present, self.link.ask, self.state.folder)
+        except (Unreachable, Rejoin, UserError) as error:
+            log.warning("the certificate is not renewed yet: %s", error)
+            return
+        self.link.close()
+        self.link = self._dial()
+
     def _ask(self, request: Any) -> Any:
         return self._patiently(lambda: self.link.ask(request))
 
@@ -192,11 +215,11 @@ class Daemon:
                 return call()
             except Unreachable as error:
                 if bound == FIRST_PAUSE:
-                    log.warning("coordinator %s does not answer (%s); trying again", self.config.coordinator, error)
-                self.status.update(state="unreachable", reason=f"coordinator {self.config.coordinator} does not answer")
+                    log.warning("coordinator %s does not answer (%s); trying again", self.address, self.link.why(error))
+                self.status.update(state="unreachable", reason=f"coordinator {self.address} does not answer")
                 if self.config.patience and time.monotonic() - began > self.config.patience:
                     raise ConnectionFailed(
-                        f"coordinator {self.config.coordinator} did not answer for {self.config.patience:.0f} s;"
+                        f"coordinator {self.address} did not answer for {self.config.patience:.0f} s ({self.link.why(error)});"
                         " check the address with --coordinator, and that it is running"
                     ) from None
             self._pause(random.uniform(bound / 2, bound))

@@ -6,10 +6,13 @@ from typing import Any
 
 import grpc
 
+from edge_agent import reach
+from edge_agent.identity import Identity
 from edge_agent.stopping import Stopped
 from zo import wire
 from zo.address import is_loopback
-from zo.errors import ConfigError, RunRefused
+from zo.errors import ConfigError, ConnectionFailed, RunRefused
+from zo.token import SERVER_NAME
 
 DEADLINE = 45.0  # seconds; above the coordinator's long poll
 PATIENCE = 0.1  # seconds between looks at the stop event while a call is under way
@@ -30,6 +33,12 @@ OPTIONS = [
 ]
 
 
+def _secure(address: str, identity: Identity) -> grpc.Channel:
+    given = (identity.authority, identity.key, identity.certificate)
+    options = [*OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME)]
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(*(each.encode() for each in given)), options)
+
+
 class Unreachable(Exception):
     """The coordinator did not answer; the same call may succeed later."""
 
@@ -39,15 +48,23 @@ class Rejoin(Exception):
 
 
 class Link:
-    """A channel to one coordinator. `stop`: when it is set, calls under way end with Stopped."""
+    """A channel to one coordinator. `stop`: when it is set, calls under way end with Stopped.
 
-    def __init__(self, address: str, stop: threading.Event, insecure_loopback: bool) -> None:
-        if not insecure_loopback:
-            raise ConfigError("only plaintext to a loopback address is supported yet; say so with --insecure-loopback")
-        if not is_loopback(address):
+    identity: by which both sides know each other (TLS); ConfigError where there is none, unless plaintext to a loopback address is
+    asked for.
+    """
+
+    def __init__(self, address: str, stop: threading.Event, insecure_loopback: bool = False, identity: Identity | None = None) -> None:
+        if insecure_loopback and not is_loopback(address):
             raise ConfigError(f"coordinator = {address!r} is no loopback address; plaintext is spoken to 127.0.0.1 or [::1] only")
+        if not insecure_loopback and identity is None:
+            raise ConfigError(
+                "this device has not joined a fleet: 'edge-agent join TOKEN' does that; or try out plaintext, on this machine only, with"
+                " --insecure-loopback"
+            )
         self.address, self._stop = address, stop
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._identity = None if insecure_loopback else identity
+        self._channel = _secure(address, self._identity) if self._identity else grpc.insecure_channel(address, options=OPTIONS)
         self._calls = {m.request: self._channel.unary_unary(m.path, wire.encode, wire.decoder(m.reply)) for m in wire.METHODS}
 
     def ask(self, request: Any) -> Any:
@@ -64,6 +81,15 @@ class Link:
             raise Stopped from None
         except grpc.RpcError as error:
             raise self._failure(error) from None
+
+    def why(self, error: object) -> str:
+        """Why calls fail, in words: the step that does not succeed, and what to try; `error` where that cannot be seen from outside."""
+        try:
+            if self._identity:
+                reach.check(self.address, self._identity)
+        except (ConnectionFailed, RunRefused) as found:
+            return str(found)
+        return str(error)
 
     def close(self) -> None:
         """Hang up."""

@@ -39,6 +39,7 @@ class Method(NamedTuple):
 
 
 METHODS = (
+    Method("Enrol", messages.EnrolRequest, messages.EnrolReply),
     Method("Join", messages.JoinRequest, messages.JoinReply),
     Method("FetchFile", messages.FileRequest, messages.FileChunk),
     Method("CatchUp", messages.CatchUpRequest, messages.CatchUpReply),

@@ -20,6 +20,8 @@ from zo.messages import (
     CatchUpReply,
     CatchUpRequest,
     CheckpointRequest,
+    EnrolReply,
+    EnrolRequest,
     FileChunk,
     FileRequest,
     JoinReply,
@@ -67,6 +69,8 @@ shapes = st.sampled_from(
 plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans(), grids, u32)
 
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
+    EnrolRequest: st.builds(EnrolRequest, digests, digests),
+    EnrolReply: st.builds(EnrolReply, st.binary(max_size=40), u64),
     JoinRequest: st.builds(JoinRequest, u32, u64),
     JoinReply: st.builds(JoinReply, u32, u32, text, digests, tuples(text), digests, st.just(b"") | digests),
     FileRequest: st.builds(FileRequest, u32, u32, u64),
@@ -76,7 +80,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     Offer: offers,
     CheckpointRequest: st.builds(CheckpointRequest, u32, ways, u64, u64),
     WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64, precisions, tuples(u32)),
-    WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans()),
+    WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans(), st.booleans()),
     Report: st.builds(
         Report,
         u32,
@@ -256,7 +260,8 @@ def holding_text(descriptor: Descriptor, seen: set[str]) -> set[str]:
 def test_nothing_that_a_device_sends_has_a_field_that_could_hold_text() -> None:
     service, seen = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], set[str]()
     assert [name for method in service.methods for name in holding_text(method.input_type, seen)] == []
-    names = ("JoinRequest", "FileRequest", "CatchUpRequest", "CheckpointRequest", "WorkRequest", "Report", "Spent", "Digest", "Shape")
+    names = ("EnrolRequest", "JoinRequest", "FileRequest", "CatchUpRequest", "CheckpointRequest", "WorkRequest", "Report")
+    names += ("Spent", "Digest", "Shape")
     assert seen == {f"edge_zo.v1.{name}" for name in names}
 
 
