@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from zo.config import setting
 from zo.estimators import Grid
-from zo.recipe import Algorithm, Probe, Rate, Split
+from zo.recipe import Aggregation, Algorithm, Probe, Rate, Split
 from zo.seeds import MOST_POOL
 from zo.tiles import TILE
 
@@ -30,6 +30,7 @@ class Seeds:
     """Which directions the fleet tries."""
 
     pool: int = setting("all rounds share this many seeds, so that catching up stays short; 0 gives every round its own", 0)
+    shared: bool = setting("all devices try the same directions in a round: noisier, and what 'median' needs", False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.pool <= MOST_POOL:
@@ -99,6 +100,9 @@ class RunConfig:
     limits: Limits = setting("", Limits())
     round: Round = setting("", Round())
     algorithm: Algorithm = setting("'fedspzo' tries parts of the model apart where that is cheaper, 'mezo' all of it at once", "fedspzo")
+    aggregation: Aggregation = setting(
+        "how reports become one: 'mean', or 'trimmed-mean' or 'median', which a few dishonest devices cannot lead astray", "mean"
+    )
     probe: Probe = setting("", Probe())
     split: Split = setting("", Split())
     rate: Rate = setting("", Rate())
@@ -112,6 +116,8 @@ class RunConfig:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
         if not 0 < self.certificate_days < 36525:
             raise ValueError(f"certificate_days = {self.certificate_days} must be positive, and at most a century")
+        if self.aggregation != "mean" and not self.seeds.shared:
+            raise ValueError(f"aggregation = {self.aggregation!r} compares devices along the same directions; it needs seeds.shared = true")
         if self.keep_entries < 0:
             raise ValueError(f"keep_entries = {self.keep_entries} must not be negative")
         if self.tiles.folder and 0 < self.keep_entries < 2 * TILE:

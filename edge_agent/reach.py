@@ -43,7 +43,7 @@ def presented(address: str) -> list[bytes]:
 
 
 def check(address: str, identity: Identity) -> None:
-    """Go all the way to a coordinator that takes this identity. ConnectionFailed or RunRefused tell the step it ends at, and what to try."""
+    """Go all the way to a coordinator that takes this identity. ConnectionFailed or RunRefused tell where it ends, and what to try."""
     context = _context()
     context.load_verify_locations(cadata=identity.authority)
     with _as_file(f"{identity.key}{identity.certificate}") as path:

@@ -8,6 +8,7 @@ from zo.config import setting
 from zo.plan import MOST_DIRECTIONS, Shape
 
 Algorithm = Literal["mezo", "fedspzo"]
+Aggregation = Literal["mean", "trimmed-mean", "median"]
 
 
 @dataclass(frozen=True)
