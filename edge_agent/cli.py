@@ -12,6 +12,7 @@ from edge_agent import status
 from edge_agent.config import AgentConfig
 from edge_agent.solo_config import SoloConfig
 from zo import cli, config, log
+from zo.errors import StorageError
 from zo.manifest import PRECISIONS
 from zo.token import read as read_token
 
@@ -47,6 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told.add_argument("--state", type=Path, default=STATE, help=f"[{STATE}]")
     told.add_argument("--json", action="store_true", help="one JSON object")
     told.set_defaults(command=_status)
+    audit = commands.add_parser(
+        "audit",
+        help="everything that ever left this device",
+        description="Print every message that this device has sent to a coordinator, with all that it holds; the last lines count them.",
+    )
+    audit.add_argument("--state", type=Path, default=STATE, help=f"[{STATE}]")
+    audit.add_argument("--json", action="store_true", help="one JSON object a message")
+    audit.set_defaults(command=_audit)
     _add_plan(commands)
     _add_models(commands)
     return cli.run(top, arguments)
@@ -96,6 +105,7 @@ def _run(given: argparse.Namespace) -> None:
 
 def _join(given: argparse.Namespace) -> None:
     from edge_agent import join
+    from edge_agent.sent import Sent
     from edge_agent.state import State
 
     stop, works = _told_to_stop(), config.is_given("data", given, "EDGE_AGENT")
@@ -103,8 +113,9 @@ def _join(given: argparse.Namespace) -> None:
         vars(given)["setting data"] = ""
     settings = config.load(AgentConfig, given, "EDGE_AGENT")
     token = read_token(sys.stdin.readline() if given.token == "-" else given.token)
-    State(Path(settings.state), settings.disk_bytes_per_day).close()  # no other agent works in it, and it can be written
-    identity = join.join(token, Path(settings.state), stop, settings.coordinator)
+    state = State(Path(settings.state), settings.disk_bytes_per_day)  # no other agent works in it, and it can be written
+    identity = join.join(token, state.folder, stop, settings.coordinator, Sent(state.folder, settings.audit_bytes, state.budget).add)
+    state.close()
     print(f"joined the fleet of {identity.coordinator}; key and certificate are in {settings.state}, for no one else to read", flush=True)
     if works:
         _run(given)
@@ -146,6 +157,18 @@ def _predict(given: argparse.Namespace) -> None:
 
     for answer in Models(given.state, given.bundle, given.precision).predict(sys.stdin.buffer, given.common):
         print(json.dumps(answer, ensure_ascii=False), flush=True)
+
+
+def _audit(given: argparse.Namespace) -> None:
+    from edge_agent import sent
+
+    if not (given.state / sent.NAME).exists():
+        raise StorageError(f"{given.state} holds no record of an agent; give the folder of one with --state")
+    for message in sent.messages(given.state):
+        print(json.dumps(sent.plain(message)) if given.json else sent.told(message))
+    if not given.json:
+        for name, (count, size) in sorted(sent.totals(sent.messages(given.state)).items()):
+            print(f"{count} times {name}, {size} bytes")
 
 
 def _status(given: argparse.Namespace) -> None:

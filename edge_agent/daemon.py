@@ -15,6 +15,8 @@ from edge_agent.engine import engine
 from edge_agent.follower import Follower
 from edge_agent.link import Link, Rejoin, Unreachable
 from edge_agent.precision import Chooser
+from edge_agent.privacy import Guard
+from edge_agent.sent import Sent
 from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.stopping import Stopped
@@ -51,6 +53,8 @@ class Daemon:
         self.status = Status(self.state)
         self._identity = None if config.insecure_loopback else identity.load(Path(config.state))
         self.address = config.coordinator or (self._identity.coordinator if self._identity else PLAINTEXT)
+        self._sent = Sent(self.state.folder, config.audit_bytes, self.state.budget)
+        self._privacy = Guard(config.dp, self.state.folder, disk)
         self.link = self._dial()
         self._chooser = Chooser(config, self.state, self._check_stop)
         self._reports = self._setbacks = 0
@@ -166,6 +170,7 @@ class Daemon:
             log.info("round %d: sending the report that was made before the restart", plan.round)
             return kept
         self.status.update(state="working", reason=f"round {plan.round}")
+        self._privacy.check()  # before work is done for nothing
         report = work(plan, self.engine, self.dataset, self._check_stop, run=self.joined.run, device=self.joined.device)
         if report.held_out is not None:
             self.status.update(held_out_loss=float(plan.grid.values(report.held_out)))  # type: ignore[arg-type]
@@ -173,6 +178,9 @@ class Daemon:
             log.warning(
                 "round %d: %d of %d directions gave no finite loss and were dropped", plan.round, report.dropped, report.scalars.size
             )
+        report = self._privacy.guarded(report, plan)
+        if self.config.dp.noise:
+            self.status.update(epsilon=round(self._privacy.epsilon, 4), delta=self.config.dp.delta)
         self.state.save_report(report, self._following.position_size)
         return report
 
@@ -188,7 +196,7 @@ class Daemon:
         self.status.update(reports=self._reports)
 
     def _dial(self) -> Link:
-        return self.LINK(self.address, self._stop, self.config.insecure_loopback, self._identity)
+        return self.LINK(self.address, self._stop, self.config.insecure_loopback, self._identity, self._sent.add)
 
     def _renew(self, present: identity.Identity) -> None:
         """A new certificate in time; where that fails, the present one serves on, and it is tried again later."""

@@ -21,15 +21,18 @@ log = logging.getLogger(__name__)
 TRIES, PAUSE = 5, 1.0  # of the call that joins, and seconds between them: its answer may get lost
 
 
-def join(token: Token, state: Path, stop: threading.Event, address: str = "") -> Identity:
+def join(
+    token: Token, state: Path, stop: threading.Event, address: str = "", record: Callable[[str, bytes], None] | None = None
+) -> Identity:
     """Make a key, have it certified, and keep both in the state folder. address: where the coordinator is, if not where the token says.
 
+    record: see Link.
     ConnectionFailed says at which step it did not go on; RunRefused where the token does not work (any more).
     """
     address = address or token.address
     authority = pinned(address, token.fingerprint)
     visitor = guest(token, address, authority)
-    key, link = NewKey(), Link(address, stop, identity=visitor)
+    key, link = NewKey(), Link(address, stop, identity=visitor, record=record)
     try:
         for attempt in range(TRIES):
             try:

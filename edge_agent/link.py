@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -51,10 +52,17 @@ class Link:
     """A channel to one coordinator. `stop`: when it is set, calls under way end with Stopped.
 
     identity: by which both sides know each other (TLS); ConfigError where there is none, unless plaintext to a loopback address is
-    asked for.
+    asked for. record: is given the name and the bytes of every message before it leaves; what it raises keeps the message here.
     """
 
-    def __init__(self, address: str, stop: threading.Event, insecure_loopback: bool = False, identity: Identity | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        stop: threading.Event,
+        insecure_loopback: bool = False,
+        identity: Identity | None = None,
+        record: Callable[[str, bytes], None] | None = None,
+    ) -> None:
         if insecure_loopback and not is_loopback(address):
             raise ConfigError(f"coordinator = {address!r} is no loopback address; plaintext is spoken to 127.0.0.1 or [::1] only")
         if not insecure_loopback and identity is None:
@@ -62,14 +70,17 @@ class Link:
                 "this device has not joined a fleet: 'edge-agent join TOKEN' does that; or try out plaintext, on this machine only, with"
                 " --insecure-loopback"
             )
-        self.address, self._stop = address, stop
+        self.address, self._stop, self._record = address, stop, record
         self._identity = None if insecure_loopback else identity
         self._channel = _secure(address, self._identity) if self._identity else grpc.insecure_channel(address, options=OPTIONS)
-        self._calls = {m.request: self._channel.unary_unary(m.path, wire.encode, wire.decoder(m.reply)) for m in wire.METHODS}
+        self._calls = {m.request: self._channel.unary_unary(m.path, None, wire.decoder(m.reply)) for m in wire.METHODS}
 
     def ask(self, request: Any) -> Any:
         """Make the call that takes this kind of message. Raises Unreachable, Rejoin, Stopped, or RunRefused."""
-        call = self._calls[type(request)].future(request, timeout=DEADLINE)
+        content = wire.encode(request)
+        if self._record:
+            self._record(type(request).__name__, content)
+        call = self._calls[type(request)].future(content, timeout=DEADLINE)
         try:
             while True:
                 with contextlib.suppress(grpc.FutureTimeoutError):

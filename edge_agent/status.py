@@ -72,6 +72,8 @@ def told(facts: dict[str, Any]) -> str:
         lines.append(f"{facts['examples']} examples, {facts['held_out']} of them held out; {facts['skipped']} lines skipped")
     if facts.get("held_out_loss") is not None:
         lines.append(f"loss on held-out examples: {facts['held_out_loss']:.4f}")
+    if "epsilon" in facts:
+        lines.append(f"privacy spent: epsilon {facts['epsilon']:.3f} at delta {facts['delta']}")
     lines.append(f"peak memory {facts['peak_memory_mib']} MiB")
     return "\n".join(lines)
 
