@@ -48,7 +48,10 @@ class Fleet:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder, self._clock = folder, clock
         if not (folder / f"{AUTHORITY}.pem").exists():
-            raise ConfigError(f"{folder} holds no fleet; make one with 'edge-coordinator init', or give another folder with --fleet")
+            raise ConfigError(
+                f"{folder} holds no fleet; make one with 'edge-coordinator init', give another folder with --fleet, or serve plaintext,"
+                " on this machine only, with --insecure-loopback"
+            )
         try:
             self.authority, self.server = (
                 Pair((folder / f"{name}.pem").read_bytes(), (folder / f"{name}.key").read_bytes()) for name in (AUTHORITY, SERVER)

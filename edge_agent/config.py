@@ -63,6 +63,7 @@ class AgentConfig:
     tiles: str = setting("http(s) address or folder of the run's tiles; catching up begins there, and spares the coordinator", "")
     link_speed: float = setting("bytes a second that catching up may count on; a low value spares a metered line", 125_000.0)
     disk_bytes_per_day: float = setting("most bytes written to the state folder in 24 hours, the bundle not counted", 50e6)
+    bundle_bytes: float = setting("most bytes of a bundle that is downloaded; what is larger is refused", 4e9)
     audit_bytes: float = setting("most bytes for the record of all that was sent, which 'edge-agent audit' prints", 64e6)
     dp: Privacy = setting("", Privacy())
     patience: float = setting("seconds to keep trying a coordinator that is not there; 0 tries for ever", 0.0)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_agent import download, identity, join
+from edge_agent import download, identity, join, plan_limits
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
 from edge_agent.engine import engine
@@ -108,7 +108,7 @@ class Daemon:
     def _work_along(self) -> bool:
         self.joined: JoinReply = self._ask(JoinRequest(PROTOCOL, self.state.device_id))
         log.info("joined run %r as device %d", self.joined.run_name, self.joined.device)
-        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state.folder, self._chooser, self.config.bundle))
+        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state.folder, self._chooser, self.config))
         if self.follower is None or self.follower.joined.genesis != self.joined.genesis:
             self._prepare(bundle)
         follower = self._following
@@ -164,6 +164,7 @@ class Daemon:
             self.status.update(entry=self._following.replica.entry)
 
     def _do(self, plan: WorkPlan) -> Report:
+        plan_limits.check(plan, self.engine.manifest)
         kept, self._kept = self._kept, None
         mine = (self.joined.run, self.joined.device, plan.round, plan.id)
         if kept and (kept.run, kept.device, kept.round, kept.plan) == mine:

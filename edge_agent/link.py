@@ -107,7 +107,7 @@ class Link:
         self._channel.close()
 
     def _failure(self, error: Any) -> Exception:
-        code, details = error.code(), error.details()
+        code, details = error.code(), wire.printable(error.details() or "")
         if code in AGAIN:
             return Unreachable(details)
         if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):

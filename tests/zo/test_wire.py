@@ -41,7 +41,7 @@ from zo.terms import STEP_LIMIT, Term
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 s32, s64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
 groups = st.lists(u32, max_size=3, unique=True).map(tuple)
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(wire.printable)
 
 
 def tuples(one: st.SearchStrategy[Any], most: int = 3) -> st.SearchStrategy[Any]:
@@ -238,6 +238,14 @@ def test_a_digest_of_another_length_is_not_sent(length: int) -> None:
 @given(MESSAGES[Report])
 def test_the_same_report_is_the_same_bytes(report: Report) -> None:
     assert wire.encode(report) == wire.encode(wire.decoder(Report)(wire.encode(report)))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_text_of_the_other_side_moves_no_cursor_and_begins_no_line(said: str) -> None:
+    found = wire.decoder(WorkReply)(fleet_pb2.WorkReply(reason=said).SerializeToString()).reason
+    assert found.isprintable()
+    assert len(found) == len(said)
+    assert found == said or not said.isprintable()
 
 
 # --- what a device can say ---
