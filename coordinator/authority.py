@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
@@ -83,8 +83,11 @@ def read_peer(certificate: bytes, authority: bytes) -> Peer:
     `device` is empty unless the authority itself has signed it: whoever has a token's secret can sign certificates that TLS accepts.
     ValueError where it is of a kind that nobody here issues.
     """
-    found, root = x509.load_pem_x509_certificate(certificate), x509.load_pem_x509_certificate(authority)
-    key = found.public_key()
+    try:
+        found, root = x509.load_pem_x509_certificate(certificate), x509.load_pem_x509_certificate(authority)
+        key = found.public_key()
+    except (UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise ValueError(str(error)) from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError("its key is on no elliptic curve")
     device = ""
@@ -94,7 +97,7 @@ def read_peer(certificate: bytes, authority: bytes) -> Peer:
         purposes = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         if ExtendedKeyUsageOID.CLIENT_AUTH in purposes:
             device = str(names[0].value)
-    except (InvalidSignature, ValueError, TypeError, IndexError, x509.ExtensionNotFound):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError, IndexError, x509.ExtensionNotFound):
         pass
     return Peer(key_hash(key), device, found.not_valid_after_utc.timestamp())
 

@@ -31,7 +31,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     end.add_argument("name", help="as 'token list' shows it")
     end.set_defaults(command=_revoke_token)
     device = commands.add_parser("device", help="who has joined").add_subparsers(title="commands", required=True, metavar="COMMAND")
-    every = _with_fleet(device.add_parser("list", help="devices: since when, seen when, and how many of their requests were refused"))
+    every = _with_fleet(device.add_parser("list", help="devices: since when, seen when, and how many of their requests were not taken"))
     every.add_argument("--json", action="store_true", help="one JSON object")
     every.set_defaults(command=_list_devices)
     out = _with_fleet(device.add_parser("revoke", help="turn devices away from now on, also while a run is served"))
@@ -88,10 +88,10 @@ def _list_devices(given: argparse.Namespace) -> None:
     if given.json:
         print(json.dumps({"devices": [vars(device) for device in devices]}))
         return
-    print("device            joined            seen              certificate until  refused")
+    print("device            joined            seen              certificate until  not taken")
     for each in devices:
         until = f"revoked {_date(each.revoked)}" if each.revoked else f"{_date(each.expires):17}"
-        print(f"{each.id}  {_date(each.enrolled)}  {_date(each.seen) if each.seen else '-':16}  {until}  {each.refused:7}")
+        print(f"{each.id}  {_date(each.enrolled)}  {_date(each.seen) if each.seen else '-':16}  {until}  {each.refused:9}")
 
 
 def _revoke_devices(given: argparse.Namespace) -> None:

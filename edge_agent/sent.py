@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 NAME, OLDER, EARLIER = "sent", "sent.older", "earlier"
 HEAD = struct.Struct("<IdB")
 WRITTEN_EVERY = 30.0  # seconds after which a system writes a changed block, about
+FAR = 1e11  # seconds since 1970, which no clock shows
 Totals = dict[str, tuple[int, int]]  # count and bytes by message
 
 
@@ -90,7 +91,7 @@ def read_file(path: Path) -> Iterator[Message]:
         start = place + HEAD.size + letters
         if start + length > len(data):
             return
-        yield Message(at, data[start - letters : start].decode(errors="replace"), data[start : start + length])
+        yield Message(at if abs(at) < FAR else 0.0, data[start - letters : start].decode(errors="replace"), data[start : start + length])
         place = start + length
 
 

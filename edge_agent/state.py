@@ -44,7 +44,11 @@ class State:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock()
-        self.device_id = self._device_id()
+        try:
+            self.device_id = self._device_id()
+        except StorageError:
+            self.close()
+            raise
         self.budget = WriteBudget(daily, *self._budget())
 
     def position(self) -> Checkpoint | None:
