@@ -1,6 +1,5 @@
 """Joining a fleet by a token, and renewing the certificate that came of it."""
 
-import contextlib
 import hashlib
 import logging
 import threading
@@ -11,14 +10,14 @@ from typing import Any
 
 from edge_agent import reach
 from edge_agent.identity import Identity, NewKey, pem, private_pem
-from edge_agent.link import Link, Unreachable
+from edge_agent.link import Link, Rejoin, Unreachable
 from zo.errors import ConnectionFailed, RunRefused
 from zo.messages import EnrolReply
 from zo.token import Token
 
 log = logging.getLogger(__name__)
 
-TRIES, PAUSE = 5, 1.0  # of the call that joins, and seconds between them: its answer may get lost
+TRIES, PAUSE = 5, 1.0  # of joining, and seconds between them: a coordinator may be just about to start, an answer get lost
 
 
 def join(
@@ -29,23 +28,27 @@ def join(
     record: see Link.
     ConnectionFailed says at which step it did not go on; RunRefused where the token does not work (any more).
     """
-    address = address or token.address
-    authority = pinned(address, token.fingerprint)
-    visitor = guest(token, address, authority)
-    key, link = NewKey(), Link(address, stop, identity=visitor, record=record)
+    address, key, failure = address or token.address, NewKey(), ConnectionFailed()
+    for attempt in range(TRIES):
+        if attempt and stop.wait(PAUSE):
+            break
+        try:
+            identity = _joined(key, guest(token, address, pinned(address, token.fingerprint)), stop, record)
+            identity.save(state)
+            return identity
+        except ConnectionFailed as error:
+            failure = error
+    raise failure
+
+
+def _joined(key: NewKey, visitor: Identity, stop: threading.Event, record: Callable[[str, bytes], None] | None) -> Identity:
+    """The identity that a token's holder gets. ConnectionFailed, or RunRefused."""
+    link = Link(visitor.coordinator, stop, identity=visitor, record=record)
     try:
-        for attempt in range(TRIES):
-            try:
-                identity = _certified(key, link.ask(key.request), address, authority)
-                identity.save(state)
-                return identity
-            except Unreachable as error:
-                failure = error
-            if attempt == 0:
-                with contextlib.suppress(ConnectionFailed):
-                    reach.check(address, visitor)
-            stop.wait(PAUSE)
-        raise ConnectionFailed(f"joining did not succeed in {TRIES} tries: {link.why(failure)}")
+        return _certified(key, link.ask(key.request), visitor.coordinator, visitor.authority)
+    except (Unreachable, Rejoin) as error:
+        reach.check(visitor.coordinator, visitor)  # tells why, where that can be seen from here
+        raise ConnectionFailed(f"{visitor.coordinator} does not answer: {error}") from None
     finally:
         link.close()
 
@@ -60,11 +63,11 @@ def renewed(identity: Identity, ask: Callable[[Any], Any], state: Path) -> Ident
 
 
 def pinned(address: str, fingerprint: bytes) -> str:
-    """The fleet's authority (PEM), from whoever answers at the address. ConnectionFailed where they do not show the one pinned."""
+    """The fleet's authority (PEM), from whoever answers at the address. RunRefused where they do not show the one pinned."""
     for certificate in reach.presented(address):
         if hashlib.sha256(certificate).digest() == fingerprint:
             return pem(certificate)
-    raise ConnectionFailed(
+    raise RunRefused(
         f"{address} does not show the certificate that the token names: it is another coordinator, or something between intercepts TLS;"
         " compare the address, or ask the operator for a new token"
     )

@@ -7,6 +7,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ from zo.address import free_port
 from zo.errors import UserError
 from zo.ledger import short
 
+AGENTS = 4
 RATE = 100.0  # hostile messages a second
-DEATHS, CHANGES, REVOCATIONS = 60.0, 20.0, 30.0  # seconds between
 WARM = 15.0  # seconds after which a process has all that it will ever need
 LOOKS = 5  # samples of memory at each end of a life that are compared
 SETTINGS = {
@@ -37,6 +39,15 @@ SETTINGS = {
     "digest_every": "5",
 }
 PATIENCE = 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class Every:
+    """Seconds between deaths of the coordinator, agents that leave, and agents that are revoked."""
+
+    death: float = 60.0
+    leaving: float = 20.0
+    revocation: float = 30.0
 
 
 class Soak:
@@ -147,7 +158,7 @@ class Soak:
         return False
 
 
-def measure(minutes: float, folder: Path) -> dict[str, Any]:
+def measure(minutes: float, folder: Path, every: Every = Every()) -> dict[str, Any]:
     """Figures of so many minutes.
 
     leaked_mb: most that a coordinator's resident memory grew in one life, or the steady agent's over all, after WARM seconds.
@@ -158,24 +169,24 @@ def measure(minutes: float, folder: Path) -> dict[str, Any]:
     soak.start_coordinator()
     attack = Attack(soak.fleet, folder / "run.sqlite", 1, RATE)
     began = time.monotonic()
-    due = {soak.restart_coordinator: DEATHS, soak.leave: CHANGES}
-    at = {job: began + every for job, every in due.items()}
-    revoked = began + REVOCATIONS
+    jobs: dict[Callable[[], None], float] = {
+        soak.restart_coordinator: every.death,
+        soak.leave: every.leaving,
+        lambda: soak.revoke(attack): every.revocation,
+    }
+    due = {job: began + pause for job, pause in jobs.items()}
     try:
-        for _ in range(4):
+        for _ in range(AGENTS):
             soak.join()
         attack.start()
         while time.monotonic() < began + minutes * 60:
             time.sleep(1)
             soak.look()
-            for job, every in due.items():
-                if time.monotonic() > at[job]:
-                    at[job] += every
+            for job, pause in jobs.items():
+                if time.monotonic() > due[job]:
+                    due[job] += pause
                     job()
-            if time.monotonic() > revoked:
-                revoked += REVOCATIONS
-                soak.revoke(attack)
-            if len(soak.agents) < 4:
+            if len(soak.agents) < AGENTS:
                 soak.join()
         attack.end()
     finally:

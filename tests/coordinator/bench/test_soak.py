@@ -17,10 +17,8 @@ def test_growth_is_between_the_first_and_last_seconds_of_a_life_that_has_warmed_
 
 
 @pytest.mark.slow
-def test_a_short_soak_lets_nobody_in_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("DEATHS", 12.0), ("CHANGES", 8.0), ("REVOCATIONS", 7.0)):
-        monkeypatch.setattr(soak, name, seconds)
-    found = soak.measure(0.6, tmp_path)
+def test_a_short_soak_lets_nobody_in_and_loses_nothing(tmp_path: Path) -> None:
+    found = soak.measure(0.6, tmp_path, soak.Every(death=12.0, leaving=8.0, revocation=7.0))
     assert (found["lost_commits"], found["unauthorised_accepted"], found["agents_that_failed"]) == (0, 0, 0)
     assert found["restarts"] >= 1
     assert min(found["joined"], found["left"], found["revoked"]) >= 1
