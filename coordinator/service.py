@@ -51,6 +51,9 @@ OPTIONS = [
     ("grpc.max_receive_message_length", 1 << 20),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # agents ask after the line while they wait
+    ("grpc.keepalive_time_ms", 60_000),  # devices that went away without a word hold no memory for long
+    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.server.max_pending_requests", PENDING),  # else a part of them is refused where a whole fleet calls at once
     ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING),
 ]

@@ -13,6 +13,7 @@ from zo.structure import StructureError, from_plain
 from zo.token import is_address
 
 NAME = "identity.json"
+LATEST = 253_402_300_799  # the last second of the year 9999: later ones have no date
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Identity:
     def __post_init__(self) -> None:
         if not is_address(self.coordinator):
             raise ValueError(f"coordinator = {self.coordinator!r} is no address")
+        if not 0 <= self.expires <= LATEST:
+            raise ValueError(f"expires = {self.expires} is no date")
 
     def save(self, state: Path, disk: Disk | None = None) -> None:
         """Keep it in the state folder, durably, in place of any other. StorageError where that cannot be."""
@@ -77,7 +80,7 @@ class NewKey:
         if made.public_key() != self._key.public_key():
             raise ValueError("the certificate is for another key")
         key = private_pem(self._key)
-        return Identity(coordinator, authority, pem(reply.certificate), key.decode(), reply.expires)
+        return Identity(coordinator, authority, pem(reply.certificate), key.decode(), min(reply.expires, LATEST))
 
 
 def private_pem(key: Any) -> bytes:

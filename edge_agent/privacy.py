@@ -68,12 +68,15 @@ class Guard:
 
     def _read(self) -> float:
         try:
-            return float(json.loads(unsealed(self._path.read_bytes()))["rho"])
+            rho = float(json.loads(unsealed(self._path.read_bytes()))["rho"])
+            if not 0 <= rho < math.inf:
+                raise ValueError
+            return rho
         except FileNotFoundError:
             return 0.0
         except OSError as error:
             raise StorageError(f"{self._path}: {error.strerror}; check who owns it") from None
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise StorageError(
                 f"{self._path} is damaged, so it is not known what this device has spent of its privacy budget; remove it only if you"
                 " accept that counting begins anew"

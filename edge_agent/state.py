@@ -170,7 +170,7 @@ class State:
             return None, 0.0, 0.0
         found = []
         for name in names:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
                 path = self.folder / name
                 record = json.loads(path.read_text())["write_budget"] if name == STATUS else split(self.folder / name)[0]
                 found.append((float(record["written"]), float(record["left"]), float(record["at"])))

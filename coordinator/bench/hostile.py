@@ -23,7 +23,7 @@ from coordinator.authority import Peer
 from coordinator.fleet import Fleet
 from coordinator.sqlite_store import SqliteStore
 from zo import wire
-from zo.errors import StorageError
+from zo.errors import StorageError, UserError
 from zo.ledger import short
 from zo.messages import JoinRequest, Report, Verdict, WorkRequest
 from zo.token import SERVER_NAME
@@ -79,6 +79,8 @@ class Attack:
 
     def end(self) -> None:
         """Stop, and wait for the calls under way."""
+        if not self._thread.is_alive():
+            raise UserError("the attack has ended by itself: what was measured is no soak")
         self.stop.set()
         self._thread.join()
         time.sleep(PATIENCE)
@@ -108,8 +110,9 @@ class Attack:
         """An answer to the plan that it has, in all but the scalars."""
         entry, head = self._store.head(self._run)
         joined = self._ask(JOIN, JoinRequest(1, 0))
-        plan = self._ask(WORK, WorkRequest(self._run, joined.device, entry, short(head), "fp32")).plan if joined else None
-        if plan is None:
+        reply = joined and self._ask(WORK, WorkRequest(self._run, joined.device, entry, short(head), "fp32"))
+        plan = reply and reply.plan
+        if not plan:
             return
         scalars, shape = np.full(plan.root.scalars, 2**31 - 1), plan.root.shape
         report = Report(self._run, joined.device, plan.round, scalars, plan.examples, "fp32", plan=plan.id, shape=shape)

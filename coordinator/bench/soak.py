@@ -37,6 +37,7 @@ SETTINGS = {
     "round.minimum": "1",
     "round.deadline": "1",
     "digest_every": "5",
+    "seeds.pool": "4096",
 }
 PATIENCE = 30.0  # seconds
 
@@ -192,20 +193,23 @@ def measure(minutes: float, folder: Path, every: Every = Every()) -> dict[str, A
     finally:
         attack.stop.set()
         soak.end()
-    return _figures(soak, attack) | {"minutes": minutes}
+    return _figures(soak, attack, minutes)
 
 
-def _figures(soak: Soak, attack: Attack) -> dict[str, Any]:
+def _figures(soak: Soak, attack: Attack, minutes: float) -> dict[str, Any]:
     store = SqliteStore(soak.folder / "run.sqlite")
     have = {(header.number, short(header.terms_digest)) for header, _ in store.headers(1)}
     heard = Notes(sorted(soak.folder.glob("*.notes"))).heard
     ended = [process.returncode for process in soak.agents.values()]
     return {
         "leaked_mb": round(max(growth(each) for each in (*soak.lives, soak.steady)), 2),
+        "leaked_mb_agent": round(growth(soak.steady), 2),
         "lost_commits": len(heard - have),
         "unauthorised_accepted": attack.accepted.total(),
         "accepted": dict(attack.accepted),
         "refused": dict(attack.refused),
+        "hostile_a_second": round((attack.accepted.total() + attack.refused.total()) / (minutes * 60), 1),
+        "minutes": minutes,
         "commits": store.head(1)[0],
         "coordinator_mb": round(max(map(max, filter(None, soak.lives))), 1),
         "agent_mb": round(max(soak.steady, default=0.0), 1),
