@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coordinator import history, service
+from coordinator import history, listening
 from coordinator.admission import Admission
 from coordinator.config import RunConfig
 from coordinator.fleet import Fleet
@@ -104,7 +104,7 @@ class Serving:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         allow_connections()
-        server = await service.start(self.service, self.config.listen, self.config.insecure_loopback)
+        server = await listening.start(self.service, self.config.listen, self.config.insecure_loopback)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

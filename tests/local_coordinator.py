@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator import service
+from coordinator import listening
 from coordinator.admission import Admission
 from coordinator.config import Probe, Round, RunConfig
 from coordinator.fleet import Fleet
@@ -102,7 +102,7 @@ class LocalCoordinator:
             else:
                 self.service = self._kind(rounds)
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            server = await service.start(self.service, self.address, insecure_loopback=not self._fleet)
+            server = await listening.start(self.service, self.address, insecure_loopback=not self._fleet)
         except Exception as error:  # noqa: BLE001  handed to the test's own thread
             self._failure = error
             return

@@ -197,6 +197,7 @@ def measure(minutes: float, folder: Path, every: Every = Every()) -> dict[str, A
 
 
 def _figures(soak: Soak, attack: Attack, minutes: float) -> dict[str, Any]:
+    (soak.folder / "memory.json").write_text(json.dumps({"coordinator": soak.lives, "agent": soak.steady}))
     store = SqliteStore(soak.folder / "run.sqlite")
     have = {(header.number, short(header.terms_digest)) for header, _ in store.headers(1)}
     heard = Notes(sorted(soak.folder.glob("*.notes"))).heard

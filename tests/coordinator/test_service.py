@@ -16,7 +16,7 @@ import pytest
 from local_coordinator import LocalCoordinator, report, settings
 from store_faults import FailingSync, NoSync, PowerCut
 
-from coordinator import history, offers, service
+from coordinator import history, listening, offers, service
 from coordinator.config import Round
 from coordinator.rounds import Rounds
 from coordinator.service import Service
@@ -611,7 +611,7 @@ def start(bundle: Bundle, tmp_path: Path, listen: str, insecure_loopback: bool =
     async def go() -> None:
         store = SqliteStore(tmp_path / "run.sqlite", create=True)
         run = store.open_run("run", bundle.folder, bundle.digest)
-        server = await service.start(Service(Rounds(store, run, bundle, settings(bundle))), listen, insecure_loopback)
+        server = await listening.start(Service(Rounds(store, run, bundle, settings(bundle))), listen, insecure_loopback)
         await server.stop(0)
 
     asyncio.run(go())
