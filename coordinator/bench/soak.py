@@ -162,7 +162,8 @@ class Soak:
 def measure(minutes: float, folder: Path, every: Every = Every()) -> dict[str, Any]:
     """Figures of so many minutes.
 
-    leaked_mb: most that a coordinator's resident memory grew in one life, or the steady agent's over all, after WARM seconds.
+    leaked_mb: most that a coordinator's resident memory grew in one life, after WARM seconds, or the steady agent's over all, once it
+    has seen the coordinator die and come back twice: until then it does things for the first time.
     lost_commits: entries that an agent heard of and the ledger does not hold. unauthorised_accepted: messages that were taken from
     somebody who may not send them, or that no honest device would.
     """
@@ -193,18 +194,19 @@ def measure(minutes: float, folder: Path, every: Every = Every()) -> dict[str, A
     finally:
         attack.stop.set()
         soak.end()
-    return _figures(soak, attack, minutes)
+    return _figures(soak, attack, minutes, 2.5 * every.death)
 
 
-def _figures(soak: Soak, attack: Attack, minutes: float) -> dict[str, Any]:
+def _figures(soak: Soak, attack: Attack, minutes: float, warm: float) -> dict[str, Any]:
     (soak.folder / "memory.json").write_text(json.dumps({"coordinator": soak.lives, "agent": soak.steady}))
     store = SqliteStore(soak.folder / "run.sqlite")
     have = {(header.number, short(header.terms_digest)) for header, _ in store.headers(1)}
+    agent = growth(soak.steady, warm)
     heard = Notes(sorted(soak.folder.glob("*.notes"))).heard
     ended = [process.returncode for process in soak.agents.values()]
     return {
-        "leaked_mb": round(max(growth(each) for each in (*soak.lives, soak.steady)), 2),
-        "leaked_mb_agent": round(growth(soak.steady), 2),
+        "leaked_mb": round(max(agent, *map(growth, soak.lives)), 2),
+        "leaked_mb_agent": round(agent, 2),
         "lost_commits": len(heard - have),
         "unauthorised_accepted": attack.accepted.total(),
         "accepted": dict(attack.accepted),
@@ -218,9 +220,9 @@ def _figures(soak: Soak, attack: Attack, minutes: float) -> dict[str, Any]:
     } | soak.counts
 
 
-def growth(life: list[float]) -> float:
-    """MB by which the memory of a process grew between the first and the last seconds, the first WARM of them left out."""
-    steady = life[int(WARM) :]
+def growth(life: list[float], warm: float = WARM) -> float:
+    """MB by which the memory of a process grew between the first and the last seconds, the first `warm` of them left out."""
+    steady = life[int(warm) :]
     if len(steady) < 4 * LOOKS:
         return 0.0
     return max(0.0, statistics.median(steady[-LOOKS:]) - statistics.median(steady[:LOOKS]))
