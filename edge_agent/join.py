@@ -17,7 +17,7 @@ from zo.token import Token
 
 log = logging.getLogger(__name__)
 
-TRIES, PAUSE = 5, 1.0  # of joining, and seconds between them: a coordinator may be just about to start, an answer get lost
+PATIENCE, PAUSE = 4.0, 1.0  # seconds of trying to join, and between tries: a coordinator may be just about to start, an answer get lost
 
 
 def join(
@@ -28,17 +28,16 @@ def join(
     record: see Link.
     ConnectionFailed says at which step it did not go on; RunRefused where the token does not work (any more).
     """
-    address, key, failure = address or token.address, NewKey(), ConnectionFailed()
-    for attempt in range(TRIES):
-        if attempt and stop.wait(PAUSE):
-            break
+    address, key = address or token.address, NewKey()
+    until = time.monotonic() + PATIENCE
+    while True:
         try:
             identity = _joined(key, guest(token, address, pinned(address, token.fingerprint)), stop, record)
             identity.save(state)
             return identity
-        except ConnectionFailed as error:
-            failure = error
-    raise failure
+        except ConnectionFailed:
+            if time.monotonic() > until or stop.wait(PAUSE):
+                raise
 
 
 def _joined(key: NewKey, visitor: Identity, stop: threading.Event, record: Callable[[str, bytes], None] | None) -> Identity:

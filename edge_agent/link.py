@@ -31,6 +31,7 @@ OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.max_reconnect_backoff_ms", 5000),
     ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),  # a coordinator may have moved
     ("grpc.keepalive_time_ms", 20_000),  # while a call is under way: a line that has died without a word is noticed
     ("grpc.keepalive_timeout_ms", 10_000),
 ]

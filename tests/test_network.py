@@ -99,6 +99,7 @@ def apart(bert_bundle: Bundle, tmp_path: Path) -> Iterator[Make]:
 
 
 @rooted
+@pytest.mark.slow
 def test_delay_and_loss_cost_time_and_nothing_else(apart: Make) -> None:
     fleet = apart(delay=0.1, loss=0.05)
     fleet.coordinator(rounds=4, round__goal=2, round__minimum=1, round__deadline=20)
@@ -149,6 +150,7 @@ def test_the_rounds_of_the_others_go_on_while_one_device_is_cut_off(apart: Make,
 
 
 @rooted
+@pytest.mark.slow
 def test_a_coordinator_that_moves_to_another_address_is_found_by_its_name(apart: Make) -> None:
     fleet = apart(host="coordinator.test")
     fleet.net.name("coordinator.test", SERVER)
@@ -168,6 +170,7 @@ def test_a_coordinator_that_moves_to_another_address_is_found_by_its_name(apart:
 
 
 @rooted
+@pytest.mark.slow
 def test_an_address_that_swallows_packets_is_named_after_some_time(apart: Make, tmp_path: Path) -> None:
     fleet = apart()
     fleet.net.dead = True

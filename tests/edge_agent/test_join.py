@@ -329,11 +329,14 @@ def test_joining_and_calls_go_through_the_proxy_that_the_environment_names(serve
         assert len(proxy.connections) == 2
 
 
-def test_a_proxy_that_refuses_or_is_not_there_is_named(served: Serving, tmp_path: Path) -> None:
-    token = served[0].create_token(1, 60)
+def test_a_proxy_that_refuses_or_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def why() -> str:
+        with pytest.raises(ConnectionFailed) as caught:
+            reach.presented("10.1.2.3:443")
+        return str(caught.value)
+
+    monkeypatch.setenv("no_proxy", "")
     with Proxy(open=False) as proxy:
-        done = agent(token, tmp_path / "a", https_proxy=f"http://{proxy.address}", no_proxy="")
-    assert done.returncode == 6
-    assert f"no connection to {token.address} through the proxy {proxy.address}: Tunnel connection failed: 403 Forbidden" in done.stderr
-    done = agent(token, tmp_path / "a", https_proxy=f"http://{proxy.address}", no_proxy="")
-    assert f"through the proxy {proxy.address}: Connection refused; check the proxy" in done.stderr
+        monkeypatch.setenv("https_proxy", f"http://{proxy.address}")
+        assert f"no connection to 10.1.2.3:443 through the proxy {proxy.address}: Tunnel connection failed: 403 Forbidden" in why()
+    assert f"through the proxy {proxy.address}: Connection refused; check the proxy" in why()
