@@ -48,7 +48,9 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / STATUS).read_text(encoding="utf-8"))
         facts["pid"] = int(facts["pid"])
-    except (OSError, ValueError, TypeError, KeyError):
+        if not 0 < facts["pid"] < 2**31:
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise StorageError(f"{folder} holds no status of an agent; give the folder of a running agent with --state") from None
     facts["alive"] = False
     with contextlib.suppress(psutil.Error):
