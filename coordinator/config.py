@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from zo.config import setting
 from zo.estimators import Grid
-from zo.recipe import Algorithm, Probe, Rate, Split
+from zo.recipe import Aggregation, Algorithm, Probe, Rate, Split
 from zo.seeds import MOST_POOL
 from zo.tiles import TILE
 
@@ -30,6 +30,7 @@ class Seeds:
     """Which directions the fleet tries."""
 
     pool: int = setting("all rounds share this many seeds, so that catching up stays short; 0 gives every round its own", 0)
+    shared: bool = setting("all devices try the same directions in a round: noisier, and what 'median' needs", False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.pool <= MOST_POOL:
@@ -67,6 +68,19 @@ class TileSettings:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one device may ask of the coordinator."""
+
+    rate: float = setting("calls a second, in the long run; 16 KiB of a request weigh as much as a call", 50.0)
+    burst: float = setting("calls that may be saved up for", 500.0)
+    at_once: int = setting("calls under way at once", 16)
+
+    def __post_init__(self) -> None:
+        if not (0 < self.rate < math.inf and 100 <= self.burst < math.inf and self.at_once >= 1):
+            raise ValueError("rate must be positive, burst at least 100, at_once at least 1")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One training job of a fleet."""
 
@@ -74,7 +88,9 @@ class RunConfig:
     store: str = setting("SQLite file with runs and ledgers; made if it does not exist", "edge-zo.sqlite")
     name: str = setting("name of the run; an existing run of that name goes on", "run")
     listen: str = setting("address and port to serve on", "127.0.0.1:7600")
-    insecure_loopback: bool = setting("serve plaintext, on a loopback address only; nothing else is supported yet", False)
+    fleet: str = setting("folder made by 'edge-coordinator init': who may take part, and the certificates", "edge-zo-fleet")
+    certificate_days: float = setting("days that a device's certificate is valid; it is renewed when a third is left", 365.0)
+    insecure_loopback: bool = setting("serve plaintext, without certificates, on a loopback address only", False)
     rounds: int = setting("rounds until the run is over", 100)
     held_out_every: int = setting("most rounds between reports of the devices' held-out losses", 16)
     least_gain: float = setting("nats a minute of a device under which the run is over; 0 goes on to the last round", 0.001)
@@ -82,9 +98,13 @@ class RunConfig:
     keep_entries: int = setting("last entries whose terms are kept; older ones are folded into a checkpoint; 0 keeps all", 0)
     log2_levels: int = setting("reports are integers of 2**-this nats", 14)
     clip: float = setting("reports are clipped at +- this many nats", 2.0)
+    limits: Limits = setting("", Limits())
     round: Round = setting("", Round())
     algorithm: Algorithm = setting(
         "'fedspzo' tries parts of the model apart where that is cheaper, and so does 'auto'; 'mezo' all of it at once", "auto"
+    )
+    aggregation: Aggregation = setting(
+        "how reports become one: 'mean', or 'trimmed-mean' or 'median', which a few dishonest devices cannot lead astray", "mean"
     )
     probe: Probe = setting("", Probe())
     split: Split = setting("", Split())
@@ -97,6 +117,10 @@ class RunConfig:
         for name in ("rounds", "held_out_every", "digest_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if not 0 < self.certificate_days < 36525:
+            raise ValueError(f"certificate_days = {self.certificate_days} must be positive, and at most a century")
+        if self.aggregation != "mean" and not self.seeds.shared:
+            raise ValueError(f"aggregation = {self.aggregation!r} compares devices along the same directions; it needs seeds.shared = true")
         if self.keep_entries < 0:
             raise ValueError(f"keep_entries = {self.keep_entries} must not be negative")
         if self.tiles.folder and 0 < self.keep_entries < 2 * TILE:

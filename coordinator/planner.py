@@ -11,14 +11,14 @@ import numpy as np
 
 from coordinator.config import RunConfig
 from zo import split
-from zo.aggregation import Rates, by_level, sizes
+from zo.aggregation import Rates, by_level, combined, sizes
 from zo.errors import ConfigError
 from zo.estimators import Grid
 from zo.manifest import Manifest, Precision
 from zo.messages import Report
 from zo.plan import Node, Shape
 from zo.planning import kept_bytes, tree
-from zo.recipe import directions, stated_shape
+from zo.recipe import Aggregation, directions, stated_shape
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Planner:
         return kept_bytes(self._manifest, shape, self._config.probe.examples)
 
 
-def slopes(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid) -> dict[str, float]:
+def slopes(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid, how: Aggregation = "mean") -> dict[str, float]:
     """Mean squared slope of every group (by its id, as text) that was probed with none of another kind: what the planner learns from."""
     found: dict[int, list[float]] = {}
     groups = {group.id: group for group in manifest.groups}
@@ -146,4 +146,4 @@ def slopes(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest,
                 square = float(np.mean(np.ldexp(each, -next(iter(eps.values()))) ** 2))
                 for group in eps:
                     found.setdefault(group, []).append(square / len(eps))
-    return {str(group): float(np.mean(each)) for group, each in sorted(found.items())}
+    return {str(group): float(combined(np.array(each)[:, None], how)[0]) for group, each in sorted(found.items())}

@@ -108,7 +108,7 @@ class Rounds:
         if self.finished or self.paused or device in self.reports:
             return None
         try:
-            shape = self.planner.shape(precision, stage_ns)
+            shape = self.planner.shape(precision, stage_ns) if self.config.aggregation == "mean" else self.planner.usual
         except ConfigError as error:
             raise ReportRefused(str(error)) from None
         root = self.node(self.round, device, precision, shape)
@@ -137,13 +137,16 @@ class Rounds:
         shape: the run's usual one if left out. ReportRefused where the bundle has no such base or stages; ShapeRefused where the
         run does not ask for that, which it may have done with other settings.
         """
+        if shape and shape != self.planner.usual and self.config.aggregation != "mean":
+            raise ShapeRefused("devices whose reports are compared walk one tree")
         try:
             root = self.planner.tree(precision, shape or self.planner.usual)
         except ShapeRefused:
             raise
         except ConfigError as error:
             raise ReportRefused(str(error)) from None
-        return seeded(root, self.bundle.manifest.run_key, round_number, device, self.config.seeds.pool)
+        seeds = self.config.seeds
+        return seeded(root, self.bundle.manifest.run_key, round_number, 0 if seeds.shared else device, seeds.pool)
 
     def _node_of(self, report: Report) -> Node:
         """The plan that a report answers, or seems to."""
@@ -182,6 +185,8 @@ class Rounds:
             root = self._node_of(report)
         except ShapeRefused:
             return Verdict.LATE
+        if report.round > self.round:
+            return Verdict.UNKNOWN_ROUND
         if self.finished or report.round != self.round or report.plan != self._plan_id(root):
             return Verdict.LATE
         if report.scalars.shape != (root.scalars,):
@@ -339,7 +344,14 @@ class Rounds:
         nodes = [self._node_of(report) for report in reports]
         try:
             return aggregation.aggregate(
-                reports, nodes, self.planner.rates(self.rates), self._factors(number), self.bundle.manifest, self.grid
+                reports,
+                nodes,
+                self.planner.rates(self.rates),
+                self._factors(number),
+                self.bundle.manifest,
+                self.grid,
+                self.config.aggregation,
+                self.config.seeds.shared,
             )
         except ValueError as error:
             self.note("refused", f"round {number} changed nothing: {error}")
@@ -360,7 +372,7 @@ class Rounds:
             "seconds": round(self._waited(), 3),
             "probes": sum(2 * node.count for node in nodes),
             "scalars": sum(report.scalars.size for report in reports),
-            "slopes": slopes(reports, nodes, self.bundle.manifest, self.grid),
+            "slopes": slopes(reports, nodes, self.bundle.manifest, self.grid, self.config.aggregation),
             "dropped": sum(report.dropped for report in reports),
             "half_difference": float(np.sqrt(np.mean(np.concatenate([self.grid.values(report.scalars) for report in reports]) ** 2))),
             "factors": self._factors(self.round),

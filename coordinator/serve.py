@@ -8,11 +8,14 @@ import logging
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from coordinator import history, service
+from coordinator import history, listening
+from coordinator.admission import Admission
 from coordinator.config import RunConfig
+from coordinator.fleet import Fleet
 from coordinator.publisher import Publisher
 from coordinator.replay import best_entry
 from coordinator.rounds import Rounds
@@ -26,6 +29,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.2  # seconds between looks at the deadline
 TRIES = 3  # of an evaluation whose process ends
+FLUSH = 60.0  # seconds between notes of which devices were seen, and what was refused
 GRACE = 1.0  # seconds for calls in flight when the server stops
 
 
@@ -88,7 +92,9 @@ class Serving:
         self.store = self.open_store(Path(config.store))
         self.rounds = Rounds(self.store, self.store.open_run(config.name, Path(config.bundle), bundle.digest), bundle, config)
         self.tiles = Publisher(config, self.store, self.rounds) if config.tiles.folder else None
-        self.service = Service(self.rounds, self.tiles.public_key if self.tiles else b"")
+        self.fleet = None if config.insecure_loopback else Fleet(Path(config.fleet))
+        admission = Admission(self.fleet, config.limits, config.certificate_days * 86400)
+        self.service = Service(self.rounds, self.tiles.public_key if self.tiles else b"", admission)
         self.evaluator = Evaluator(self.config)
 
     def open_store(self, path: Path) -> SqliteStore:
@@ -98,7 +104,7 @@ class Serving:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         allow_connections()
-        server = await service.start(self.service, self.config.listen, self.config.insecure_loopback)
+        server = await listening.start(self.service, self.config.listen, self.config.insecure_loopback)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -120,14 +126,21 @@ class Serving:
             await self.evaluator.stop()
             if self.tiles:
                 self.tiles.close()
+            self.service.flush()
+            if self.fleet:
+                self.fleet.close()
             self.store.close()
 
     async def _tick(self) -> None:
         """Close rounds at their deadline; say why when one is overdue, or cannot be stored."""
         told: int | str = 0
+        flushed = time.monotonic()
         while True:
             await asyncio.sleep(TICK)
             try:
+                if time.monotonic() - flushed > FLUSH:
+                    flushed = time.monotonic()
+                    self.service.flush()
                 await self.service.follow()
                 await self.service.close_if_due()
                 if self.tiles:

@@ -3,20 +3,20 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from coordinator.admission import Admission, Caller, Refusal
+from coordinator.config import Limits
 from coordinator.group import Group
 from coordinator.offers import Offers
 from coordinator.rounds import ReportRefused, Rounds
 from coordinator.store import Compacted
 from zo import manifest as manifest_file
-from zo import wire
-from zo.address import is_loopback
-from zo.errors import ConfigError, ConnectionFailed, StorageError
+from zo.errors import StorageError
 from zo.ledger import Entry, short
 from zo.messages import (
     PROTOCOL,
@@ -41,33 +41,19 @@ CHUNK = 1 << 22  # bytes of a bundle file a call
 MOST_ENTRIES = 256  # a reply
 MOST_STEPS = 1 << 20  # a reply, beyond its first entry: at most 10 bytes each, so that it stays below wire.MAX_MESSAGE
 RETRY_MS = 1000
-PENDING = 10_000  # calls that have come, and not begun; beyond, some are refused
-
-OPTIONS = [
-    ("grpc.max_receive_message_length", 1 << 20),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.so_reuseport", 0),
-    ("grpc.server.max_pending_requests", PENDING),  # else a part of them is refused where a whole fleet calls at once
-    ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING),
-]
-
-
-class Refusal(Exception):
-    """A call that is answered with a status and a sentence."""
-
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        super().__init__(text)
-        self.code = code
+WORST = 20  # callers whose refused requests the log names
 
 
 class Service:
     """Answers devices. Rounds are touched from the event loop only; `changed` is notified after every commit."""
 
-    def __init__(self, rounds: Rounds, tiles_key: bytes = b"") -> None:
+    def __init__(self, rounds: Rounds, tiles_key: bytes = b"", admission: Admission | None = None) -> None:
         self.rounds, self._tiles_key = rounds, tiles_key
+        self.admission = admission or Admission(None, Limits())
         self._offers = Offers(rounds.store, rounds.run.id, rounds.replica)
         self.changed = asyncio.Condition()
         self._arriving = Group(self._take)
+        self._numbers: dict[str, int] = {}  # in the run, by device id
         self.files = (manifest_file.FILE, *rounds.bundle.manifest.files)
         self.stopping = False
 
@@ -78,11 +64,7 @@ class Service:
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"this coordinator speaks protocol {PROTOCOL}, the agent {request.protocol}; install the same release on both",
             )
-        rounds = self.rounds
-        try:
-            device = rounds.enrol(request.device_id)
-        except ReportRefused as error:
-            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
+        rounds, device = self.rounds, self._enrolled(request.device_id)
         log.info("device %d joined", device)
         return JoinReply(rounds.run.id, device, rounds.run.name, rounds.bundle.digest, self.files, rounds.run.genesis, self._tiles_key)
 
@@ -123,9 +105,37 @@ class Service:
         self._check(report.run, report.device)
         answer = await self._arriving.add(report)
         if isinstance(answer, ReportRefused):
-            self.rounds.note("bad report", f"device {report.device}: {answer}")
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(answer))
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(answer), "bad-report")
         return ReportReply(answer)
+
+    def check_device(self, caller: Caller, request: Any) -> None:
+        """Refusal where a request names another device than the caller's certificate."""
+        number = getattr(request, "device", None)
+        if caller.peer is None or number is None:
+            return
+        if caller.name not in self._numbers:
+            self._numbers[caller.name] = self._enrolled(int(caller.name, 16))
+        if number != self._numbers[caller.name]:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, f"device {number} has another certificate; join again", "other-device")
+
+    def count(self, caller: str, name: str, text: str = "") -> None:
+        """Count what was refused; the first of its kind, since the last flush, becomes an event."""
+        if self.admission.refusals.add(caller, name) and text:
+            self.rounds.note(name, f"{caller or 'a device'}: {text}")
+
+    def flush(self) -> None:
+        """Keep what was counted."""
+        lines = self.admission.flush()
+        for line in lines[:WORST]:
+            log.info("refused: %s", line)
+        if len(lines) > WORST:
+            log.info("refused: and requests of %d others", len(lines) - WORST)
+
+    def _enrolled(self, device_id: int) -> int:
+        try:
+            return self.rounds.enrol(device_id)
+        except ReportRefused as error:
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
 
     async def _take(self, reports: Sequence[Report]) -> Sequence[Verdict | ReportRefused]:
         answers = self.rounds.accept_all(reports)
@@ -200,52 +210,3 @@ def _piece(path: Path, offset: int) -> FileChunk:
     with path.open("rb") as file:
         file.seek(min(offset, path.stat().st_size))
         return FileChunk(file.read(CHUNK), path.stat().st_size)
-
-
-def handlers(service: Service) -> grpc.GenericRpcHandler:
-    """The service's methods as gRPC handlers."""
-    answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
-        "Join": service.join,
-        "FetchFile": service.fetch_file,
-        "CatchUp": service.catch_up,
-        "FetchCheckpoint": service.fetch_checkpoint,
-        "RequestWork": service.request_work,
-        "SendReport": service.send_report,
-    }
-    return grpc.method_handlers_generic_handler(wire.SERVICE, {m.name: _handler(m, answers[m.name]) for m in wire.METHODS})
-
-
-def _handler(method: wire.Method, answer: Callable[[Any], Awaitable[Any]]) -> Any:
-    decode: Callable[[bytes], Any] = wire.decoder(method.request)
-
-    async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        try:
-            return wire.encode(await answer(decode(data)))
-        except wire.WireError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except Refusal as error:
-            await context.abort(error.code, str(error))
-        except StorageError as error:
-            log.error("%s", error)
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot write its store; ask again later")
-        raise AssertionError("abort returns no value")
-
-    return grpc.unary_unary_rpc_method_handler(handle)
-
-
-async def start(service: Service, listen: str, insecure_loopback: bool) -> grpc.aio.Server:
-    """Serve on `listen` ("address:port"). ConfigError where that would be plaintext beyond loopback."""
-    if not insecure_loopback:
-        raise ConfigError("only plaintext on a loopback address is supported yet; say so with --insecure-loopback")
-    if not is_loopback(listen):
-        raise ConfigError(f"listen = {listen!r} is no loopback address; plaintext is served on 127.0.0.1 or [::1] only")
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=None)
-    server.add_generic_rpc_handlers((handlers(service),))
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise ConnectionFailed(f"cannot listen on {listen}: the port is in use or not allowed; choose another with --listen")
-    await server.start()
-    return server

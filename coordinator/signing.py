@@ -1,12 +1,11 @@
 """The key that signs the heads of a run's tiles."""
 
-import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 
-from zo.disk import Disk, replacement
+from zo.disk import Disk, replace_secret
 from zo.errors import StorageError
 
 
@@ -14,7 +13,8 @@ def signing_key(path: Path, disk: Disk | None = None) -> Ed25519PrivateKey:
     """The key in a PEM file that only its owner may read; made if there is none. StorageError where that cannot be."""
     try:
         if not path.exists():
-            _write_secret(path, Ed25519PrivateKey.generate(), disk or Disk())
+            made = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            replace_secret(disk or Disk(), path, made)
         key = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise StorageError(f"signing key {path} cannot be read or made: {error.strerror}; check the path and its permissions") from None
@@ -28,10 +28,3 @@ def signing_key(path: Path, disk: Disk | None = None) -> Ed25519PrivateKey:
 def public_bytes(key: Ed25519PrivateKey) -> bytes:
     """The 32 bytes by which devices check what the key signs."""
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-
-
-def _write_secret(path: Path, key: Ed25519PrivateKey, disk: Disk) -> None:
-    temporary = replacement(path)
-    temporary.unlink(missing_ok=True)
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # before there is anything to be read
-    disk.replace(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -12,8 +12,9 @@ from edge_agent import status
 from edge_agent.config import AgentConfig
 from edge_agent.solo_config import SoloConfig
 from zo import cli, config, log
-from zo.errors import UserError
+from zo.errors import StorageError, UserError
 from zo.manifest import PRECISIONS
+from zo.token import read as read_token
 
 STATE = Path("edge-agent-state")
 
@@ -26,6 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="join a run and work for it", description="Join a run and work for it until it is over.")
     config.add_flags(run, AgentConfig)
     run.set_defaults(command=_run)
+    join = commands.add_parser(
+        "join",
+        help="join a fleet by a token, then work for it",
+        description="Join a fleet: make a key on this device and have it certified, once. Where --data (or agent.toml) names the examples,"
+        " start working at once; else 'edge-agent run' does.",
+    )
+    join.add_argument("token", help="the line that 'edge-coordinator token create' printed; - reads it from standard input")
+    config.add_flags(join, AgentConfig)
+    join.set_defaults(command=_join)
     train = commands.add_parser(
         "train",
         help="train alone, without a coordinator",
@@ -39,6 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told.add_argument("--json", action="store_true", help="one JSON object")
     told.add_argument("--check", action="store_true", help="end with 1 unless an agent works there and has lately said so")
     told.set_defaults(command=_status)
+    audit = commands.add_parser(
+        "audit",
+        help="everything that ever left this device",
+        description="Print every message that this device has sent to a coordinator, with all that it holds; the last lines count them.",
+    )
+    audit.add_argument("--state", type=Path, default=STATE, help=f"[{STATE}]")
+    audit.add_argument("--json", action="store_true", help="one JSON object a message")
+    audit.set_defaults(command=_audit)
     _add_plan(commands)
     _add_models(commands)
     return cli.run(top, arguments)
@@ -92,6 +110,26 @@ def _run(given: argparse.Namespace) -> None:
     signals.restart()
 
 
+def _join(given: argparse.Namespace) -> None:
+    from edge_agent import join
+    from edge_agent.sent import Sent
+    from edge_agent.state import State
+
+    stop, works = _told_to_stop(), config.is_given("data", given, "EDGE_AGENT")
+    if not works:
+        vars(given)["setting data"] = ""
+    settings = config.load(AgentConfig, given, "EDGE_AGENT")
+    token = read_token(sys.stdin.readline() if given.token == "-" else given.token)
+    state = State(Path(settings.state), settings.disk_bytes_per_day)  # no other agent works in it, and it can be written
+    identity = join.join(token, state.folder, stop, settings.coordinator, Sent(state.folder, settings.audit_bytes, state.budget).add)
+    state.close()
+    print(f"joined the fleet of {identity.coordinator}; key and certificate are in {settings.state}, for no one else to read", flush=True)
+    if works:
+        _run(given)
+    else:
+        print(f"start with: edge-agent run --state {settings.state} --data FOLDER")
+
+
 def _train(given: argparse.Namespace) -> None:
     from edge_agent.solo import Solo
 
@@ -126,6 +164,18 @@ def _predict(given: argparse.Namespace) -> None:
 
     for answer in Models(given.state, given.bundle, given.precision).predict(sys.stdin.buffer, given.common):
         print(json.dumps(answer, ensure_ascii=False), flush=True)
+
+
+def _audit(given: argparse.Namespace) -> None:
+    from edge_agent import sent
+
+    if not (given.state / sent.NAME).exists():
+        raise StorageError(f"{given.state} holds no record of an agent; give the folder of one with --state")
+    for message in sent.messages(given.state):
+        print(json.dumps(sent.plain(message)) if given.json else sent.told(message))
+    if not given.json:
+        for name, (count, size) in sorted(sent.totals(sent.messages(given.state)).items()):
+            print(f"{count} times {name}, {size} bytes")
 
 
 def _status(given: argparse.Namespace) -> None:

@@ -22,18 +22,38 @@ class PrefixSettings:
 
 
 @dataclass(frozen=True)
+class Privacy:
+    """Noise on what is reported, so that it hardly tells of the examples (docs/security.md says what that does and does not protect)."""
+
+    clip: float = setting("the half differences of a report are cut to this length together, in nats; 0 leaves them as they are", 0.0)
+    noise: float = setting("standard deviation of the noise on each of them, in clips; more hides more, and teaches less", 0.0)
+    epsilon: float = setting("budget of this device, over all its reports: it stops before it spends more; 0 only counts", 0.0)
+    delta: float = setting("chance that the promise of epsilon does not hold", 1e-5)
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.clip < math.inf and 0 <= self.noise < math.inf and 0 <= self.epsilon < math.inf):
+            raise ValueError("clip, noise and epsilon must be finite, and not negative")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta = {self.delta} must be between 0 and 1")
+        if self.noise and not self.clip:
+            raise ValueError(f"noise = {self.noise} is in clips; give clip as well")
+        if self.epsilon and not self.noise:
+            raise ValueError(f"epsilon = {self.epsilon} needs noise; without it nothing is promised")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """What the owner of the device decides."""
 
     data: str = setting("folder of *.jsonl files (or one file) that never leaves this device")
-    coordinator: str = setting("address and port of the coordinator", "127.0.0.1:7600")
+    coordinator: str = setting("address and port of the coordinator; the one it joined if left out, or 127.0.0.1:7600 in plaintext", "")
     state: str = setting("folder that the agent may write to; made if it does not exist", "edge-agent-state")
     bundle: str = setting("folder with the run's bundle, if this device has it already; downloaded into the state folder if left out", "")
     precision: Literal["auto", Precision] = setting(
         "base to compute with, of those that the bundle has; auto measures which gives most signal a second here, if it has several",
         "auto",
     )
-    insecure_loopback: bool = setting("talk plaintext, to a loopback address only; nothing else is supported yet", False)
+    insecure_loopback: bool = setting("talk plaintext, without certificates, to a loopback address only", False)
     threads: int = setting("processor threads for the model", 1)
     max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer need less memory", 384)
     prefix: PrefixSettings = setting("", PrefixSettings())
@@ -43,6 +63,9 @@ class AgentConfig:
     tiles: str = setting("http(s) address or folder of the run's tiles; catching up begins there, and spares the coordinator", "")
     link_speed: float = setting("bytes a second that catching up may count on; a low value spares a metered line", 125_000.0)
     disk_bytes_per_day: float = setting("most bytes written to the state folder in 24 hours, the bundle not counted", 50e6)
+    bundle_bytes: float = setting("most bytes of a bundle that is downloaded; what is larger is refused", 4e9)
+    audit_bytes: float = setting("most bytes for the record of all that was sent, which 'edge-agent audit' prints", 64e6)
+    dp: Privacy = setting("", Privacy())
     patience: float = setting("seconds to keep trying a coordinator that is not there; 0 tries for ever", 0.0)
 
     def __post_init__(self) -> None:
@@ -50,6 +73,8 @@ class AgentConfig:
             raise ValueError("threads and max_rows must be at least 1")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share = {self.held_out_share} must be from 0 to below 1")
+        if not 1e4 <= self.audit_bytes < math.inf:
+            raise ValueError(f"audit_bytes = {self.audit_bytes} must be at least 10000")
         if self.link_speed <= 0 or self.disk_bytes_per_day < 0:
             raise ValueError("link_speed must be positive, disk_bytes_per_day not negative")
         if self.held_out_most < 0:

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_agent import download
+from edge_agent import download, identity, join, plan_limits
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
 from edge_agent.engine import engine
 from edge_agent.follower import Follower
 from edge_agent.link import Link, Rejoin, Unreachable
 from edge_agent.precision import Chooser
+from edge_agent.privacy import Guard
+from edge_agent.sent import Sent
 from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.stopping import Stopped
@@ -22,7 +24,7 @@ from edge_agent.work import work
 from zo.bundle import Bundle
 from zo.calibration import correlation_here
 from zo.disk import Disk
-from zo.errors import ConnectionFailed
+from zo.errors import ConnectionFailed, UserError
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
 from zo.planning import kinds
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between tries; each pause is drawn at random up to a doubling bound
+PLAINTEXT = "127.0.0.1:7600"
+RENEWALS = 600.0  # seconds between tries to renew a certificate
 CHECKED_DIRECTIONS = 6
 POOR_CORRELATION = 0.5
 
@@ -57,9 +61,14 @@ class Daemon:
         self.config, self._stop, self._progress = config, stop, progress
         self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
         self.status = Status(self.state)
-        self.link = self.LINK(config.coordinator, stop, config.insecure_loopback)
+        self._identity = None if config.insecure_loopback else identity.load(Path(config.state))
+        self.address = config.coordinator or (self._identity.coordinator if self._identity else PLAINTEXT)
+        self._sent = Sent(self.state.folder, config.audit_bytes, self.state.budget)
+        self._privacy = Guard(config.dp, self.state.folder, disk)
+        self.link = self._dial()
         self._chooser = Chooser(config, self.state, self._check_stop)
         self._reports = self._setbacks = 0
+        self._renew_after = 0.0
         self._kept = self.state.report()  # made before a restart, perhaps not delivered
         self.follower: Follower | None = None
 
@@ -109,7 +118,7 @@ class Daemon:
     def _work_along(self) -> bool:
         self.joined: JoinReply = self._ask(JoinRequest(PROTOCOL, self.state.device_id))
         log.info("joined run %r as device %d", self.joined.run_name, self.joined.device)
-        bundle = self._patiently(lambda: download.bundle(self._call, self.joined, self.state.folder, self._chooser, self.config.bundle))
+        bundle = self._patiently(lambda: download.bundle(self._call, self.joined, self.state.folder, self._chooser, self.config))
         if self.follower is None or self.follower.joined.genesis != self.joined.genesis:
             self._prepare(bundle)
         follower = self._following
@@ -118,6 +127,8 @@ class Daemon:
         self.status.update(entry=follower.replica.entry)
         while True:
             reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.stage_ns))
+            if reply.renew and self._identity:
+                self._renew(self._identity)
             self._apply(reply)
             if reply.finished:
                 return True
@@ -163,12 +174,14 @@ class Daemon:
             self.status.update(entry=self._following.replica.entry)
 
     def _do(self, plan: WorkPlan) -> Report:
+        plan_limits.check(plan, self.engine.manifest)
         kept, self._kept = self._kept, None
         mine = (self.joined.run, self.joined.device, plan.round, plan.id)
         if kept and (kept.run, kept.device, kept.round, kept.plan) == mine:
             log.info("round %d: sending the report that was made before the restart", plan.round)
             return kept
         self.status.update(state="working", reason=f"round {plan.round}")
+        self._privacy.check()  # before work is done for nothing
         stride = self._following.replica.stride(plan.stride)
         report = work(plan, self.engine, self.dataset, self._check_stop, stride, run=self.joined.run, device=self.joined.device)
         if report.held_out:
@@ -177,6 +190,9 @@ class Daemon:
             log.warning(
                 "round %d: %d of %d directions gave no finite loss and were dropped", plan.round, report.dropped, report.scalars.size
             )
+        report = self._privacy.guarded(report, plan)
+        if self.config.dp.noise:
+            self.status.update(epsilon=round(self._privacy.epsilon, 4), delta=self.config.dp.delta)
         self.state.save_report(report, self._following.position_size)
         return report
 
@@ -190,6 +206,22 @@ class Daemon:
             self._reports += 1
             self._setbacks = 0
         self.status.update(reports=self._reports)
+
+    def _dial(self) -> Link:
+        return self.LINK(self.address, self._stop, self.config.insecure_loopback, self._identity, self._sent.add)
+
+    def _renew(self, present: identity.Identity) -> None:
+        """A new certificate in time; where that fails, the present one serves on, and it is tried again later."""
+        if time.monotonic() < self._renew_after:
+            return
+        self._renew_after = time.monotonic() + RENEWALS
+        try:
+            self._identity = join.renewed(present, self.link.ask, self.state.folder)
+        except (Unreachable, Rejoin, UserError) as error:
+            log.warning("the certificate is not renewed yet: %s", error)
+            return
+        self.link.close()
+        self.link = self._dial()
 
     def _ask(self, request: Any) -> Any:
         return self._patiently(lambda: self._call(request))
@@ -206,11 +238,11 @@ class Daemon:
                 return call()
             except Unreachable as error:
                 if bound == FIRST_PAUSE:
-                    log.warning("coordinator %s does not answer (%s); trying again", self.config.coordinator, error)
-                self.status.update(state="unreachable", reason=f"coordinator {self.config.coordinator} does not answer")
+                    log.warning("coordinator %s does not answer (%s); trying again", self.address, self.link.why(error))
+                self.status.update(state="unreachable", reason=f"coordinator {self.address} does not answer")
                 if self.config.patience and time.monotonic() - began > self.config.patience:
                     raise ConnectionFailed(
-                        f"coordinator {self.config.coordinator} did not answer for {self.config.patience:.0f} s;"
+                        f"coordinator {self.address} did not answer for {self.config.patience:.0f} s ({self.link.why(error)});"
                         " check the address with --coordinator, and that it is running"
                     ) from None
             self._pause(random.uniform(bound / 2, bound))

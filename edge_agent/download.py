@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edge_agent.config import AgentConfig
 from edge_agent.precision import Chooser, held
 from zo import manifest as manifest_file
 from zo.bundle import Bundle, check_name, open_bundle, read_manifest
@@ -21,11 +22,15 @@ Ask = Callable[[Any], Any]
 UNFINISHED = ".part"  # behind the name of a file that is being fetched
 
 
-def bundle(ask: Ask, joined: JoinReply, state: Path, chooser: Chooser, given: str = "") -> Bundle:
+def bundle(ask: Ask, joined: JoinReply, state: Path, chooser: Chooser, config: AgentConfig) -> Bundle:
     """The bundle of the run that was joined, at the base chosen, verified. BundleError where what arrived is not what was announced.
 
-    ask: a call to the coordinator. given: a folder that should hold it already, with one base at least; then nothing is downloaded.
+    ask: a call to the coordinator. Where the settings name a folder that should hold it already, with one base at least,
+    nothing is downloaded.
     """
+    given, room = config.bundle, Room(config.bundle_bytes)
+    if len(joined.bundle_digest) != 32:
+        raise BundleError("the coordinator announces no digest of its bundle; run the same release on both sides")
     try:
         if given:
             folder = Path(given)
@@ -37,23 +42,39 @@ def bundle(ask: Ask, joined: JoinReply, state: Path, chooser: Chooser, given: st
         known = folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return _complete(ask, joined, folder, chooser)
+            return _complete(ask, joined, folder, chooser, room)
         except BundleError as error:
             if not known:
                 raise
             log.warning("%s; it is downloaded again", error)
             shutil.rmtree(folder)
             folder.mkdir()
-            return _complete(ask, joined, folder, chooser)
+            return _complete(ask, joined, folder, chooser, room)
     except OSError as error:
         raise StorageError(
             f"{error.filename or state}: {error.strerror}; the bundle needs room in the state folder, give another with --state"
         ) from None
 
 
-def _complete(ask: Ask, joined: JoinReply, folder: Path, chooser: Chooser) -> Bundle:
+class Room:
+    """Bytes that a bundle may take. StorageError where a file would be too many, or the disk has no room for it."""
+
+    def __init__(self, most: float) -> None:
+        self.most, self._taken = most, dict[Path, int]()
+
+    def take(self, path: Path, size: int) -> None:
+        """Note that a file will have this size."""
+        self._taken[path] = size
+        if sum(self._taken.values()) > self.most:
+            raise StorageError(f"the bundle takes more than {self.most / 1e6:.0f} MB; allow more with --bundle-bytes if that is right")
+        missing = size - (path.stat().st_size if path.exists() else 0)
+        if missing > (free := shutil.disk_usage(path.parent).free):
+            raise StorageError(f"{path.parent} has {free / 1e6:.0f} MB left, and {path.name} needs {missing / 1e6:.0f} MB; make room")
+
+
+def _complete(ask: Ask, joined: JoinReply, folder: Path, chooser: Chooser, room: Room) -> Bundle:
     """The bundle, once all that its base needs is in the folder."""
-    fetch = partial(_fetch_all, ask, joined, folder)
+    fetch = partial(_fetch_all, ask, joined, folder, room)
     fetch([manifest_file.FILE])
     manifest = _announced(folder, joined)
     precision = chooser.choose(folder, manifest, list(manifest.bases), fetch)
@@ -61,7 +82,7 @@ def _complete(ask: Ask, joined: JoinReply, folder: Path, chooser: Chooser) -> Bu
     return open_bundle(folder, precision)
 
 
-def _fetch_all(ask: Ask, joined: JoinReply, folder: Path, names: Iterable[str]) -> None:
+def _fetch_all(ask: Ask, joined: JoinReply, folder: Path, room: Room, names: Iterable[str]) -> None:
     """Fetch the files that are not there yet."""
     for name in names:
         if (folder / name).exists():
@@ -69,15 +90,16 @@ def _fetch_all(ask: Ask, joined: JoinReply, folder: Path, names: Iterable[str]) 
         if name not in joined.bundle_files:
             raise BundleError(f"the coordinator does not hand out {name}; it should serve the bundle anew")
         unfinished = folder / f"{name}{UNFINISHED}"
-        _fetch(ask, FileRequest(joined.run, joined.bundle_files.index(name), 0), unfinished)
+        _fetch(ask, FileRequest(joined.run, joined.bundle_files.index(name), 0), unfinished, room)
         unfinished.rename(folder / name)
 
 
-def _fetch(ask: Ask, first: FileRequest, path: Path) -> None:
+def _fetch(ask: Ask, first: FileRequest, path: Path, room: Room) -> None:
     """Append to the file until it has the size announced; goes on where an earlier try ended."""
     with path.open("ab") as file:
         while True:
             chunk = ask(FileRequest(first.run, first.file, file.tell()))
+            room.take(path, max(chunk.size, file.tell() + len(chunk.content)))
             file.write(chunk.content)
             if file.tell() >= chunk.size or not chunk.content:
                 return

@@ -2,14 +2,18 @@
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 
+from edge_agent import reach
+from edge_agent.identity import Identity
 from edge_agent.stopping import Stopped
 from zo import wire
 from zo.address import is_loopback
-from zo.errors import ConfigError, RunRefused
+from zo.errors import ConfigError, ConnectionFailed, RunRefused
+from zo.token import SERVER_NAME
 
 DEADLINE = 45.0  # seconds; above the coordinator's long poll
 PATIENCE = 0.1  # seconds between looks at the stop event while a call is under way
@@ -27,7 +31,16 @@ OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.max_reconnect_backoff_ms", 5000),
     ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),  # a coordinator may have moved
+    ("grpc.keepalive_time_ms", 20_000),  # while a call is under way: a line that has died without a word is noticed
+    ("grpc.keepalive_timeout_ms", 10_000),
 ]
+
+
+def _secure(address: str, identity: Identity) -> grpc.Channel:
+    given = (identity.authority, identity.key, identity.certificate)
+    options = [*OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME)]
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(*(each.encode() for each in given)), options)
 
 
 class Unreachable(Exception):
@@ -39,20 +52,38 @@ class Rejoin(Exception):
 
 
 class Link:
-    """A channel to one coordinator. `stop`: when it is set, calls under way end with Stopped."""
+    """A channel to one coordinator. `stop`: when it is set, calls under way end with Stopped.
 
-    def __init__(self, address: str, stop: threading.Event, insecure_loopback: bool) -> None:
-        if not insecure_loopback:
-            raise ConfigError("only plaintext to a loopback address is supported yet; say so with --insecure-loopback")
-        if not is_loopback(address):
+    identity: by which both sides know each other (TLS); ConfigError where there is none, unless plaintext to a loopback address is
+    asked for. record: is given the name and the bytes of every message before it leaves; what it raises keeps the message here.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        stop: threading.Event,
+        insecure_loopback: bool = False,
+        identity: Identity | None = None,
+        record: Callable[[str, bytes], None] | None = None,
+    ) -> None:
+        if insecure_loopback and not is_loopback(address):
             raise ConfigError(f"coordinator = {address!r} is no loopback address; plaintext is spoken to 127.0.0.1 or [::1] only")
-        self.address, self._stop = address, stop
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
-        self._calls = {m.request: self._channel.unary_unary(m.path, wire.encode, wire.decoder(m.reply)) for m in wire.METHODS}
+        if not insecure_loopback and identity is None:
+            raise ConfigError(
+                "this device has not joined a fleet: 'edge-agent join TOKEN' does that; or try out plaintext, on this machine only, with"
+                " --insecure-loopback"
+            )
+        self.address, self._stop, self._record = address, stop, record
+        self._identity = None if insecure_loopback else identity
+        self._channel = _secure(address, self._identity) if self._identity else grpc.insecure_channel(address, options=OPTIONS)
+        self._calls = {m.request: self._channel.unary_unary(m.path, None, wire.decoder(m.reply)) for m in wire.METHODS}
 
     def ask(self, request: Any) -> Any:
         """Make the call that takes this kind of message. Raises Unreachable, Rejoin, Stopped, or RunRefused."""
-        call = self._calls[type(request)].future(request, timeout=DEADLINE)
+        content = wire.encode(request)
+        if self._record:
+            self._record(type(request).__name__, content)
+        call = self._calls[type(request)].future(content, timeout=DEADLINE)
         try:
             while True:
                 with contextlib.suppress(grpc.FutureTimeoutError):
@@ -65,12 +96,21 @@ class Link:
         except grpc.RpcError as error:
             raise self._failure(error) from None
 
+    def why(self, error: object) -> str:
+        """Why calls fail, in words: the step that does not succeed, and what to try; `error` where that cannot be seen from outside."""
+        try:
+            if self._identity:
+                reach.check(self.address, self._identity)
+        except (ConnectionFailed, RunRefused) as found:
+            return str(found)
+        return str(error)
+
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
 
     def _failure(self, error: Any) -> Exception:
-        code, details = error.code(), error.details()
+        code, details = error.code(), wire.printable(error.details() or "")
         if code in AGAIN:
             return Unreachable(details)
         if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):

@@ -44,7 +44,11 @@ class State:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock()
-        self.device_id = self._device_id()
+        try:
+            self.device_id = self._device_id()
+        except StorageError:
+            self.close()
+            raise
         self.budget = WriteBudget(daily, *self._budget())
 
     def position(self) -> Checkpoint | None:
@@ -166,7 +170,7 @@ class State:
             return None, 0.0, 0.0
         found = []
         for name in names:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
                 path = self.folder / name
                 record = json.loads(path.read_text())["write_budget"] if name == STATUS else split(self.folder / name)[0]
                 found.append((float(record["written"]), float(record["left"]), float(record["at"])))

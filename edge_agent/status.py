@@ -49,7 +49,9 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / STATUS).read_text(encoding="utf-8"))
         facts["pid"] = int(facts["pid"])
-    except (OSError, ValueError, TypeError, KeyError):
+        if not 0 < facts["pid"] < 2**31:
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise StorageError(f"{folder} holds no status of an agent; give the folder of a running agent with --state") from None
     facts["alive"] = False
     with contextlib.suppress(psutil.Error):
@@ -81,6 +83,8 @@ def told(facts: dict[str, Any]) -> str:
         lines.append(f"{facts['examples']} examples, {facts['held_out']} of them held out; {facts['skipped']} lines skipped")
     if facts.get("held_out_loss") is not None:
         lines.append(f"loss on held-out examples: {facts['held_out_loss']:.4f}")
+    if "epsilon" in facts:
+        lines.append(f"privacy spent: epsilon {facts['epsilon']:.3f} at delta {facts['delta']}")
     lines.append(f"peak memory {facts['peak_memory_mib']} MiB")
     return "\n".join(lines)
 

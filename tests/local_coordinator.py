@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from coordinator import service
+from coordinator import listening
+from coordinator.admission import Admission
 from coordinator.config import Probe, Round, RunConfig
+from coordinator.fleet import Fleet
 from coordinator.rounds import Rounds
 from coordinator.service import Service
 from coordinator.sqlite_store import SqliteStore
@@ -45,7 +47,7 @@ def answer(rounds: Rounds, device: int, round_number: int | None = None, **chang
 
 
 class LocalCoordinator:
-    """Serves while entered. kind: the service; disk: what is under the store; both for faults.
+    """Serves while entered. kind: the service; disk: what is under the store; both for faults. fleet: its folder; plaintext if left out.
 
     `service` and its rounds may be touched through `call` only.
     """
@@ -54,13 +56,14 @@ class LocalCoordinator:
         self,
         bundle: Bundle,
         store: Path,
-        kind: Callable[[Rounds], Service] = Service,
+        kind: Callable[..., Service] = Service,
         port: int = 0,
         disk: Disk | None = None,
+        fleet: Path | None = None,
         **changed: Any,
     ) -> None:
         self.address, self._bundle, self._path, self._kind = f"127.0.0.1:{port or free_port()}", bundle, store, kind
-        self._config, self._disk = settings(bundle, **changed), disk
+        self._config, self._disk, self._fleet = settings(bundle, **changed), disk, fleet
         self._ready, self._failure = threading.Event(), None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
@@ -93,9 +96,14 @@ class LocalCoordinator:
         try:
             store = SqliteStore(self._path, create=True, disk=self._disk)
             run = store.open_run(self._config.name, self._bundle.folder, self._bundle.digest)
-            self.service = self._kind(Rounds(store, run, self._bundle, self._config))
+            rounds = Rounds(store, run, self._bundle, self._config)
+            if self._fleet:
+                admission = Admission(Fleet(self._fleet), self._config.limits, self._config.certificate_days * 86400)
+                self.service = self._kind(rounds, b"", admission)
+            else:
+                self.service = self._kind(rounds)
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            server = await service.start(self.service, self.address, insecure_loopback=True)
+            server = await listening.start(self.service, self.address, insecure_loopback=not self._fleet)
         except Exception as error:  # noqa: BLE001  handed to the test's own thread
             self._failure = error
             return

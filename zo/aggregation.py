@@ -14,9 +14,10 @@ from zo.lattice import LIMIT
 from zo.ledger import fold
 from zo.manifest import Manifest, Task
 from zo.messages import Report
+from zo.parameters import Group
 from zo.plan import Node, ProbeSize
 from zo.planning import kinds, probe_sizes
-from zo.recipe import Probe, Rate
+from zo.recipe import Aggregation, Probe, Rate
 from zo.terms import Term
 
 REACH = -6  # log2 of what a rate of 1 moves values by, at most, in a part tried apart: a larger probe is chosen for its noise alone
@@ -70,13 +71,22 @@ def decay(rate: Rate, round_number: int, rounds: int) -> float:
 
 
 def aggregate(
-    reports: Sequence[Report], nodes: Sequence[Node], given: Rates, factors: Mapping[str, float], manifest: Manifest, grid: Grid
+    reports: Sequence[Report],
+    nodes: Sequence[Node],
+    given: Rates,
+    factors: Mapping[str, float],
+    manifest: Manifest,
+    grid: Grid,
+    how: Aggregation = "mean",
+    shared: bool = False,
 ) -> tuple[Term, ...]:
     """Terms of a round, weighted by examples: -factor * rate * (half difference / signal) * probe, for every direction.
 
     nodes: what each report answers, with the probe sizes of its device's base. A half difference over its own probe size is a
     slope, which has one scale in all bases; signal and probe are the run's. Every group is averaged over the reports that
-    perturbed it. factors: by kind. The same reports in any order give the same terms.
+    perturbed it. factors: by kind. The same reports in any order give the same terms. how: other than "mean" needs trees that are
+    alike, with the seeds of all devices `shared`; then the slopes along each direction are combined first, and what a device says
+    of its count of examples does not count.
     """
     groups = {group.id: group for group in manifest.groups}
     alike = {(group.kind, group.log2_unit): group.id for group in reversed(manifest.groups)}  # rounded alike, in whichever part
@@ -84,22 +94,31 @@ def aggregate(
     for report, node in zip(reports, nodes, strict=True):
         for level, total in node.levels():
             for size in level.probe_sizes:
-                directions.update(dict.fromkeys(size.groups, total))
-                examples.update(dict.fromkeys(size.groups, report.examples))
+                for group_id in size.groups:
+                    directions[group_id] = max(directions[group_id], total) if shared else directions[group_id] + total
+                    examples[group_id] += report.examples
+    halves = [by_level(node, grid.values(report.scalars)) for report, node in zip(reports, nodes, strict=True)]
     terms = []
-    for report, node in zip(reports, nodes, strict=True):
-        for level, half in by_level(node, grid.values(report.scalars)):
+    for report, node, parts in zip(reports, nodes, halves, strict=True):
+        for place, (level, half) in enumerate(parts):
             signal = _signal(node if node.joint else level, given, manifest)
             for size in _weighed_alike(level.probe_sizes, directions, examples):
                 group = groups[size.groups[0]]
-                weight = min(directions[group.id], MOST_DIRECTIONS) * report.examples / examples[group.id] / half.size
                 log2_eps = size.log2_e + group.log2_unit
+                if how == "mean":
+                    said, weight = half, min(directions[group.id], MOST_DIRECTIONS) * report.examples / examples[group.id] / half.size
+                else:
+                    others = [parts[place] for parts in halves]
+                    rows = [np.ldexp(each, log2_eps - _log2_eps(other, group)) for other, each in others]
+                    said, weight = combined(np.stack(rows), how), min(directions[group.id], MOST_DIRECTIONS) / half.size
                 log2_run = given.log2_eps[group.kind]
                 reach = min(log2_run, REACH) if node.child and not node.joint else log2_run
                 rate = factors[group.kind] * given.by_kind[group.kind] / signal * 2.0 ** (log2_run + reach)
-                steps = mezo_steps(half, weight, rate, log2_eps, group.log2_unit)
+                steps = mezo_steps(said, weight, rate, log2_eps, group.log2_unit)
                 rounded = round_stochastically(steps, manifest.run_key, alike[group.kind, group.log2_unit], level.first_seed, report.round)
                 terms.append(Term(size.groups, level.first_seed, rounded))
+        if how != "mean":
+            break  # one stands for all
     return fold(terms)
 
 
@@ -135,6 +154,27 @@ def _parts(report: Report, node: Node) -> list[tuple[int, np.ndarray]]:
     levels = list(node.levels())
     pieces = np.split(report.scalars, np.cumsum([total for _, total in levels])[:-1])
     return [(level.stage, piece) for (level, _), piece in zip(levels, pieces, strict=True)]
+
+
+def combined(rows: np.ndarray, how: Aggregation) -> np.ndarray:
+    """What reports [reports, directions] say together of each direction: float64 [directions].
+
+    "median", or "trimmed-mean": the mean without the highest and the lowest quarter, at least one each of three reports or more
+    (Yin et al., arXiv 1803.01498, for gradients; here, for slopes along shared directions). The first stays in the range of the honest
+    reports as long as these are more than half, the second as long as the others are not more than are cut off at one end.
+    """
+    if how == "mean":
+        return rows.mean(axis=0)
+    if how == "median":
+        return np.median(rows, axis=0)
+    count = len(rows)
+    cut = max(count // 4, 1) if count >= 3 else 0
+    return np.sort(rows, axis=0)[cut : count - cut].mean(axis=0)
+
+
+def _log2_eps(level: Node, group: Group) -> int:
+    """By how much a level moves the values of a group."""
+    return next(size.log2_e for size in level.probe_sizes if group.id in size.groups) + group.log2_unit
 
 
 def by_level(root: Node, half: np.ndarray) -> list[tuple[Node, np.ndarray]]:

@@ -101,6 +101,8 @@ def read_manifest(path: Path) -> Manifest:
 def verify(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
     """BundleError unless these files of a bundle are there, with the digests that its manifest states."""
     for name in names:
+        if (path / name).is_symlink():
+            raise BundleError(f"{path / name} is a link, which no bundle holds; do not use this bundle")
         if not (path / name).is_file():
             raise BundleError(f"{path / name} is missing; download or build the bundle again")
         if file_digest(path / name) != manifest.files[name]:
@@ -123,9 +125,9 @@ def unpack(archive: Path, folder: Path) -> Bundle:
     """Unpack a .tar of plain files into `folder`, and open it with all its bases."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:") as tar:  # uncompressed: it holds no more than it weighs
             for member in tar:
-                if not member.isfile():
+                if not member.isfile() or member.issparse():
                     raise BundleError(f"{archive} holds {member.name!r}, which is no plain file; do not use this bundle")
                 check_name(member.name)
                 tar.extract(member, folder, filter="data")

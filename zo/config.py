@@ -56,6 +56,13 @@ def load(kind: type[T], flags: argparse.Namespace, prefix: str, environment: Map
     return _checked(kind, plain, "", where)
 
 
+def is_given(name: str, flags: argparse.Namespace, prefix: str) -> bool:
+    """Whether a setting (no table's) is stated in flags, environment or file."""
+    if getattr(flags, f"setting {name}", None) is not None or f"{prefix}_{name.upper()}" in os.environ:
+        return True
+    return bool(flags.config) and name in _read_file(flags.config)
+
+
 def from_texts(kind: type[T], texts: Mapping[str, str]) -> T:
     """The configuration from dotted names and texts, as flags would give them."""
     return load(kind, argparse.Namespace(config=None, **{f"setting {name}": text for name, text in texts.items()}), "", {})

@@ -47,6 +47,14 @@ def replacement(path: Path) -> Path:
     return path.with_name(path.name + ".new")
 
 
+def replace_secret(disk: Disk, path: Path, content: bytes) -> None:
+    """As `disk.replace`, for a file that only its owner may read: at no instant may others."""
+    temporary = replacement(path)
+    temporary.unlink(missing_ok=True)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # before there is anything to be read
+    disk.replace(path, content)
+
+
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

@@ -41,3 +41,9 @@ class StorageError(UserError):
     """The store or state folder cannot be read or written."""
 
     exit_code = 8
+
+
+class PrivacySpent(UserError):
+    """The device's own privacy budget allows no more reports."""
+
+    exit_code = 9

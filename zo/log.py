@@ -1,6 +1,7 @@
 """Log lines: `time level message` on standard error; one line an event."""
 
 import logging
+import os
 import sys
 import time
 
@@ -9,6 +10,7 @@ BUILT = 1_767_225_600  # 2026-01-01: no clock that is right shows less
 
 def start(verbose: bool = False) -> None:
     """Send log lines to standard error."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else it writes a line for every stranger who fails a TLS handshake
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         stream=sys.stderr,

@@ -12,6 +12,7 @@ from zo.structure import StructureError, from_plain
 
 SCHEMA_VERSION = 1
 FILE = "manifest.json"
+LARGEST = 2**24  # bytes
 
 Precision = Literal["fp32", "w8", "w4", "int8"]
 TrainableSet = Literal["lora", "lora-fa", "norms", "full"]
@@ -156,6 +157,8 @@ def read(folder: Path) -> Manifest:
     """The manifest of a bundle folder. BundleError on anything missing, unknown or of the wrong type."""
     path = folder / FILE
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST} bytes")
         plain: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{folder} is not a bundle: it has no {FILE}; make one with 'edge-coordinator bundle build MODEL OUT'") from None

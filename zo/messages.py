@@ -13,6 +13,22 @@ PROTOCOL = 1
 
 
 @dataclass(frozen=True)
+class EnrolRequest:
+    """A certificate is wanted for this public key on P-256: its coordinates, 32 bytes each."""
+
+    x: bytes
+    y: bytes
+
+
+@dataclass(frozen=True)
+class EnrolReply:
+    """The certificate (DER), and when it runs out: seconds since 1970."""
+
+    certificate: bytes
+    expires: int
+
+
+@dataclass(frozen=True)
 class JoinRequest:
     """Enter the run, or come back to it."""
 
@@ -114,13 +130,14 @@ class WorkRequest:
 
 @dataclass(frozen=True)
 class WorkReply:
-    """Entries to apply first; then a plan, or when to ask again and why, or that the run is over."""
+    """Entries to apply first; then a plan, or when to ask again and why, or that the run is over. renew: the certificate."""
 
     entries: tuple[Entry, ...] = ()
     plan: WorkPlan | None = None
     retry_after_ms: int = 0
     reason: str = ""
     finished: bool = False
+    renew: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +179,7 @@ class Verdict(IntEnum):
     DUPLICATE = 2
     LATE = 3
     DIVERGED = 4
+    UNKNOWN_ROUND = 5
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from zo.plan import MOST_DIRECTIONS, Shape
 
 Algorithm = Literal["auto", "mezo", "fedspzo"]
 Auto = Literal["auto"]
+Aggregation = Literal["mean", "trimmed-mean", "median"]
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Method(NamedTuple):
 
 
 METHODS = (
+    Method("Enrol", messages.EnrolRequest, messages.EnrolReply),
     Method("Join", messages.JoinRequest, messages.JoinReply),
     Method("FetchFile", messages.FileRequest, messages.FileChunk),
     Method("CatchUp", messages.CatchUpRequest, messages.CatchUpReply),
@@ -65,6 +66,11 @@ def decoder(kind: type[T]) -> Callable[[bytes], T]:
             raise WireError(f"no valid {kind.__name__}: {error}") from None
 
     return decode
+
+
+def printable(text: str) -> str:
+    """A text of the other side's, as it may be shown: nothing in it moves a terminal's cursor, or begins a line of a log."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _to_message(value: Any) -> Message:
@@ -126,7 +132,9 @@ def _functions(hint: Any) -> tuple[Callable[[Any], Any] | None, Callable[[Any], 
     if get_origin(hint) is tuple:
         pack, read = _functions(get_args(hint)[0])
         return (lambda items: list(map(pack, items))) if pack else None, (lambda items: tuple(map(read, items))) if read else tuple
-    return None, None if hint in (int, str, bytes, bool, float) else hint
+    if hint is str:
+        return None, printable
+    return None, None if hint in (int, bytes, bool, float) else hint
 
 
 def _names(hint: Any, enum: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

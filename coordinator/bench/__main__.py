@@ -88,7 +88,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (a_round, coordinator):
         command.add_argument("--bundle", type=Path, help="folder of a bundle [all-MiniLM-L6-v2, lora]")
         command.add_argument("--disk", type=Path, metavar="FOLDER", help="on the disk that is synced to [where temporary files go]")
-    for command in (step, cost, perturb, replay, probe, memory, crash, catchup, precisions, split, autopilot, a_round, coordinator):
+    soak = commands.add_parser("soak", help="devices that come, go and are revoked, hostile messages, a coordinator that dies every minute")
+    soak.add_argument("--minutes", type=float, default=10.0, help="[10]")
+    soak.add_argument("--keep", type=Path, metavar="FOLDER", help="leave stores and logs in this new folder")
+    soak.set_defaults(command=_soak)
+    fuzz = commands.add_parser("fuzz", help="broken input for every parser")
+    fuzz.add_argument("--minutes", type=float, default=1.0, help="[1]")
+    fuzz.add_argument("--seed", type=int, default=0, help="[0]")
+    fuzz.set_defaults(command=_fuzz)
+    for command in (
+        step,
+        cost,
+        perturb,
+        replay,
+        probe,
+        memory,
+        crash,
+        catchup,
+        precisions,
+        split,
+        autopilot,
+        a_round,
+        coordinator,
+        soak,
+        fuzz,
+    ):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
@@ -143,6 +167,26 @@ def _crash(given: argparse.Namespace) -> int:
         found = crash.measure(given.kills, folder, given.seed)
     _show(given, "\n".join(f"{key.replace('_', ' '):18} {value}" for key, value in found.items()), found)
     return int(any(found[key] for key in ("lost_commits", "lost_reports", "double_counted", "digest_mismatches")))
+
+
+def _soak(given: argparse.Namespace) -> int:
+    from coordinator.bench import soak
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.keep or Path(scratch) / "soak"
+        folder.mkdir(parents=True)
+        found = soak.measure(given.minutes, folder)
+    _show(given, "\n".join(f"{key.replace('_', ' '):22} {value}" for key, value in found.items()), found)
+    return int(found["leaked_mb"] > 5 or found["lost_commits"] > 0 or found["unauthorised_accepted"] > 0)
+
+
+def _fuzz(given: argparse.Namespace) -> int:
+    from coordinator.bench import fuzz
+
+    with tempfile.TemporaryDirectory() as scratch:
+        found = fuzz.measure(given.minutes * 60, given.seed, Path(scratch))
+    _show(given, fuzz.told(found), found)
+    return int(found["failures"] > 0)
 
 
 def _catchup(given: argparse.Namespace) -> None:

@@ -110,7 +110,7 @@ def agent_crashes(count: int, power: bool) -> list[Crash]:
 def measure(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     """`kills` kills and as many power losses, half of them of the coordinator; figures, with the audit's."""
     random.seed(seed)
-    bundle = _bundle(folder)
+    bundle = build_bundle(folder)
     of_coordinator, of_agents = _mixed(coordinator_crashes, kills // 2), _mixed(agent_crashes, kills - kills // 2)
     port, notes = free_port(), [folder / f"agent{n}.notes" for n in range(AGENTS)]
     (folder / "store").mkdir()
@@ -119,7 +119,7 @@ def measure(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
         | SETTINGS
         | {"least_gain": "0"}
     )
-    serve = [sys.executable, "-m", "coordinator.bench.crashing", "--insecure-loopback", *_flags(settings)]
+    serve = [sys.executable, "-m", "coordinator.bench.crashing", "--insecure-loopback", *flags(settings)]
     coordinator = Process("coordinator", folder / "store", [*serve, f"--rounds={ENDLESS}"], of_coordinator)
     agents = [Process(f"agent{n}", folder / f"agent{n}", _agent(folder, n, port, bundle, notes[n]), of_agents) for n in range(AGENTS)]
     began = time.monotonic()
@@ -164,15 +164,17 @@ def _agent(folder: Path, number: int, port: int, bundle: Bundle, notes: Path) ->
     shares.write(data, tiny_models.examples(tiny_models.CLASSIFICATION, 20, seed=number))
     settings = {"data": data, "state": folder / f"agent{number}", "bundle": bundle.folder, "coordinator": f"127.0.0.1:{port}"}
     settings |= {"disk_bytes_per_day": "1e12", "notes": notes}
-    return [sys.executable, "-m", "edge_agent.bench.crashing", "--insecure-loopback", *_flags(settings)]
+    return [sys.executable, "-m", "edge_agent.bench.crashing", "--insecure-loopback", *flags(settings)]
 
 
-def _bundle(folder: Path) -> Bundle:
+def build_bundle(folder: Path) -> Bundle:
+    """A tiny one, in folder/bundle."""
     model = tiny_models.save(folder / "model", tiny_models.BERT, tiny_models.bert_weights())
     task = tiny_models.CLASSIFICATION
     build(model, folder / "bundle", task, Training("lora-fa", "fp32", 4, 8.0, 7), tiny_models.examples(task))
     return open_bundle(folder / "bundle")
 
 
-def _flags(settings: Mapping[str, object]) -> list[str]:
+def flags(settings: Mapping[str, object]) -> list[str]:
+    """Settings as a command line."""
     return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]

@@ -13,9 +13,10 @@ from tiny_walks import batch_of
 
 from coordinator import history
 from coordinator.config import Rate, Round, Seeds
+from coordinator.memory_store import MemoryStore, _Run
 from coordinator.rounds import CHECKPOINT_EVERY, ReportRefused, Rounds
 from coordinator.sqlite_store import SqliteStore
-from coordinator.store import Conflict
+from coordinator.store import Conflict, RunRow
 from zo.bundle import Bundle
 from zo.checkpoint import Checkpoint
 from zo.engine import Engine
@@ -271,7 +272,7 @@ def test_reports_taken_in_together_are_answered_each_for_itself(make: Make) -> N
         accepted,
         "99 examples are not between 1 and 4",
         duplicate,
-        Verdict.LATE,
+        Verdict.UNKNOWN_ROUND,
         duplicate,
         Verdict.DIVERGED,
         "device 6 has not joined this run",
@@ -297,11 +298,11 @@ def test_of_reports_that_cannot_be_kept_none_is_counted(failing: str, make: Make
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 2**63])
-def test_a_report_of_another_round_is_late(number: int, make: Make) -> None:
+def test_a_report_of_another_round_is_late_or_of_a_round_that_nobody_knows(number: int, make: Make) -> None:
     rounds = make(round=Round(1, 1, 30.0))
     rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
-    assert rounds.accept(answer(rounds, 1, number)) is Verdict.LATE
+    assert rounds.accept(answer(rounds, 1, number)) is (Verdict.LATE if number < 2 else Verdict.UNKNOWN_ROUND)
     assert rounds.reports == {}
 
 
@@ -313,8 +314,8 @@ def test_a_report_that_answers_another_plan_is_late_whatever_it_holds(wrong: dic
     assert (rounds.reports, rounds.store.reports(rounds.run.id, 1), kinds(rounds)) == ({}, [], [])
 
 
-def test_a_report_of_another_round_is_late_whatever_it_holds(make: Make) -> None:
-    assert (rounds := make()).accept(answer(rounds, 0, 2, scalars=(1,), examples=0)) is Verdict.LATE
+def test_a_report_of_another_round_is_that_whatever_it_holds(make: Make) -> None:
+    assert (rounds := make()).accept(answer(rounds, 0, 2, scalars=(1,), examples=0)) is Verdict.UNKNOWN_ROUND
 
 
 def test_a_report_after_the_end_is_late(make: Make) -> None:
@@ -1087,3 +1088,52 @@ def test_a_device_that_reports_far_too_much_is_named_once_and_hardly_counts(make
     assert kinds(rounds) == ["tempered"]
     steps = [abs(int(term.steps.sum())) for term in rounds.store.entries(rounds.run.id)[0].terms]
     assert max(steps) <= 5 * min(step for step in steps if step)
+
+
+# --- robust aggregation ---
+
+
+def test_what_compares_devices_needs_shared_seeds_and_is_refused_else(bert_bundle: Bundle) -> None:
+    for how in ("median", "trimmed-mean"):
+        with pytest.raises(ValueError, match=r"needs seeds.shared = true"):
+            settings(bert_bundle, aggregation=how)
+        assert settings(bert_bundle, aggregation=how, seeds=Seeds(shared=True)).aggregation == how
+
+
+@pytest.mark.parametrize("pool", [0, 64])
+def test_shared_seeds_are_the_same_for_all_devices_and_other_every_round(make: Make, pool: int) -> None:
+    rounds = make(seeds=Seeds(shared=True, pool=pool))
+    first = [rounds.node(1, device, "fp32").first_seed for device in range(5)]
+    assert len(set(first)) == 1
+    assert len({rounds.node(number, 0, "fp32").first_seed for number in range(1, 9)}) > 1
+
+
+def test_a_liar_among_three_changes_nothing_by_the_median(bert_bundle: Bundle) -> None:
+    def digest(last: tuple[int, ...], how: str) -> bytes:
+        store = MemoryStore()
+        run = RunRow(1, "run", bert_bundle.folder, bert_bundle.digest, bytes(32), 0.0, "running")  # always the same seeds
+        store.data[1] = _Run(run)
+        changed = settings(bert_bundle, aggregation=how, seeds=Seeds(shared=True), round=Round(3, 3, 30.0))
+        rounds = Rounds(store, run, bert_bundle, changed)
+        for device, scalars in enumerate([(300, -200, 100), (300, -200, 100), last]):
+            rounds.enrol(device)
+            assert rounds.accept(answer(rounds, device, scalars=scalars)) is Verdict.ACCEPTED
+        rounds.close_if_due()
+        assert rounds.entry == 1
+        return rounds.digest()
+
+    limit = Grid(14, 2.0).limit
+    assert digest((limit, limit, -limit), "median") == digest((300, -200, 100), "median")
+    assert digest((limit, limit, -limit), "mean") != digest((300, -200, 100), "mean")
+
+
+def test_devices_that_are_compared_walk_one_tree(make: Make) -> None:
+    rounds = make(algorithm="fedspzo", aggregation="median", seeds=Seeds(shared=True), probe=Probe(examples=4))
+    usual = rounds.planner.usual
+    stages = len(rounds.bundle.manifest.stages)
+    for stage_ns in ((), (1,) * stages, (10**9, *(1,) * (stages - 1))):
+        plan = rounds.plan(0, "fp32", stage_ns)
+        assert plan is not None
+        assert plan.root.shape == usual
+    other = Shape((1,)) if usual != Shape((1,)) else Shape((1, 3), (stages - 1,))
+    assert rounds.accept(report(0, plan=plan.id, shape=other, scalars=(1,) * other.scalars)) is Verdict.LATE

@@ -16,7 +16,7 @@ import pytest
 from local_coordinator import LocalCoordinator, report, settings
 from store_faults import FailingSync, NoSync, PowerCut
 
-from coordinator import history, offers, service
+from coordinator import history, listening, offers, service
 from coordinator.config import Round
 from coordinator.rounds import Rounds
 from coordinator.service import Service
@@ -435,7 +435,7 @@ def test_reports_that_arrive_together_are_written_with_one_sync_and_answered_eac
         sent = [coordinator.answer(device) for device in range(20)]
         before = disk.syncs
         verdicts = coordinator.call(lambda s: at_once(s, [*sent, sent[3], dataclasses.replace(sent[4], round=7)]))
-        assert verdicts == [Verdict.ACCEPTED] * 20 + [Verdict.DUPLICATE, Verdict.LATE]
+        assert verdicts == [Verdict.ACCEPTED] * 20 + [Verdict.DUPLICATE, Verdict.UNKNOWN_ROUND]
         assert disk.syncs == before + 1
         wrong = coordinator.answer(0, scalars=(1,))
         assert coordinator.call(lambda s: at_once(s, [sent[0], wrong])) == [
@@ -563,7 +563,7 @@ def test_a_report_that_answers_no_plan_is_refused_and_noted(coordinator: LocalCo
     with pytest.raises(RunRefused, match=r"a report of this plan holds 3 scalars, not 1 \(invalid argument\)"):
         link.ask(coordinator.answer(0, scalars=(1,)))
     events = coordinator.call(lambda s: s.rounds.store.events(1))
-    assert [(kind, text) for _, kind, text in events] == [("bad report", "device 0: a report of this plan holds 3 scalars, not 1")]
+    assert [(kind, text) for _, kind, text in events] == [("bad-report", "a device: a report of this plan holds 3 scalars, not 1")]
 
 
 @pytest.mark.parametrize("method", [method.name for method in wire.METHODS])
@@ -611,7 +611,7 @@ def start(bundle: Bundle, tmp_path: Path, listen: str, insecure_loopback: bool =
     async def go() -> None:
         store = SqliteStore(tmp_path / "run.sqlite", create=True)
         run = store.open_run("run", bundle.folder, bundle.digest)
-        server = await service.start(Service(Rounds(store, run, bundle, settings(bundle))), listen, insecure_loopback)
+        server = await listening.start(Service(Rounds(store, run, bundle, settings(bundle))), listen, insecure_loopback)
         await server.stop(0)
 
     asyncio.run(go())

@@ -887,13 +887,15 @@ class Counting(Disk):
         super().write(path, content)
 
 
-def test_an_agent_without_a_write_budget_trains_and_leaves_only_its_name(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_agent_without_a_write_budget_trains_and_leaves_only_its_name_and_what_it_has_sent(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
     disk = Counting()
     with fleet.coordinator(round=Round(1, 1, 30.0), rounds=6) as coordinator:
         daemon = fleet.agent(coordinator, disk=disk, disk_bytes_per_day=0)
         run_all([daemon])
         assert daemon._following.replica.parameters.digest().hex() == digest(coordinator)
-    assert {path.name for path in daemon.state.folder.iterdir()} == {"device_id", "lock"}
+    assert {path.name for path in daemon.state.folder.iterdir()} == {"device_id", "lock", "sent"}
     assert disk.files == 1
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 

@@ -72,7 +72,8 @@ def fetched(link: Link, joined: JoinReply, folder: Path, given: str = "", **chan
     """The bundle, as an agent with these settings gets it that keeps its own files in folder/agent."""
     state = State(folder / "agent", 50e6)
     try:
-        return download.bundle(link.ask, joined, folder, Chooser(AgentConfig("unused", **changed), state, lambda: None), given)
+        config = AgentConfig("unused", bundle=given, **changed)
+        return download.bundle(link.ask, joined, folder, Chooser(config, state, lambda: None), config)
     finally:
         state.close()
 

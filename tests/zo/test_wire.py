@@ -20,6 +20,8 @@ from zo.messages import (
     CatchUpReply,
     CatchUpRequest,
     CheckpointRequest,
+    EnrolReply,
+    EnrolRequest,
     FileChunk,
     FileRequest,
     JoinReply,
@@ -39,7 +41,7 @@ from zo.terms import STEP_LIMIT, Term
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 s32, s64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
 groups = st.lists(u32, max_size=3, unique=True).map(tuple)
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(wire.printable)
 
 
 def tuples(one: st.SearchStrategy[Any], most: int = 3) -> st.SearchStrategy[Any]:
@@ -67,6 +69,8 @@ shapes = st.sampled_from(
 plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans(), grids, u32)
 
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
+    EnrolRequest: st.builds(EnrolRequest, digests, digests),
+    EnrolReply: st.builds(EnrolReply, st.binary(max_size=40), u64),
     JoinRequest: st.builds(JoinRequest, u32, u64),
     JoinReply: st.builds(JoinReply, u32, u32, text, digests, tuples(text), digests, st.just(b"") | digests),
     FileRequest: st.builds(FileRequest, u32, u32, u64),
@@ -76,7 +80,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     Offer: offers,
     CheckpointRequest: st.builds(CheckpointRequest, u32, ways, u64, u64),
     WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64, precisions, tuples(u32)),
-    WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans()),
+    WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans(), st.booleans()),
     Report: st.builds(
         Report,
         u32,
@@ -236,6 +240,14 @@ def test_the_same_report_is_the_same_bytes(report: Report) -> None:
     assert wire.encode(report) == wire.encode(wire.decoder(Report)(wire.encode(report)))
 
 
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_text_of_the_other_side_moves_no_cursor_and_begins_no_line(said: str) -> None:
+    found = wire.decoder(WorkReply)(fleet_pb2.WorkReply(reason=said).SerializeToString()).reason
+    assert found.isprintable()
+    assert len(found) == len(said)
+    assert found == said or not said.isprintable()
+
+
 # --- what a device can say ---
 
 
@@ -256,7 +268,8 @@ def holding_text(descriptor: Descriptor, seen: set[str]) -> set[str]:
 def test_nothing_that_a_device_sends_has_a_field_that_could_hold_text() -> None:
     service, seen = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], set[str]()
     assert [name for method in service.methods for name in holding_text(method.input_type, seen)] == []
-    names = ("JoinRequest", "FileRequest", "CatchUpRequest", "CheckpointRequest", "WorkRequest", "Report", "Spent", "Digest", "Shape")
+    names = ("EnrolRequest", "JoinRequest", "FileRequest", "CatchUpRequest", "CheckpointRequest", "WorkRequest", "Report")
+    names += ("Spent", "Digest", "Shape")
     assert seen == {f"edge_zo.v1.{name}" for name in names}
 
 

@@ -12,6 +12,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.30 and late
 import onnxruntime as ort
 
 from zo.bundle import Bundle
+from zo.engine import external
 from zo.errors import BundleError
 from zo.manifest import Stage
 
@@ -43,6 +44,7 @@ class _Stage:
     """One session with its bindings; what is bound already is not bound again."""
 
     def __init__(self, bundle: Bundle, stage: Stage, threads: int) -> None:
+        external.check(bundle.folder / stage.file, bundle.manifest.base.file)
         self._session = _session(bundle.folder / stage.file, threads)
         self.ranks = {given.name: len(given.shape) for given in self._session.get_inputs()}
         self._outputs = stage.outputs

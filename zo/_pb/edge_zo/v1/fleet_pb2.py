@@ -27,39 +27,43 @@ from zo._pb.edge_zo.v1 import plan_pb2 as edge__zo_dot_v1_dot_plan__pb2
 from zo._pb.edge_zo.v1 import report_pb2 as edge__zo_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65\x64ge_zo/v1/fleet.proto\x12\nedge_zo.v1\x1a\x17\x65\x64ge_zo/v1/ledger.proto\x1a\x15\x65\x64ge_zo/v1/plan.proto\x1a\x17\x65\x64ge_zo/v1/report.proto\"2\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x11\n\tdevice_id\x18\x02 \x01(\x06\"\x9f\x01\n\tJoinReply\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\r\x12\x10\n\x08run_name\x18\x03 \x01(\t\x12\x15\n\rbundle_digest\x18\x04 \x01(\x0c\x12\x14\n\x0c\x62undle_files\x18\x05 \x03(\t\x12#\n\x07genesis\x18\x06 \x01(\x0b\x32\x12.edge_zo.v1.Digest\x12\x11\n\ttiles_key\x18\x07 \x01(\x0c\"8\n\x0b\x46ileRequest\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0c\n\x04\x66ile\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"*\n\tFileChunk\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\"K\n\x0e\x43\x61tchUpRequest\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\r\x12\r\n\x05\x65ntry\x18\x03 \x01(\x04\x12\r\n\x05\x63hain\x18\x04 \x01(\x06\"\xbc\x01\n\x05Offer\x12\"\n\x03way\x18\x01 \x01(\x0e\x32\x15.edge_zo.v1.Offer.Way\x12\r\n\x05\x65ntry\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\r\n\x05signs\x18\x04 \x01(\x04\x12\"\n\x06\x64igest\x18\x05 \x01(\x0b\x32\x12.edge_zo.v1.Digest\"?\n\x03Way\x12\x13\n\x0fWAY_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x45NTRIES\x10\x01\x12\x08\n\x04\x46OLD\x10\x02\x12\x0c\n\x08SNAPSHOT\x10\x03\"1\n\x0c\x43\x61tchUpReply\x12!\n\x06offers\x18\x01 \x03(\x0b\x32\x11.edge_zo.v1.Offer\"c\n\x11\x43heckpointRequest\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\"\n\x03way\x18\x02 \x01(\x0e\x32\x15.edge_zo.v1.Offer.Way\x12\r\n\x05\x65ntry\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"\x84\x01\n\x0bWorkRequest\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\r\x12\r\n\x05\x65ntry\x18\x03 \x01(\x04\x12\r\n\x05\x63hain\x18\x04 \x01(\x06\x12(\n\tprecision\x18\x05 \x01(\x0e\x32\x15.edge_zo.v1.Precision\x12\x10\n\x08stage_ns\x18\x06 \x03(\r\"\x8d\x01\n\tWorkReply\x12\"\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x11.edge_zo.v1.Entry\x12\"\n\x04plan\x18\x02 \x01(\x0b\x32\x14.edge_zo.v1.WorkPlan\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08\x66inished\x18\x05 \x01(\x08\"\x98\x01\n\x0bReportReply\x12\x30\n\x07verdict\x18\x01 \x01(\x0e\x32\x1f.edge_zo.v1.ReportReply.Verdict\"W\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\r\n\tDUPLICATE\x10\x02\x12\x08\n\x04LATE\x10\x03\x12\x0c\n\x08\x44IVERGED\x10\x04\x32\x80\x03\n\x05\x46leet\x12\x36\n\x04Join\x12\x17.edge_zo.v1.JoinRequest\x1a\x15.edge_zo.v1.JoinReply\x12;\n\tFetchFile\x12\x17.edge_zo.v1.FileRequest\x1a\x15.edge_zo.v1.FileChunk\x12?\n\x07\x43\x61tchUp\x12\x1a.edge_zo.v1.CatchUpRequest\x1a\x18.edge_zo.v1.CatchUpReply\x12G\n\x0f\x46\x65tchCheckpoint\x12\x1d.edge_zo.v1.CheckpointRequest\x1a\x15.edge_zo.v1.FileChunk\x12=\n\x0bRequestWork\x12\x17.edge_zo.v1.WorkRequest\x1a\x15.edge_zo.v1.WorkReply\x12\x39\n\nSendReport\x12\x12.edge_zo.v1.Report\x1a\x17.edge_zo.v1.ReportReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65\x64ge_zo/v1/fleet.proto\x12\nedge_zo.v1\x1a\x17\x65\x64ge_zo/v1/ledger.proto\x1a\x15\x65\x64ge_zo/v1/plan.proto\x1a\x17\x65\x64ge_zo/v1/report.proto\"L\n\x0c\x45nrolRequest\x12\x1d\n\x01x\x18\x01 \x01(\x0b\x32\x12.edge_zo.v1.Digest\x12\x1d\n\x01y\x18\x02 \x01(\x0b\x32\x12.edge_zo.v1.Digest\"2\n\nEnrolReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65xpires\x18\x02 \x01(\x04\"2\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x11\n\tdevice_id\x18\x02 \x01(\x06\"\x9f\x01\n\tJoinReply\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\r\x12\x10\n\x08run_name\x18\x03 \x01(\t\x12\x15\n\rbundle_digest\x18\x04 \x01(\x0c\x12\x14\n\x0c\x62undle_files\x18\x05 \x03(\t\x12#\n\x07genesis\x18\x06 \x01(\x0b\x32\x12.edge_zo.v1.Digest\x12\x11\n\ttiles_key\x18\x07 \x01(\x0c\"8\n\x0b\x46ileRequest\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0c\n\x04\x66ile\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"*\n\tFileChunk\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\"K\n\x0e\x43\x61tchUpRequest\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\r\x12\r\n\x05\x65ntry\x18\x03 \x01(\x04\x12\r\n\x05\x63hain\x18\x04 \x01(\x06\"\xbc\x01\n\x05Offer\x12\"\n\x03way\x18\x01 \x01(\x0e\x32\x15.edge_zo.v1.Offer.Way\x12\r\n\x05\x65ntry\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\r\n\x05signs\x18\x04 \x01(\x04\x12\"\n\x06\x64igest\x18\x05 \x01(\x0b\x32\x12.edge_zo.v1.Digest\"?\n\x03Way\x12\x13\n\x0fWAY_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x45NTRIES\x10\x01\x12\x08\n\x04\x46OLD\x10\x02\x12\x0c\n\x08SNAPSHOT\x10\x03\"1\n\x0c\x43\x61tchUpReply\x12!\n\x06offers\x18\x01 \x03(\x0b\x32\x11.edge_zo.v1.Offer\"c\n\x11\x43heckpointRequest\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\"\n\x03way\x18\x02 \x01(\x0e\x32\x15.edge_zo.v1.Offer.Way\x12\r\n\x05\x65ntry\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"\x84\x01\n\x0bWorkRequest\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\r\x12\r\n\x05\x65ntry\x18\x03 \x01(\x04\x12\r\n\x05\x63hain\x18\x04 \x01(\x06\x12(\n\tprecision\x18\x05 \x01(\x0e\x32\x15.edge_zo.v1.Precision\x12\x10\n\x08stage_ns\x18\x06 \x03(\r\"\x9c\x01\n\tWorkReply\x12\"\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x11.edge_zo.v1.Entry\x12\"\n\x04plan\x18\x02 \x01(\x0b\x32\x14.edge_zo.v1.WorkPlan\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08\x66inished\x18\x05 \x01(\x08\x12\r\n\x05renew\x18\x06 \x01(\x08\"\xab\x01\n\x0bReportReply\x12\x30\n\x07verdict\x18\x01 \x01(\x0e\x32\x1f.edge_zo.v1.ReportReply.Verdict\"j\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\r\n\tDUPLICATE\x10\x02\x12\x08\n\x04LATE\x10\x03\x12\x0c\n\x08\x44IVERGED\x10\x04\x12\x11\n\rUNKNOWN_ROUND\x10\x05\x32\xbb\x03\n\x05\x46leet\x12\x39\n\x05\x45nrol\x12\x18.edge_zo.v1.EnrolRequest\x1a\x16.edge_zo.v1.EnrolReply\x12\x36\n\x04Join\x12\x17.edge_zo.v1.JoinRequest\x1a\x15.edge_zo.v1.JoinReply\x12;\n\tFetchFile\x12\x17.edge_zo.v1.FileRequest\x1a\x15.edge_zo.v1.FileChunk\x12?\n\x07\x43\x61tchUp\x12\x1a.edge_zo.v1.CatchUpRequest\x1a\x18.edge_zo.v1.CatchUpReply\x12G\n\x0f\x46\x65tchCheckpoint\x12\x1d.edge_zo.v1.CheckpointRequest\x1a\x15.edge_zo.v1.FileChunk\x12=\n\x0bRequestWork\x12\x17.edge_zo.v1.WorkRequest\x1a\x15.edge_zo.v1.WorkReply\x12\x39\n\nSendReport\x12\x12.edge_zo.v1.Report\x1a\x17.edge_zo.v1.ReportReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edge_zo.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOINREQUEST']._serialized_start=111
-  _globals['_JOINREQUEST']._serialized_end=161
-  _globals['_JOINREPLY']._serialized_start=164
-  _globals['_JOINREPLY']._serialized_end=323
-  _globals['_FILEREQUEST']._serialized_start=325
-  _globals['_FILEREQUEST']._serialized_end=381
-  _globals['_FILECHUNK']._serialized_start=383
-  _globals['_FILECHUNK']._serialized_end=425
-  _globals['_CATCHUPREQUEST']._serialized_start=427
-  _globals['_CATCHUPREQUEST']._serialized_end=502
-  _globals['_OFFER']._serialized_start=505
-  _globals['_OFFER']._serialized_end=693
-  _globals['_OFFER_WAY']._serialized_start=630
-  _globals['_OFFER_WAY']._serialized_end=693
-  _globals['_CATCHUPREPLY']._serialized_start=695
-  _globals['_CATCHUPREPLY']._serialized_end=744
-  _globals['_CHECKPOINTREQUEST']._serialized_start=746
-  _globals['_CHECKPOINTREQUEST']._serialized_end=845
-  _globals['_WORKREQUEST']._serialized_start=848
-  _globals['_WORKREQUEST']._serialized_end=980
-  _globals['_WORKREPLY']._serialized_start=983
-  _globals['_WORKREPLY']._serialized_end=1124
-  _globals['_REPORTREPLY']._serialized_start=1127
-  _globals['_REPORTREPLY']._serialized_end=1279
-  _globals['_REPORTREPLY_VERDICT']._serialized_start=1192
-  _globals['_REPORTREPLY_VERDICT']._serialized_end=1279
-  _globals['_FLEET']._serialized_start=1282
-  _globals['_FLEET']._serialized_end=1666
+  _globals['_ENROLREQUEST']._serialized_start=111
+  _globals['_ENROLREQUEST']._serialized_end=187
+  _globals['_ENROLREPLY']._serialized_start=189
+  _globals['_ENROLREPLY']._serialized_end=239
+  _globals['_JOINREQUEST']._serialized_start=241
+  _globals['_JOINREQUEST']._serialized_end=291
+  _globals['_JOINREPLY']._serialized_start=294
+  _globals['_JOINREPLY']._serialized_end=453
+  _globals['_FILEREQUEST']._serialized_start=455
+  _globals['_FILEREQUEST']._serialized_end=511
+  _globals['_FILECHUNK']._serialized_start=513
+  _globals['_FILECHUNK']._serialized_end=555
+  _globals['_CATCHUPREQUEST']._serialized_start=557
+  _globals['_CATCHUPREQUEST']._serialized_end=632
+  _globals['_OFFER']._serialized_start=635
+  _globals['_OFFER']._serialized_end=823
+  _globals['_OFFER_WAY']._serialized_start=760
+  _globals['_OFFER_WAY']._serialized_end=823
+  _globals['_CATCHUPREPLY']._serialized_start=825
+  _globals['_CATCHUPREPLY']._serialized_end=874
+  _globals['_CHECKPOINTREQUEST']._serialized_start=876
+  _globals['_CHECKPOINTREQUEST']._serialized_end=975
+  _globals['_WORKREQUEST']._serialized_start=978
+  _globals['_WORKREQUEST']._serialized_end=1110
+  _globals['_WORKREPLY']._serialized_start=1113
+  _globals['_WORKREPLY']._serialized_end=1269
+  _globals['_REPORTREPLY']._serialized_start=1272
+  _globals['_REPORTREPLY']._serialized_end=1443
+  _globals['_REPORTREPLY_VERDICT']._serialized_start=1337
+  _globals['_REPORTREPLY_VERDICT']._serialized_end=1443
+  _globals['_FLEET']._serialized_start=1446
+  _globals['_FLEET']._serialized_end=1889
 # @@protoc_insertion_point(module_scope)

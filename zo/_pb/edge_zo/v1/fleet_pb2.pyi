@@ -10,6 +10,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class EnrolRequest(_message.Message):
+    __slots__ = ("x", "y")
+    X_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    x: _ledger_pb2.Digest
+    y: _ledger_pb2.Digest
+    def __init__(self, x: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ..., y: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ...) -> None: ...
+
+class EnrolReply(_message.Message):
+    __slots__ = ("certificate", "expires")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    expires: int
+    def __init__(self, certificate: _Optional[bytes] = ..., expires: _Optional[int] = ...) -> None: ...
+
 class JoinRequest(_message.Message):
     __slots__ = ("protocol", "device_id")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -125,18 +141,20 @@ class WorkRequest(_message.Message):
     def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ..., chain: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., stage_ns: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WorkReply(_message.Message):
-    __slots__ = ("entries", "plan", "retry_after_ms", "reason", "finished")
+    __slots__ = ("entries", "plan", "retry_after_ms", "reason", "finished", "renew")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[_ledger_pb2.Entry]
     plan: _plan_pb2.WorkPlan
     retry_after_ms: int
     reason: str
     finished: bool
-    def __init__(self, entries: _Optional[_Iterable[_Union[_ledger_pb2.Entry, _Mapping]]] = ..., plan: _Optional[_Union[_plan_pb2.WorkPlan, _Mapping]] = ..., retry_after_ms: _Optional[int] = ..., reason: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
+    renew: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[_ledger_pb2.Entry, _Mapping]]] = ..., plan: _Optional[_Union[_plan_pb2.WorkPlan, _Mapping]] = ..., retry_after_ms: _Optional[int] = ..., reason: _Optional[str] = ..., finished: _Optional[bool] = ..., renew: _Optional[bool] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ("verdict",)
@@ -147,11 +165,13 @@ class ReportReply(_message.Message):
         DUPLICATE: _ClassVar[ReportReply.Verdict]
         LATE: _ClassVar[ReportReply.Verdict]
         DIVERGED: _ClassVar[ReportReply.Verdict]
+        UNKNOWN_ROUND: _ClassVar[ReportReply.Verdict]
     VERDICT_UNSPECIFIED: ReportReply.Verdict
     ACCEPTED: ReportReply.Verdict
     DUPLICATE: ReportReply.Verdict
     LATE: ReportReply.Verdict
     DIVERGED: ReportReply.Verdict
+    UNKNOWN_ROUND: ReportReply.Verdict
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     verdict: ReportReply.Verdict
     def __init__(self, verdict: _Optional[_Union[ReportReply.Verdict, str]] = ...) -> None: ...

@@ -1,0 +1,141 @@
+"""Reaching a coordinator step by step, by plain sockets: to fetch what a token pins, and to tell at which step a connection fails."""
+
+import contextlib
+import http.client
+import os
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from edge_agent.identity import Identity
+from zo.errors import ConnectionFailed, RunRefused
+from zo.token import SERVER_NAME
+
+TIMEOUT = 10.0  # seconds, of each step
+ANSWER = 3.0  # seconds in which a coordinator that turns a certificate away has hung up
+
+
+def proxy(host: str) -> str:
+    """host:port of the HTTP proxy that the environment names for a host, as gRPC reads it; empty where there is none."""
+    for name in ("no_grpc_proxy", "no_proxy"):
+        if name in os.environ:
+            suffixes = [each.strip() for each in os.environ[name].split(",")]
+            if any(each and host.endswith(each) for each in suffixes):
+                return ""
+            break
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        if os.environ.get(name):
+            return urlsplit(os.environ[name]).netloc.rpartition("@")[2]
+    return ""
+
+
+def presented(address: str) -> list[bytes]:
+    """The certificates (DER) shown at an address, its own first; nothing about them is checked. ConnectionFailed where there are none."""
+    context = _context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with _tls(address, context) as channel:
+        if hasattr(channel, "get_unverified_chain"):  # Python 3.13
+            return list(channel.get_unverified_chain())
+        inner = channel._sslobj  # type: ignore[attr-defined]  # 3.11 and 3.12 have it under this name only
+        return [_der(each) for each in inner.get_unverified_chain()]
+
+
+def check(address: str, identity: Identity) -> None:
+    """Go all the way to a coordinator that takes this identity. ConnectionFailed or RunRefused tell where it ends, and what to try."""
+    context = _context()
+    context.load_verify_locations(cadata=identity.authority)
+    with _as_file(f"{identity.key}{identity.certificate}") as path:
+        context.load_cert_chain(path)
+    with _tls(address, context) as channel:
+        channel.settimeout(ANSWER)
+        try:
+            if channel.recv(1):  # the beginning of HTTP/2
+                return
+        except TimeoutError:
+            raise ConnectionFailed(f"{address} shows the right certificate, but does not answer; it may be busy or stopping") from None
+        except OSError:
+            pass
+    raise RunRefused(_turned_away(address, identity.expires))
+
+
+@contextlib.contextmanager
+def _as_file(text: str) -> Iterator[str]:
+    """Where a library can read a secret that must not be on any disk."""
+    descriptor = os.memfd_create("identity")
+    try:
+        os.write(descriptor, text.encode())
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _turned_away(address: str, expires: float) -> str:
+    if expires and expires < time.time():
+        return (
+            f"{address} hangs up when it sees this device's certificate, which ran out on {_day(expires)} (this device's clock says"
+            f" {_day(time.time())}); set the clock if that is wrong, else join again with a new token"
+        )
+    return (
+        f"{address} hangs up when it sees this device's certificate or token: it is of another fleet, has run out by the"
+        " coordinator's clock, or was removed; join again with a new token"
+    )
+
+
+@contextlib.contextmanager
+def _tls(address: str, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
+    with _connected(address) as line:
+        try:
+            channel = context.wrap_socket(line, server_hostname=SERVER_NAME)
+        except ssl.SSLCertVerificationError as error:
+            clock = f" (this device's clock says {_day(time.time())}; set it if that is wrong)" if error.verify_code in (9, 10) else ""
+            raise ConnectionFailed(
+                f"{address} shows a certificate that is not to be trusted: {error.verify_message}{clock}; is it the coordinator of this"
+                " fleet, or does something between intercept TLS? If it was set up anew, join again with a new token"
+            ) from None
+        except (ssl.SSLError, OSError) as error:
+            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__
+            raise ConnectionFailed(f"{address} takes connections but does not speak TLS 1.3 ({why}); check the port") from None
+        with channel:
+            yield channel
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[socket.socket]:
+    host, _, port = address.rpartition(":")
+    host, via = host.strip("[]"), proxy(host.strip("[]"))
+    try:
+        if via:
+            tunnel = http.client.HTTPConnection(via, timeout=TIMEOUT)
+            tunnel.set_tunnel(host, int(port))
+            tunnel.connect()
+            line = tunnel.sock
+        else:
+            line = socket.create_connection((host, int(port)), TIMEOUT)
+    except socket.gaierror:
+        raise ConnectionFailed(f"the name {via or host} is not known here; check the address, and that this device has DNS") from None
+    except (OSError, http.client.HTTPException) as error:
+        through = f" through the proxy {via}" if via else ""
+        hint = "check the proxy, and that it may reach that port" if via else "check that the coordinator runs, its port and any firewall"
+        why = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or error
+        raise ConnectionFailed(f"no connection to {address}{through}: {why}; {hint}") from None
+    with line:
+        line.settimeout(TIMEOUT)
+        yield line
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3  # there the coordinator shows its certificate before it asks for one
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _der(certificate: object) -> bytes:
+    text: str = certificate.public_bytes()  # type: ignore[attr-defined]
+    return ssl.PEM_cert_to_DER_cert(text)
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

@@ -1,0 +1,143 @@
+"""A record of every message that this device has sent, kept on the device: what `edge-agent audit` prints.
+
+A record is its length (4 bytes, little-endian), the time (float64), the message's name with its length before it (1 byte), and the
+bytes that went over the wire. It is handed to the system before the message is: a killed agent loses none, a power cut those of
+the last half minute or so. When there are too many, the oldest half is dropped, and its counts kept.
+"""
+
+import dataclasses
+import json
+import logging
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edge_agent.flash import WriteBudget
+from zo import wire
+from zo.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+NAME, OLDER, EARLIER = "sent", "sent.older", "earlier"
+HEAD = struct.Struct("<IdB")
+WRITTEN_EVERY = 30.0  # seconds after which a system writes a changed block, about
+FAR = 1e11  # seconds since 1970, which no clock shows
+Totals = dict[str, tuple[int, int]]  # count and bytes by message
+
+
+class Message(NamedTuple):
+    """What was sent: when (seconds since 1970), the name of the message, and its bytes."""
+
+    at: float
+    name: str
+    content: bytes
+
+
+class Sent:
+    """The record, for writing. most: bytes that it may take. StorageError where it cannot be kept: then nothing is to be sent."""
+
+    def __init__(self, state: Path, most: float, budget: WriteBudget | None = None) -> None:
+        self.path, self._most, self._budget = state / NAME, most, budget
+        self._counted, self._pending = 0.0, 0
+        try:
+            whole = sum(HEAD.size + len(each.name) + len(each.content) for each in read_file(self.path))
+            with self.path.open("ab") as file:
+                file.truncate(whole)  # a torn end, and what would be taken for a part of it
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def add(self, name: str, content: bytes) -> None:
+        """Note a message that is about to be sent."""
+        record = HEAD.pack(len(content), time.time(), len(name)) + name.encode() + content
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                file.write(record)
+                if file.tell() > self._most / 2:
+                    self._turn_over()
+        except OSError as error:
+            raise self._failure(error) from None
+        self._pending += len(record)
+        if self._budget and time.monotonic() - self._counted > WRITTEN_EVERY:
+            self._budget.take(self._pending)  # counted, and written in any case
+            self._counted, self._pending = time.monotonic(), 0
+
+    def _turn_over(self) -> None:
+        """Drop the older half, and go on in a new file that begins with what all the dropped ones came to."""
+        dropped = totals(read_file(self.path.with_name(OLDER)))
+        content = json.dumps(dropped).encode()
+        self.path.replace(self.path.with_name(OLDER))
+        self.path.write_bytes(HEAD.pack(len(content), time.time(), len(EARLIER)) + EARLIER.encode() + content)
+
+    def _failure(self, error: OSError) -> StorageError:
+        return StorageError(f"{self.path}: {error.strerror}; nothing is sent that is not noted there: make room, or allow writing")
+
+
+def messages(state: Path) -> Iterator[Message]:
+    """All records of a state folder, oldest first."""
+    for name in (OLDER, NAME):
+        yield from read_file(state / name)
+
+
+def read_file(path: Path) -> Iterator[Message]:
+    """The records of a file that are whole; none where there is no file."""
+    data = path.read_bytes() if path.exists() else b""
+    place = 0
+    while place + HEAD.size <= len(data):
+        length, at, letters = HEAD.unpack_from(data, place)
+        start = place + HEAD.size + letters
+        if start + length > len(data):
+            return
+        yield Message(at if abs(at) < FAR else 0.0, data[start - letters : start].decode(errors="replace"), data[start : start + length])
+        place = start + length
+
+
+def totals(given: Iterator[Message]) -> Totals:
+    """Count and bytes by name, with what was dropped before."""
+    found: Totals = {}
+    for each in given:
+        counts = _earlier(each) if each.name == EARLIER else {each.name: (1, len(each.content))}
+        for name, (count, size) in counts.items():
+            before = found.get(name, (0, 0))
+            found[name] = (before[0] + count, before[1] + size)
+    return found
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message for a person: every number that it holds, by the name of its field."""
+    if message.name == EARLIER:
+        return {"at": message.at, "earlier": _earlier(message)}
+    kinds = {method.request.__name__: method.request for method in wire.METHODS}
+    try:
+        content = _shown(wire.decoder(kinds[message.name])(message.content))
+    except (KeyError, wire.WireError):  # of another version
+        content = {"bytes": message.content.hex()}
+    return {"at": message.at, "message": message.name, "size": len(message.content)} | content
+
+
+def told(message: Message) -> str:
+    """A message on one line."""
+    found = plain(message)
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(found.pop("at")))
+    if "earlier" in found:
+        return f"{at}  earlier, and dropped to save room: " + ", ".join(f"{n} {name}" for name, (n, _) in found["earlier"].items())
+    return f"{at}  {found.pop('message')} ({found.pop('size')} bytes): " + ", ".join(f"{name} {value}" for name, value in found.items())
+
+
+def _shown(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _shown(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.hex() if isinstance(value, bytes) else list(value) if isinstance(value, tuple) else value
+
+
+def _earlier(message: Message) -> Totals:
+    try:
+        found = json.loads(message.content)
+        return {str(name): (int(count), int(size)) for name, (count, size) in found.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {EARLIER: (1, len(message.content))}
