@@ -159,9 +159,10 @@ class Daemon:
             log.info("round %d: sending the report that was made before the restart", plan.round)
             return kept
         self.status.update(state="working", reason=f"round {plan.round}")
-        report = work(plan, self.engine, self.dataset, self._check_stop, run=self.joined.run, device=self.joined.device)
-        if report.held_out is not None:
-            self.status.update(held_out_loss=float(plan.grid.values(report.held_out)))  # type: ignore[arg-type]
+        stride = self._following.replica.stride(plan.stride)
+        report = work(plan, self.engine, self.dataset, self._check_stop, stride, run=self.joined.run, device=self.joined.device)
+        if report.held_out:
+            self.status.update(held_out_loss=float(plan.grid.values(report.held_out[0])))  # type: ignore[arg-type]
         if report.dropped:
             log.warning(
                 "round %d: %d of %d directions gave no finite loss and were dropped", plan.round, report.dropped, report.scalars.size
