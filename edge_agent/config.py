@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from edge_agent.guest_config import WINDOWS, Cpu, Heat, Memory, Network, Power, check_windows
 from zo.config import setting
 from zo.manifest import Precision
 
@@ -35,7 +36,7 @@ class AgentConfig:
     )
     insecure_loopback: bool = setting("talk plaintext, to a loopback address only; nothing else is supported yet", False)
     threads: int = setting("processor threads for the model", 1)
-    max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer need less memory", 384)
+    max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer where memory asks for it", 384)
     prefix: PrefixSettings = setting("", PrefixSettings())
     held_out_share: float = setting("share of the examples kept for measuring, never trained on", 0.1)
     held_out_most: int = setting("most examples kept for measuring", 32)
@@ -43,6 +44,12 @@ class AgentConfig:
     tiles: str = setting("http(s) address or folder of the run's tiles; catching up begins there, and spares the coordinator", "")
     link_speed: float = setting("bytes a second that catching up may count on; a low value spares a metered line", 125_000.0)
     disk_bytes_per_day: float = setting("most bytes written to the state folder in 24 hours, the bundle not counted", 50e6)
+    memory: Memory = setting("", Memory())
+    cpu: Cpu = setting("", Cpu())
+    heat: Heat = setting("", Heat())
+    power: Power = setting("", Power())
+    network: Network = setting("", Network())
+    windows: tuple[str, ...] = setting(WINDOWS, ())
     patience: float = setting("seconds to keep trying a coordinator that is not there; 0 tries for ever", 0.0)
 
     def __post_init__(self) -> None:
@@ -54,3 +61,4 @@ class AgentConfig:
             raise ValueError("link_speed must be positive, disk_bytes_per_day not negative")
         if self.held_out_most < 0:
             raise ValueError(f"held_out_most = {self.held_out_most} must not be negative")
+        check_windows(self.windows)

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from zo.address import is_loopback
 from zo.errors import ConfigError, RunRefused
 
 DEADLINE = 45.0  # seconds; above the coordinator's long poll
+FRAMING = 300  # bytes of a call besides its messages: headers both ways, and packets of the transport
 PATIENCE = 0.1  # seconds between looks at the stop event while a call is under way
 AGAIN = {
     grpc.StatusCode.UNAVAILABLE,
@@ -48,7 +50,8 @@ class Link:
             raise ConfigError(f"coordinator = {address!r} is no loopback address; plaintext is spoken to 127.0.0.1 or [::1] only")
         self.address, self._stop = address, stop
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
-        self._calls = {m.request: self._channel.unary_unary(m.path, wire.encode, wire.decoder(m.reply)) for m in wire.METHODS}
+        self.spend: Callable[[int], object] = lambda size: None  # told the bytes of every message, and of what frames it
+        self._calls = {m.request: self._channel.unary_unary(m.path, self._encoded, self._decoder(m.reply)) for m in wire.METHODS}
 
     def ask(self, request: Any) -> Any:
         """Make the call that takes this kind of message. Raises Unreachable, Rejoin, Stopped, or RunRefused."""
@@ -68,6 +71,20 @@ class Link:
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
+
+    def _encoded(self, request: Any) -> bytes:
+        content = wire.encode(request)
+        self.spend(len(content) + FRAMING)
+        return content
+
+    def _decoder(self, kind: type) -> Callable[[bytes], Any]:
+        decode: Callable[[bytes], Any] = wire.decoder(kind)
+
+        def counted(content: bytes) -> Any:
+            self.spend(len(content))
+            return decode(content)
+
+        return counted
 
     def _failure(self, error: Any) -> Exception:
         code, details = error.code(), error.details()

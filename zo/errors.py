@@ -41,3 +41,9 @@ class StorageError(UserError):
     """The store or state folder cannot be read or written."""
 
     exit_code = 8
+
+
+class DoesNotFit(UserError):
+    """What is to be done needs more memory than is allowed."""
+
+    exit_code = 9
