@@ -17,6 +17,7 @@ SETTLE = 0.2  # seconds that a smaller run is given to take effect
 CALM = 3.0  # seconds well below the soft line after which runs grow again
 WELL_BELOW = 0.9  # of the soft line
 INTERRUPTIBLE = 0.7  # seconds that a run may take: what it takes is how long stopping takes
+QUICK = 0.2  # seconds below which runs may be made longer again
 
 
 class Level(IntEnum):
@@ -53,7 +54,7 @@ class Governor:
         growth: Callable[[int], float] = lambda rows: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.most = self.rows = rows
+        self.most = self.rows = self._prompt = rows
         self._lines, self._trim, self._growth, self._clock = lines, trim, growth, clock
         self._acted, self._calm_since, self._paused, self._others_near = float("-inf"), clock(), False, False
         self.counts, self.worst = Counts(), Line("resident", 0, 1, 1)
@@ -74,10 +75,12 @@ class Governor:
             self._grow(now)
             return None
         self._calm_since = now
-        if now - self._acted >= SETTLE:
+        smallest, settled = self.rows <= FLOOR, now - self._acted >= SETTLE
+        if settled:
             self._acted = now
             self._shed()
-        if level is Level.HARD or (self.rows <= FLOOR and self._others_near):  # others may leave; what is ours stays, however long it waits
+        # Others may leave; what is ours stays, however long it waits.
+        if level is Level.HARD or (self._others_near and (self._paused or (smallest and settled))):
             self.counts.pauses += not self._paused
             self._paused = True
             return Objection(f"waiting for memory ({self.worst.told})")
@@ -92,10 +95,12 @@ class Governor:
         return True
 
     def took(self, seconds: float) -> None:
-        """Note how long a run took: longer ones than can be waited for when something else is wanted are made smaller for good."""
+        """Note how long a run took: longer ones than can be waited for, when something else is wanted, are made smaller."""
         if seconds > INTERRUPTIBLE and self.rows > FLOOR:
-            self.most = self.rows = max(FLOOR, self.rows // 2)
+            self._prompt = self.rows = max(FLOOR, self.rows // 2)
             log.info("a run took %.1f s; runs of at most %d rows from now on, so that it can stop within a second", seconds, self.rows)
+        elif seconds < QUICK and self.rows == self._prompt < self.most:
+            self._prompt = min(self.most, 2 * self._prompt)
 
     def told(self) -> dict[str, Any]:
         """What `status` shows."""
@@ -104,9 +109,9 @@ class Governor:
     def _grow(self, now: float) -> None:
         if self.worst.used > WELL_BELOW * self.worst.soft:
             self._calm_since = now
-        if self.rows >= self.most or now - self._calm_since < CALM:
+        if self.rows >= self._prompt or now - self._calm_since < CALM:
             return
-        wanted = min(self.most, 2 * self.rows)
+        wanted = min(self._prompt, 2 * self.rows)
         if self.worst.used + self._growth(wanted) - self._growth(self.rows) < self.worst.soft or self.worst.name.startswith("stalls"):
             self.rows, self._calm_since = wanted, now
             log.info("memory is back; runs of up to %d rows", self.rows)

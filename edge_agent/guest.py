@@ -13,7 +13,6 @@ from zo.engine import Engine, EnoughProbed
 
 log = logging.getLogger(__name__)
 
-LOOK = 0.1  # seconds between looks at the policies
 WAIT = 0.2  # seconds between looks while it rests
 SHORTEST_REST = 0.01  # seconds
 STRETCH = 10.0  # seconds over which the share of the processor is kept
@@ -25,6 +24,8 @@ class Guest:
     stop: what ends all waiting. policies: of the owner; `govern` adds memory. tell: notes facts for `status`. share: of the time
     of `threads` processors that it works; it rests for the other part.
     """
+
+    LOOK = 0.1  # seconds between looks at the policies
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Guest:
         """Return when work may go on. Raises Stopped."""
         self.check_stop()
         self._rest()
-        if self._clock() - self._looked >= LOOK:
+        if self._clock() - self._looked >= self.LOOK:
             self._look()
 
     def begin_probe(self) -> None:
@@ -71,7 +72,7 @@ class Guest:
         now = self._clock()
         if self.governor and self._ran_from:
             self.governor.took(now - self._ran_from)
-            if now - self._looked >= LOOK and self.governor.must_abandon():
+            if now - self._looked >= self.LOOK and self.governor.must_abandon():
                 self.abandoned, self._looked = True, float("-inf")
                 raise EnoughProbed
         self.go_on()
@@ -106,9 +107,10 @@ class Guest:
         before, self._told = self._told, objection
         if objection and (before is None or before.rest != objection.rest or _gist(before) != _gist(objection)):
             log.info("%s: %s", "pausing" if objection.rest else "going on with less", objection.reason)
-            self._tell_status(state="paused" if objection.rest else "working", held_back=objection.reason)
+            state = {"state": "paused"} if objection.rest else {"state": "working"} if before and before.rest else {}
+            self._tell_status(**state, held_back=objection.reason)
         elif before and objection is None:
-            self._tell_status(state="working", held_back="")
+            self._tell_status(**({"state": "working"} if before.rest else {}), held_back="")
 
     def _rest(self) -> None:
         """Leave the processor to others for their share of the time."""

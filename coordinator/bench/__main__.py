@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory = commands.add_parser("memory", help="peak resident memory of an agent over plain inference, and of the engine by max_rows")
     memory.add_argument("--max-rows", type=int, nargs="+", default=[128, 256, 384, 768, 1536], help="[128 256 384 768 1536]")
     memory.set_defaults(command=_memory)
+    budget = commands.add_parser("budget", help="an agent in one memory cgroup with a process that takes and frees memory; needs root")
+    budget.add_argument("--rounds", type=int, default=100, help="[100]")
+    budget.set_defaults(command=_budget)
     crash = commands.add_parser("crash", help="kill a coordinator and agents, or cut their power, again and again; audit the ledger")
     crash.add_argument("--kills", type=int, default=200, help="kills, and as many power losses [200]")
     crash.add_argument("--seed", type=int, default=0, help="[0]")
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (a_round, coordinator):
         command.add_argument("--bundle", type=Path, help="folder of a bundle [all-MiniLM-L6-v2, lora]")
         command.add_argument("--disk", type=Path, metavar="FOLDER", help="on the disk that is synced to [where temporary files go]")
-    for command in (step, cost, perturb, replay, probe, memory, crash, catchup, precisions, split, autopilot, a_round, coordinator):
+    for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
@@ -132,6 +135,15 @@ def _memory(given: argparse.Namespace) -> None:
 
     found = memory.measure(given.max_rows)
     _show(given, memory.told(found), found)
+
+
+def _budget(given: argparse.Namespace) -> int:
+    from coordinator.bench import budget
+
+    found = budget.measure(given.rounds)
+    _show(given, budget.told(found), found)
+    kept = not found["oom_kills"] and found["over_budget_minus_micro_batch_mb"] <= 0 and found["digests_equal"]
+    return int(not (kept and found["sheds"] and found["rounds_completed"]))
 
 
 def _crash(given: argparse.Namespace) -> int:
