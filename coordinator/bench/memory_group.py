@@ -26,7 +26,9 @@ class MemoryGroup:
             self.folder.mkdir()
             self._write("memory.limit_in_bytes" if self.version == 1 else "memory.max", self._limit)
             with contextlib.suppress(OSError):  # where the kernel counts no swap
-                self._write(*(("memory.memsw.limit_in_bytes", self._limit) if self.version == 1 else ("memory.swap.max", 0)))
+                self._write(
+                    "memory.memsw.limit_in_bytes" if self.version == 1 else "memory.swap.max", self._limit if self.version == 1 else 0
+                )
         except OSError as error:
             raise ConfigError(
                 f"no memory cgroup can be made below {ROOT} ({error.strerror}); run it as root, outside of a container"
@@ -34,7 +36,7 @@ class MemoryGroup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _ in range(50):  # the last process may still be on its way out
+        for _try in range(50):  # the last process may still be on its way out
             try:
                 return self.folder.rmdir()
             except OSError:

@@ -54,7 +54,7 @@ class Device:
         return self.hidden if self.hidden is not None else USUAL_HIDDEN[precision]
 
 
-USUAL_HIDDEN = {"fp32": 10.0, "w8": 10.0, "w4": 10.0, "int8": 6.5}  # in int8 what enters a product is held in a byte
+USUAL_HIDDEN = {"fp32": 10.0, "w8": 10.0, "w4": 6.5, "int8": 6.5}
 
 
 def row_bytes(model: ModelShape, tokens: int, hidden: float) -> float:
@@ -80,6 +80,7 @@ def base_bytes(model: ModelShape, precision: str, active: int | None = None) -> 
 def need(manifest: "Manifest", rows: int, tokens: int, device: Device, kept: int = 0, pairs: int = 1, head: int = 0) -> Need:
     """Of an agent that trains a bundle: runs of `rows` rows, texts of `tokens` tokens; `pairs` directions side by side.
 
+    Weights that are trained in place are held twice for a moment, when they are read or a checkpoint is gone to.
     kept: bytes of stage outputs that are kept (`planning.kept_bytes`, and the prefix). head: directions tried of it alone.
     BundleError where the manifest does not state the model's dimensions.
     """
@@ -91,7 +92,7 @@ def need(manifest: "Manifest", rows: int, tokens: int, device: Device, kept: int
     return Need(
         imports=device.imports,
         base=base,
-        trainables=FLOAT * (size["body"] + size["head"] + (0 if in_place else 2 * pairs * size["body"])),
+        trainables=FLOAT * (size["body"] + size["head"] + (size["body"] if in_place else 2 * pairs * size["body"])),
         optimiser=0,
         activations=round(rows * row_bytes(model, tokens, device.held(manifest.precision))),
         logits=2 * FLOAT * scored * classes + min(HEAD_ROOM, 4 * FLOAT * head * size["head"]),
