@@ -139,7 +139,8 @@ class Daemon:
         self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
         parameters = bundle.parameters(config.threads)
         self.engine = engine(config, bundle, parameters, self.state)
-        memory.govern(self.guest, self.engine, bundle, config, self.state)
+        planned = memory.govern(self.guest, self.engine, bundle, config, self.state)
+        self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
         correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self.guest.go_on)
         if correlation < POOR_CORRELATION:
             log.warning(

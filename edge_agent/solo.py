@@ -114,7 +114,8 @@ class Solo:
         self.ready = False  # the parameters are where the local ledger ends
         every = max(SELDOM, self.config.rounds // LOOKS)
         try:
-            memory.govern(self.guest, self.engine, self.bundle, self.config, self.state)
+            planned = memory.govern(self.guest, self.engine, self.bundle, self.config, self.state)
+            self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
             self._look()
             self.start = self.loss  # of the common parameters
             self._follow()

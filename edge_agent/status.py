@@ -82,5 +82,6 @@ def told(facts: dict[str, Any]) -> str:
         lines.append(
             f"runs of up to {m['rows']} rows (of {m['most_rows']}); nearest its limit: {m['worst']}" + (f"; {done}" if done else "")
         )
-    lines.append(f"peak memory {facts['peak_memory_mib']} MiB")
+    planned = f", {facts['planned_memory_mib']} MiB were planned" if facts.get("planned_memory_mib") else ""
+    lines.append(f"peak memory {facts['peak_memory_mib']} MiB{planned}")
     return "\n".join(lines)
