@@ -98,6 +98,7 @@ class Governor:
         """Note how long a run took: longer ones than can be waited for, when something else is wanted, are made smaller."""
         if seconds > INTERRUPTIBLE and self.rows > FLOOR:
             self._prompt = self.rows = max(FLOOR, self.rows // 2)
+            self._calm_since = self._clock()
             log.info("a run took %.1f s; runs of at most %d rows from now on, so that it can stop within a second", seconds, self.rows)
         elif seconds < QUICK and self.rows == self._prompt < self.most:
             self._prompt = min(self.most, 2 * self._prompt)
@@ -114,7 +115,7 @@ class Governor:
         wanted = min(self._prompt, 2 * self.rows)
         if self.worst.used + self._growth(wanted) - self._growth(self.rows) < self.worst.soft or self.worst.name.startswith("stalls"):
             self.rows, self._calm_since = wanted, now
-            log.info("memory is back; runs of up to %d rows", self.rows)
+            log.info("runs of up to %d rows again", self.rows)
 
     def _shed(self) -> None:
         if self.rows > FLOOR:

@@ -50,7 +50,7 @@ class BackpropTorch(MezoTorch):
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     @torch.inference_mode()
     def balanced_accuracy(self, batches: Sequence[Batch]) -> float:
