@@ -16,15 +16,24 @@ from typing import Any
 
 import numpy as np
 
+from zo import aggregation, split
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle, open_bundle
-from zo.evaluation import batches
+from zo.engine import Engine
+from zo.estimators import Grid, scalars
+from zo.evaluation import batches, evaluate
 from zo.examples import Example, read
+from zo.ledger import Entry
 from zo.memory import process
+from zo.messages import Report
+from zo.planning import seeded, tree
+from zo.recipe import Probe, Rate
+from zo.replica import Replica
 from zo.sampling import Sampler
+from zo.timing import stage_ns
 
-EXAMPLES, VALIDATION, MAX_ROWS, TRIAL = 8, 400, 384, 5
-LOOKS = {*range(1, 8, 2), *range(8, 40, 8), *range(40, 10_000, 40)}  # rounds after which the forward-only run is scored
+EXAMPLES, VALIDATION, MAX_ROWS, TRIAL = 8, 300, 384, 5
+GRID = Grid(14, 2.0)
 RATES = {"full": 5e-5, "adapters": 1e-3}
 Trace = list[tuple[float, float]]  # seconds of training, balanced accuracy
 
@@ -35,12 +44,11 @@ def measure(bundle: Path, model: Path, data: Path, seconds: float, plot: Path | 
     rows = {"forward-only": {"blocks": whole} | _child("forward", bundle, model, data, seconds)}
     allowed = rows["forward-only"]["memory_mb"]
     for way in RATES:
-        depth = next((blocks for blocks in range(whole, -1, -1) if _memory(bundle, model, data, way, blocks) <= allowed), None)
+        taken = {blocks: _memory(bundle, model, data, way, blocks) for blocks in range(whole + 1)}
+        depth = max((blocks for blocks, each in taken.items() if each <= allowed), default=None)
         name = f"backprop, {way}, Adam"
-        rows[name] = {"blocks": depth} if depth is None else {"blocks": depth} | _child(way, bundle, model, data, seconds, depth)
-    rows |= {
-        f"whole, {name}": {"memory_mb": _memory(bundle, model, data, way, whole)} for way in RATES for name in [f"backprop, {way}, Adam"]
-    }
+        rows[name] = {"blocks": depth, "memory_mb_by_blocks": taken}
+        rows[name] |= {} if depth is None else _child(way, bundle, model, data, seconds, depth)
     if plot:
         _draw({name: row["trace"] for name, row in rows.items() if "trace" in row}, plot)
     return {"rows": rows}
@@ -48,7 +56,7 @@ def measure(bundle: Path, model: Path, data: Path, seconds: float, plot: Path | 
 
 def told(found: dict[str, Any]) -> str:
     """A table for a person."""
-    lines = ["                              blocks   MB beyond imports   balanced accuracy after seconds of training"]
+    lines = ["                              blocks   MB beyond imports   balanced accuracy after seconds of the processor"]
     for name, row in found["rows"].items():
         blocks = "" if "trace" not in row and "memory_mb" in row else str(row.get("blocks"))
         points = "  ".join(f"{accuracy:.3f} ({seconds:.0f} s)" for seconds, accuracy in _few(row.get("trace", [])))
@@ -69,20 +77,33 @@ def _child(what: str, bundle: Path, model: Path, data: Path, seconds: float, blo
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
+class _Device:
+    """A device alone that trains as `edge-agent train --local` does: parts tried apart where its own times say that it pays."""
+
+    def __init__(self, bundle: Bundle, sampler: Sampler) -> None:
+        self.engine, self._sampler, self._manifest = Engine(bundle, bundle.parameters(), max_rows=MAX_ROWS), sampler, bundle.manifest
+        self._replica = Replica(self.engine.parameters, bytes(32), bundle.initial_tensors)
+        self._rates = aggregation.rates(Probe(), Rate(), bundle.manifest)
+        times = stage_ns(self.engine, sampler.draw(4))
+        shape = split.choose(split.plan_table(bundle.manifest, self._rates.log2_eps, 1, times)).shape
+        self._tree = tree(bundle.manifest, self._rates.log2_eps, shape)
+
+    def step(self) -> None:
+        """One round."""
+        number, batch = self._replica.entry + 1, self._sampler.draw(EXAMPLES)
+        node = seeded(self._tree, self._manifest.run_key, number, 0)
+        found, dropped = scalars(self.engine.probe(node, batch), GRID)
+        report = Report(0, 0, number, found, batch.examples, self._manifest.precision, dropped, shape=node.shape)
+        factors = dict.fromkeys(self._rates.by_kind, 1.0)
+        terms = aggregation.aggregate([report], [node], self._rates, factors, self._manifest, GRID)
+        self._replica.apply(Entry(number, number, 1, terms))
+
+
 def _forward(given: argparse.Namespace) -> dict[str, Any]:
-    """One device that trains as an agent alone does, with the engine's usual runs."""
-    from coordinator.config import Round, RunConfig
-    from coordinator.simulation import Simulation
-    from zo.recipe import Probe
-
     before, bundle = process.resident(), open_bundle(given.bundle)
-    private, validation = _data(bundle, given.data)
-    config = RunConfig(str(given.bundle), rounds=10**6, round=Round(1, 1), probe=Probe(examples=EXAMPLES))
-    simulation = Simulation(bundle, config, [private], 0)
-    simulation.engine.max_rows = MAX_ROWS
-
-    points = simulation.run(validation, LOOKS, lambda point: point.seconds >= given.seconds)
-    trace = [(round(point.seconds, 2), round(point.metrics["balanced_accuracy"], 4)) for point in points]
+    sampler, validation = _data(bundle, given.data)
+    device = _Device(bundle, sampler)
+    trace = _train(device.step, lambda: evaluate(device.engine, validation)["balanced_accuracy"], given.seconds)
     return {"memory_mb": round((process.peak() - before) / 1e6, 1), "trace": trace}
 
 
@@ -90,28 +111,30 @@ def _backprop(given: argparse.Namespace) -> dict[str, Any]:
     from coordinator.bench.backprop_torch import BackpropTorch
 
     before, bundle = process.resident(), open_bundle(given.bundle)
-    private, validation = _data(bundle, given.data)
+    sampler, validation = _data(bundle, given.data)
     task, tokenizer = bundle.manifest.task, bundle.tokenizer()
     labels = collate([row for text in task.labels for row in encode(Example(text, 0), task, tokenizer)], task)
-    sampler = Sampler([row for each in private for row in encode(each, task, tokenizer)], task, True, np.random.default_rng(0))
     trained = BackpropTorch(given.model, given.blocks, given.what == "adapters", labels, RATES[given.what])
     trace = _train(lambda: trained.train(sampler.draw(EXAMPLES)), lambda: trained.balanced_accuracy(validation), given.seconds)
     return {"memory_mb": round((process.peak() - before) / 1e6, 1), "trace": trace}
 
 
-def _data(bundle: Bundle, data: Path) -> tuple[list[Example], list[Batch]]:
-    return read(data / "train.jsonl", bundle.manifest.task).examples, batches(bundle, data / "validation.jsonl", VALIDATION)
+def _data(bundle: Bundle, data: Path) -> tuple[Sampler, list[Batch]]:
+    """Batches of the private examples, and those of the validation file."""
+    task, tokenizer = bundle.manifest.task, bundle.tokenizer()
+    rows = [row for each in read(data / "train.jsonl", task).examples for row in encode(each, task, tokenizer)]
+    return Sampler(rows, task, True, np.random.default_rng(0)), batches(bundle, data / "validation.jsonl", VALIDATION)
 
 
 def _train(step: Callable[[], object], score: Callable[[], float], seconds: float) -> Trace:
-    """Steps until the seconds are used up, TRIAL of them at least; scores between, which are not counted, at growing intervals."""
+    """Steps until these seconds of the processor are used up, TRIAL at least; scored at growing intervals, which are not counted."""
     trace, spent = [(0.0, round(score(), 4))], 0.0
-    looks: Iterator[float] = (seconds * (place / 20) ** 2 for place in itertools.count(1))
+    looks: Iterator[float] = (seconds * (place / 12) ** 2 for place in itertools.count(1))
     look = next(looks)
     for number in itertools.count(1):
-        began = time.perf_counter()
+        began = time.process_time()
         step()
-        spent += time.perf_counter() - began
+        spent += time.process_time() - began
         if spent >= look:
             trace.append((round(spent, 2), round(score(), 4)))
             look = next(each for each in looks if each > spent)
@@ -129,7 +152,7 @@ def _draw(traces: dict[str, Trace], plot: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for name, trace in traces.items():
         axes.plot(*zip(*trace, strict=True), "-" if name == "forward-only" else "--", label=name)
-    axes.set(xlabel="seconds of training, one thread", ylabel="balanced accuracy, validation file")
+    axes.set(xlabel="seconds of the processor, one thread", ylabel="balanced accuracy, validation file")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(plot)
