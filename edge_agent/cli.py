@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -65,15 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_plan(commands: argparse._SubParsersAction) -> None:
     plan = commands.add_parser(
         "plan",
-        help="how this device would best train a bundle",
-        description="Measure the stages of a bundle on this device, and tell what equal progress would cost with every way to cut it.",
+        help="what fits into memory, and how this device would best train a bundle",
+        description=(
+            "Predict what training takes in memory by every method, with gradients and without, and what fits. Of a bundle,"
+            " measure also its stages on this device, and tell what equal progress would cost with every way to cut it."
+        ),
     )
-    plan.add_argument("--bundle", type=Path, required=True, help="its folder")
+    plan.add_argument("--memory", metavar="SIZE", help="as 800MB, 1GiB or 25%% of this machine's [what an agent may take here]")
+    plan.add_argument("--bundle", "--model", type=Path, metavar="BUNDLE", help="its folder")
+    plan.add_argument("--shape", metavar="NAME", help="instead, a published model, as llama-1b; any unknown name lists them")
     plan.add_argument("--precision", choices=PRECISIONS, help="base to compute with [the bundle's default]")
     plan.add_argument("--algorithm", choices=["mezo", "fedspzo"], default="fedspzo", help="[fedspzo]")
-    plan.add_argument("--directions", type=int, default=1, help="of the lowest part [1]")
-    plan.add_argument("--examples", type=int, default=8, help="in a batch [8]")
-    plan.add_argument("--tokens", type=int, default=32, help="of an example [32]")
+    plan.add_argument("--directions", type=int, default=1, help="of the lowest part, side by side [1]")
+    plan.add_argument("--examples", "--batch", type=int, default=8, metavar="B", help="in a batch [8]")
+    plan.add_argument("--tokens", type=int, default=32, metavar="S", help="of an example [32]")
+    plan.add_argument("--every-token", action="store_true", help="a loss at every token, as in language modelling, not one an example")
     plan.add_argument("--threads", type=int, default=1, help="[1]")
     plan.add_argument("--json", action="store_true", help="one JSON object")
     plan.set_defaults(command=_plan)
@@ -102,9 +109,11 @@ def _run(given: argparse.Namespace) -> None:
     from edge_agent.systemd import Signals, Systemd
 
     log.check_clock()
+    settings = config.load(AgentConfig, given, "EDGE_AGENT")
+    be_nice(settings.cpu.niceness)
     systemd = Systemd()
     signals = Signals(lambda: config.load(AgentConfig, given, "EDGE_AGENT"), systemd)
-    daemon = Daemon(config.load(AgentConfig, given, "EDGE_AGENT"), signals.stop, progress=systemd.progress)
+    daemon = Daemon(settings, signals.stop, progress=systemd.progress)
     systemd.ready()
     daemon.run()
     signals.restart()
@@ -134,7 +143,9 @@ def _train(given: argparse.Namespace) -> None:
     from edge_agent.solo import Solo
 
     log.check_clock()
-    Solo(config.load(SoloConfig, given, "EDGE_SOLO"), _told_to_stop()).run()
+    settings = config.load(SoloConfig, given, "EDGE_SOLO")
+    be_nice(settings.cpu.niceness)
+    Solo(settings, _told_to_stop()).run()
 
 
 def _plan(given: argparse.Namespace) -> None:
@@ -142,6 +153,13 @@ def _plan(given: argparse.Namespace) -> None:
 
     found = plan.measure(given)
     print(json.dumps(found) if given.json else plan.told(found))
+
+
+def be_nice(niceness: int) -> None:
+    """Give way to other processes; never the other way round."""
+    now = os.getpriority(os.PRIO_PROCESS, 0)
+    if niceness > now:
+        os.nice(niceness - now)
 
 
 def _told_to_stop() -> threading.Event:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from edge_agent.guest_config import WINDOWS, Cpu, Heat, Memory, Network, Power, check_windows
 from zo.config import setting
 from zo.manifest import Precision
 
@@ -55,7 +56,7 @@ class AgentConfig:
     )
     insecure_loopback: bool = setting("talk plaintext, without certificates, to a loopback address only", False)
     threads: int = setting("processor threads for the model", 1)
-    max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer need less memory", 384)
+    max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer where memory asks for it", 384)
     prefix: PrefixSettings = setting("", PrefixSettings())
     held_out_share: float = setting("share of the examples kept for measuring, never trained on", 0.1)
     held_out_most: int = setting("most examples kept for measuring", 32)
@@ -66,6 +67,12 @@ class AgentConfig:
     bundle_bytes: float = setting("most bytes of a bundle that is downloaded; what is larger is refused", 4e9)
     audit_bytes: float = setting("most bytes for the record of all that was sent, which 'edge-agent audit' prints", 64e6)
     dp: Privacy = setting("", Privacy())
+    memory: Memory = setting("", Memory())
+    cpu: Cpu = setting("", Cpu())
+    heat: Heat = setting("", Heat())
+    power: Power = setting("", Power())
+    network: Network = setting("", Network())
+    windows: tuple[str, ...] = setting(WINDOWS, ())
     patience: float = setting("seconds to keep trying a coordinator that is not there; 0 tries for ever", 0.0)
 
     def __post_init__(self) -> None:
@@ -79,3 +86,4 @@ class AgentConfig:
             raise ValueError("link_speed must be positive, disk_bytes_per_day not negative")
         if self.held_out_most < 0:
             raise ValueError(f"held_out_most = {self.held_out_most} must not be negative")
+        check_windows(self.windows)

@@ -8,12 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_agent import download, identity, join, plan_limits
+from edge_agent import download, identity, join, memory, plan_limits
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
+from edge_agent.energy import meter
 from edge_agent.engine import engine
+from edge_agent.flash import DailyBudget
 from edge_agent.follower import Follower
+from edge_agent.guest import Guest
 from edge_agent.link import Link, Rejoin, Unreachable
+from edge_agent.manners.owner import policies
+from edge_agent.manners.policy import Policy
 from edge_agent.precision import Chooser
 from edge_agent.privacy import Guard
 from edge_agent.sent import Sent
@@ -65,12 +70,20 @@ class Daemon:
         self.address = config.coordinator or (self._identity.coordinator if self._identity else PLAINTEXT)
         self._sent = Sent(self.state.folder, config.audit_bytes, self.state.budget)
         self._privacy = Guard(config.dp, self.state.folder, disk)
+        self.traffic = DailyBudget(config.network.bytes_per_day, *self.state.traffic())
         self.link = self._dial()
-        self._chooser = Chooser(config, self.state, self._check_stop)
+        self.guest = Guest(stop, self.policies(), self.status.update, share=config.cpu.share, threads=config.threads, alive=self._alive)
+        self._meter = meter()
+        self._chooser = Chooser(config, self.state, self.guest.go_on)
         self._reports = self._setbacks = 0
         self._renew_after = 0.0
         self._kept = self.state.report()  # made before a restart, perhaps not delivered
         self.follower: Follower | None = None
+
+    def policies(self) -> list[Policy]:
+        """What the owner minds."""
+        traffic = self.traffic if self.config.network.bytes_per_day else None
+        return policies(self.config, self.state.budget, lambda: self.follower.position_size if self.follower else 0, traffic)
 
     def run(self) -> None:
         """Work until the run is over, or `stop` is set. Raises a UserError where that cannot be."""
@@ -146,7 +159,9 @@ class Daemon:
         self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
         parameters = bundle.parameters(config.threads)
         self.engine = engine(config, bundle, parameters, self.state)
-        correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self._check_stop)
+        planned = memory.govern(self.guest, self.engine, bundle, config, self.state)
+        self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
+        correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self.guest.go_on)
         if correlation < POOR_CORRELATION:
             log.warning(
                 "probes are mostly noise on this processor (correlation %.2f, base %s); take another with --precision,"
@@ -156,7 +171,8 @@ class Daemon:
             )
         self.stage_ns = stage_ns(self.engine, self.dataset.draw(4))
         replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors)
-        self.follower = Follower(replica, self.joined, self.state, config, self._ask, self._check_stop, self.SAVE_EVERY)
+        self.follower = Follower(replica, self.joined, self.state, config, self._ask, self.guest.go_on, self.SAVE_EVERY)
+        self.follower.spend = self._spend
         self.status.update(
             run=self.joined.run_name,
             device=self.joined.device,
@@ -183,12 +199,16 @@ class Daemon:
         self.status.update(state="working", reason=f"round {plan.round}")
         self._privacy.check()  # before work is done for nothing
         stride = self._following.replica.stride(plan.stride)
-        report = work(plan, self.engine, self.dataset, self._check_stop, stride, run=self.joined.run, device=self.joined.device)
+        numbers = {"run": self.joined.run, "device": self.joined.device}
+        report = work(plan, self.engine, self.dataset, self.guest, stride, meter=self._meter, **numbers)
         if report.held_out:
             self.status.update(held_out_loss=float(plan.grid.values(report.held_out[0])))  # type: ignore[arg-type]
         if report.dropped:
             log.warning(
-                "round %d: %d of %d directions gave no finite loss and were dropped", plan.round, report.dropped, report.scalars.size
+                "round %d: %d of %d directions gave no finite loss, or were given up, and are dropped",
+                plan.round,
+                report.dropped,
+                report.scalars.size,
             )
         report = self._privacy.guarded(report, plan)
         if self.config.dp.noise:
@@ -208,7 +228,9 @@ class Daemon:
         self.status.update(reports=self._reports)
 
     def _dial(self) -> Link:
-        return self.LINK(self.address, self._stop, self.config.insecure_loopback, self._identity, self._sent.add)
+        link = self.LINK(self.address, self._stop, self.config.insecure_loopback, self._identity, self._sent.add)
+        link.spend = self._spend
+        return link
 
     def _renew(self, present: identity.Identity) -> None:
         """A new certificate in time; where that fails, the present one serves on, and it is tried again later."""
@@ -227,13 +249,14 @@ class Daemon:
         return self._patiently(lambda: self._call(request))
 
     def _call(self, request: Any) -> Any:
-        self._check_stop()
+        self.guest.check_stop()
         return self.link.ask(request)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """The call's result, trying again while the coordinator is not there."""
         bound, began = FIRST_PAUSE, time.monotonic()
         while True:
+            self.guest.go_on()
             try:
                 return call()
             except Unreachable as error:
@@ -252,9 +275,13 @@ class Daemon:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._stop.wait(min(left, self.TURN))
-            self._check_stop()
+            self.guest.check_stop()
 
-    def _check_stop(self) -> None:
-        if self._stop.is_set():
-            raise Stopped
+    def _alive(self) -> None:
+        """It gets on, or waits for a good reason."""
         self._progress(self.status.facts)
+
+    def _spend(self, size: int) -> None:
+        """Count bytes of the network."""
+        self.traffic.spend(size)
+        self.status.facts["traffic"] = self.traffic.record()

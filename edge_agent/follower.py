@@ -39,6 +39,7 @@ class Follower:
     ) -> None:
         self.replica, self.joined, self._state, self._config = replica, joined, state, config
         self._ask, self._go_on, self._save_every = ask, go_on, save_every
+        self.spend: Callable[[int], object] = lambda size: None  # told the bytes that came over the network from elsewhere
         self._promised: Offer | None = None
         self._tiles = config.tiles if joined.tiles_key else ""
         self._saved_at, self.position_size = time.monotonic(), 0
@@ -103,7 +104,7 @@ class Follower:
     def _follow_tiles(self) -> None:
         """Begin with the tiles. A head followed before that the coordinator does not know (its store was restored) is forgotten."""
         key = self.joined.tiles_key
-        if tile_source.follow(self._tiles, key, self._state, self.replica, self._go_on):
+        if tile_source.follow(self._tiles, key, self._state, self.replica, self._go_on, self.spend):
             return
         known = tile_source.followed(self._state, key, self.joined.genesis)
         if known is None:

@@ -16,6 +16,7 @@ from zo.errors import ConfigError, ConnectionFailed, RunRefused
 from zo.token import SERVER_NAME
 
 DEADLINE = 45.0  # seconds; above the coordinator's long poll
+FRAMING = 300  # bytes of a call besides its messages: headers both ways, and packets of the transport
 PATIENCE = 0.1  # seconds between looks at the stop event while a call is under way
 AGAIN = {
     grpc.StatusCode.UNAVAILABLE,
@@ -76,13 +77,15 @@ class Link:
         self.address, self._stop, self._record = address, stop, record
         self._identity = None if insecure_loopback else identity
         self._channel = _secure(address, self._identity) if self._identity else grpc.insecure_channel(address, options=OPTIONS)
-        self._calls = {m.request: self._channel.unary_unary(m.path, None, wire.decoder(m.reply)) for m in wire.METHODS}
+        self.spend: Callable[[int], object] = lambda size: None  # told the bytes of every message, and of what frames it
+        self._calls = {m.request: self._channel.unary_unary(m.path, None, self._decoder(m.reply)) for m in wire.METHODS}
 
     def ask(self, request: Any) -> Any:
         """Make the call that takes this kind of message. Raises Unreachable, Rejoin, Stopped, or RunRefused."""
         content = wire.encode(request)
         if self._record:
             self._record(type(request).__name__, content)
+        self.spend(len(content) + FRAMING)
         call = self._calls[type(request)].future(content, timeout=DEADLINE)
         try:
             while True:
@@ -108,6 +111,15 @@ class Link:
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
+
+    def _decoder(self, kind: type) -> Callable[[bytes], Any]:
+        decode: Callable[[bytes], Any] = wire.decoder(kind)
+
+        def counted(content: bytes) -> Any:
+            self.spend(len(content))
+            return decode(content)
+
+        return counted
 
     def _failure(self, error: Any) -> Exception:
         code, details = error.code(), wire.printable(error.details() or "")

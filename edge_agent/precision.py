@@ -1,13 +1,13 @@
 """Which base of a bundle this device computes with: measured on its own processor, by signal per second (DESIGN section 5)."""
 
-import hashlib
 import logging
-import platform
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from edge_agent import memory
 from edge_agent.config import AgentConfig
+from edge_agent.processor import processor
 from edge_agent.state import State
 from zo.bundle import Bundle, open_bundle, read_manifest, verify
 from zo.engine import Engine
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 SHAPE = (8, 32)  # examples x tokens of the probes that are timed; fewer tokens where the task has fewer
 REPEATS = 7
 SCRATCH = "comparing"  # in the state folder
-TOLD_APART = ("model name", "CPU implementer", "CPU part", "flags", "Features")  # of /proc/cpuinfo: what kernels depend on
 
 
 class Chooser:
@@ -38,12 +37,13 @@ class Chooser:
     def choose(
         self, folder: Path, manifest: Manifest, among: Sequence[Precision], fetch: Callable[[Iterable[str]], None] = lambda _: None
     ) -> Precision:
-        """The base to use. ConfigError where the bundle has none of the name in the settings.
+        """The base to use. ConfigError where the bundle has none of the name in the settings, DoesNotFit where memory is too small.
 
         folder: of the bundle; `fetch` sees to it that files of these names are there. among: the bases there are to choose from.
         """
         if self._config.precision != "auto":
-            return manifest.at(self._config.precision).precision
+            among = [manifest.at(self._config.precision).precision]
+        among = memory.fitting(manifest, among, self._config)
         if len(among) == 1:
             return among[0]
         key = f"{Bundle(folder, manifest).digest.hex()} {processor()} {self._config.threads} {self._config.max_rows}"
@@ -102,13 +102,3 @@ def open_held(folder: Path, precision: Precision | None) -> Bundle:
         here = held(folder, manifest)
         precision = manifest.precision if manifest.precision in here or not here else here[0]
     return open_bundle(folder, precision)
-
-
-def processor() -> str:
-    """16 hexadecimal digits that processors with the same instructions have in common."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    kept = sorted({line for line in lines if line.partition(":")[0].strip() in TOLD_APART})
-    return hashlib.blake2b("\n".join([platform.machine(), *kept]).encode(), digest_size=8).hexdigest()

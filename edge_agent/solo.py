@@ -6,10 +6,12 @@ import threading
 import time
 from pathlib import Path
 
-from edge_agent import journal
+from edge_agent import journal, memory
 from edge_agent.data import Dataset
 from edge_agent.engine import engine
+from edge_agent.guest import Guest
 from edge_agent.journal import Journal, Opening
+from edge_agent.manners.owner import policies
 from edge_agent.overlay import Personal
 from edge_agent.precision import open_held
 from edge_agent.solo_config import SoloConfig
@@ -53,6 +55,8 @@ class Solo:
         self.rates = rates(config.probe, config.rate, self.manifest)
         self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
         self.status = Status(self.state)
+        made = policies(config, self.state.budget, lambda: 0)
+        self.guest = Guest(stop, made, self.status.update, share=config.cpu.share, threads=config.threads)
         self._disk, self._synced, self._refused = disk, time.monotonic(), False
 
     def run(self) -> None:
@@ -78,6 +82,7 @@ class Solo:
         config, position = self.config, self.state.position()
         self.dataset = Dataset.of(config, self.bundle)  # first: what the tokenizer took is free again for the engine
         self.model = Personal(self.bundle, position, config.threads)
+        memory.fitting(self.manifest, [self.manifest.precision], config)
         self.engine = engine(config, self.bundle, self.model.parameters, self.state)
         self.tree = tree(self.manifest, self.rates.log2_eps, self._shape())
         log.info("training on top of %s", f"the fleet's entry {position.entry}" if position else "the bundle")
@@ -109,6 +114,8 @@ class Solo:
         self.ready = False  # the parameters are where the local ledger ends
         every = max(SELDOM, self.config.rounds // LOOKS)
         try:
+            planned = memory.govern(self.guest, self.engine, self.bundle, self.config, self.state)
+            self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
             self._look()
             self.start = self.loss  # of the common parameters
             self._follow()
@@ -127,7 +134,7 @@ class Solo:
         """Go to where the local ledger ends."""
         entries = self.journal.entries()
         try:
-            self.model.follow(self.journal.opening.genesis, entries, self._check_stop)
+            self.model.follow(self.journal.opening.genesis, entries, self.guest.check_stop)
         except RangeError as error:
             raise StorageError(f"{self.journal.path} does not fit on these parameters ({error}); choose another --state") from None
         self.round, self.ready = len(entries), True
@@ -140,7 +147,7 @@ class Solo:
         probe = self.config.probe
         node = seeded(self.tree, self.manifest.run_key, number, 0, offset=ALONE)
         plan = WorkPlan(number, number - 1, node, probe.examples, False, False, self.grid, 0)
-        report = work(plan, self.engine, self.dataset, self._check_stop)
+        report = work(plan, self.engine, self.dataset, self.guest)
         if report.dropped:
             log.warning("round %d: %d of %d directions gave no finite loss and were dropped", number, report.dropped, node.scalars)
         share = decay(self.config.rate, number, self.config.rounds)
@@ -189,12 +196,8 @@ class Solo:
 
     def _look(self) -> None:
         """Measure the held-out loss here."""
-        found = losses(self.engine, self.dataset.held_out_batches(self.config.probe.examples), (), self._check_stop)
+        found = losses(self.engine, self.dataset.held_out_batches(self.config.probe.examples), (), self.guest.go_on)
         self.loss, self.measured = found[0] if found else None, self.round
-
-    def _check_stop(self) -> None:
-        if self._stop.is_set():
-            raise Stopped
 
 
 def _nats(loss: float | None) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from edge_agent.config import AgentConfig, PrefixSettings
+from edge_agent.guest_config import Cpu, Heat, Memory, Power
 from zo.config import setting
 from zo.estimators import Grid
 from zo.manifest import Precision
@@ -28,6 +29,11 @@ class SoloConfig:
     held_out_most: int = _AS_IN_A_FLEET["held_out_most"]
     balanced: bool = _AS_IN_A_FLEET["balanced"]
     disk_bytes_per_day: float = _AS_IN_A_FLEET["disk_bytes_per_day"]
+    memory: Memory = setting("", Memory())
+    cpu: Cpu = setting("", Cpu())
+    heat: Heat = setting("", Heat())
+    power: Power = setting("", Power())
+    windows: tuple[str, ...] = _AS_IN_A_FLEET["windows"]
     log2_levels: int = setting("losses are rounded to 2**-this nats", 14)
     clip: float = setting("half differences of losses are clipped at +- this many nats", 2.0)
     algorithm: Algorithm = setting(
@@ -45,6 +51,7 @@ class SoloConfig:
             held_out_share=self.held_out_share,
             held_out_most=self.held_out_most,
             disk_bytes_per_day=self.disk_bytes_per_day,
+            windows=self.windows,
         )
         Grid(self.log2_levels, self.clip)
         if not 1 <= self.rounds < 2**29:

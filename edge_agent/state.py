@@ -1,4 +1,4 @@
-"""What the agent keeps on its disk: its name, where it stands in the ledger, a report that is under way, how bases compared.
+"""What the agent keeps on its disk: its name, where it stands in the ledger, a report that is under way, what was measured.
 
 Everything here can be lost without harm: it is rebuilt from the bundle and the coordinator. So a file that is torn or
 altered is set aside with a message, and a disk that cannot be written is told once and lived with.
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DEVICE_ID, POSITION, REPORT, STATUS, LOCK = "device_id", "position", "report", "status.json", "lock"
-COMPARISON = "comparison"
+COMPARISON, MEMORY = "comparison", "memory"
 TILES_HEAD = "tiles_head"
 STATUSES = 4 * cost(0)  # bytes left for telling what the agent is doing, when that changes
 ROOM = 128  # bytes of the line that every saved file begins with
@@ -82,6 +82,21 @@ class State:
     def save_comparison(self, found: dict[str, Any]) -> bool:
         """Save it, if the budget allows."""
         return self._save(COMPARISON, json.dumps(found).encode())
+
+    def memory(self) -> dict[str, Any]:
+        """What a bundle needs on this device, as it was measured; empty where that is not known."""
+        return self._read(MEMORY, json.loads) or {}
+
+    def save_memory(self, found: dict[str, Any]) -> bool:
+        """Save it, if the budget allows."""
+        return self._save(MEMORY, json.dumps(found).encode())
+
+    def traffic(self) -> tuple[float | None, float, float]:
+        """What the process before this one left of the network's bytes, when, and what it had counted; nothing where that is not known."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads((self.folder / STATUS).read_text(encoding="utf-8"))["traffic"]
+            return float(record["left"]), float(record["at"]), float(record["spent"])
+        return None, 0.0, 0.0
 
     def tiles_head(self) -> bytes:
         """The signed head of the tiles that were followed last; empty where there is none."""
@@ -165,7 +180,7 @@ class State:
 
     def _budget(self) -> tuple[float | None, float, float]:
         """What the process before this one left of the write budget, as its newest file says; nothing where none can be read."""
-        names = [name for name in (POSITION, REPORT, COMPARISON, STATUS) if (self.folder / name).exists()]
+        names = [name for name in (POSITION, REPORT, COMPARISON, MEMORY, STATUS) if (self.folder / name).exists()]
         if not names:
             return None, 0.0, 0.0
         found = []

@@ -11,6 +11,7 @@ import psutil
 
 from edge_agent.state import STATUS, State
 from zo.errors import StorageError
+from zo.memory import process
 
 INTERVAL = 5.0  # seconds between writes while nothing changes its state: flash is precious
 SELDOM = 300.0  # the same, when little is left of the write budget
@@ -18,7 +19,8 @@ SILENCE = 3 * SELDOM  # seconds after which an agent that has said nothing is no
 
 
 class Status:
-    """The facts of a running agent. state: "joining", "working", "waiting", "unreachable", "finished", "stopped" or "failed".
+    """The facts of a running agent. state: "joining", "working", "waiting", "paused", "unreachable", "finished", "stopped" or
+    "failed". held_back: why it pauses, or goes on with less.
 
     folder: where they are written, as far as its write budget allows.
     """
@@ -38,7 +40,7 @@ class Status:
 
     def write(self, reserve: float = 0.0) -> None:
         """Write the file now, if that leaves `reserve` of the write budget."""
-        self.facts |= {"at": round(time.time(), 1), "peak_memory_mib": peak_memory_mib()}
+        self.facts |= {"at": round(time.time(), 1), "peak_memory_mib": process.peak() >> 20}
         self._written = time.monotonic()
         if self._folder.save_status(self.facts, reserve):
             self._saved = self._written
@@ -85,14 +87,14 @@ def told(facts: dict[str, Any]) -> str:
         lines.append(f"loss on held-out examples: {facts['held_out_loss']:.4f}")
     if "epsilon" in facts:
         lines.append(f"privacy spent: epsilon {facts['epsilon']:.3f} at delta {facts['delta']}")
-    lines.append(f"peak memory {facts['peak_memory_mib']} MiB")
+    if facts.get("held_back"):
+        lines.append(f"held back: {facts['held_back']}")
+    if "memory" in facts:
+        m = facts["memory"]
+        done = ", ".join(f"{m[name]} {name}" for name in ("sheds", "trims", "pauses", "abandoned") if m[name])
+        lines.append(
+            f"runs of up to {m['rows']} rows (of {m['most_rows']}); nearest its limit: {m['worst']}" + (f"; {done}" if done else "")
+        )
+    planned = f", {facts['planned_memory_mib']} MiB were planned" if facts.get("planned_memory_mib") else ""
+    lines.append(f"peak memory {facts['peak_memory_mib']} MiB{planned}")
     return "\n".join(lines)
-
-
-def peak_memory_mib() -> int:
-    """Largest resident memory of this process so far, in MiB.
-
-    From /proc: getrusage's figure begins with that of whoever started the process.
-    """
-    with open("/proc/self/status", encoding="ascii") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) >> 10

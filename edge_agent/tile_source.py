@@ -11,12 +11,15 @@ from zo.tiles import TILE, Tiles, TilesUnavailable
 log = logging.getLogger(__name__)
 
 
-def follow(location: str, key: bytes, state: State, replica: Replica, go_on: Callable[[], None]) -> bool:
+def follow(
+    location: str, key: bytes, state: State, replica: Replica, go_on: Callable[[], None], spend: Callable[[int], object] = lambda size: None
+) -> bool:
     """Bring a replica as far as the tiles go; False where they cannot be had, or must not be followed, as the log then says.
 
     Over more than a tile the checkpoint is taken, if the head states one that is further on: it spares the replay, and a new
     device, which has no history that a fork could leave, also the entries. Diverged where an entry or
-    the checkpoint does not lead to the digest that it states. `go_on` is called between entries.
+    the checkpoint does not lead to the digest that it states. `go_on` is called between entries, `spend` with the bytes that came
+    over the network.
     """
     tiles, last = Tiles(location), followed(state, key, replica.genesis)
     try:
@@ -39,6 +42,8 @@ def follow(location: str, key: bytes, state: State, replica: Replica, go_on: Cal
     except (HeadRefused, TilesUnavailable) as error:
         log.warning("%s; the coordinator is asked instead", error)
         return False
+    finally:
+        spend(tiles.received)
     state.save_tiles_head(head.encoded)
     return True
 

@@ -1,36 +1,63 @@
 """Working a plan: draw a batch, probe, and turn losses into a report."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+import numpy as np
 
 from edge_agent.data import Dataset
-from edge_agent.status import peak_memory_mib
+from edge_agent.energy import Meter
+from edge_agent.guest import Guest
 from zo.engine import Engine
 from zo.estimators import Grid, scalars
+from zo.memory import process
 from zo.messages import Report, Spent
 from zo.plan import WorkPlan
 from zo.stride import losses
 from zo.terms import Term
 
 
+class Account:
+    """What a stretch of work costs. meter: of energy, where there is one."""
+
+    def __init__(self, meter: Meter | None) -> None:
+        self._meter, self._began, self._cpu = meter, time.monotonic(), time.process_time()
+        if meter:
+            meter.begin()
+
+    def spent(self, probes: int) -> Spent:
+        """So far, with this count of probes."""
+        seconds, cpu = time.monotonic() - self._began, time.process_time() - self._cpu
+        joules, source = (self._meter.joules(), self._meter.source) if self._meter else (0.0, "none")
+        return Spent(process.peak() >> 20, _thousandths(seconds), _thousandths(cpu), probes, _thousandths(joules), source)
+
+
 def work(
     plan: WorkPlan,
     engine: Engine,
     dataset: Dataset,
-    go_on: Callable[[], None],
+    guest: Guest,
     stride: Sequence[Term] = (),
     *,
     run: int = 0,
     device: int = 0,
+    meter: Meter | None = None,
 ) -> Report:
-    """The report of a plan. `go_on` is called between probes; what it raises ends the work with the parameters restored.
+    """The report of a plan. What `guest` raises between probes ends the work with the parameters restored.
 
-    stride: what the plan's last entries did, where that is known. run, device: their numbers in the fleet; 0 where there is none.
+    Where a probe is given up for want of memory, the directions that it had come to count, the others are reported as dropped; where
+    there are none, it is tried again. stride: what the plan's last entries did, where that is known. run, device: their numbers in the
+    fleet; 0 where there is none.
     """
-    began, cpu = time.monotonic(), time.process_time()
-    batch = dataset.draw(plan.examples)
-    found, dropped = scalars(engine.probe(plan.root, batch, go_on), plan.grid)
-    held_out = losses(engine, dataset.held_out_batches(plan.examples), stride, go_on) if plan.measure_held_out else []
+    account = Account(meter)
+    batch, probed = dataset.draw(plan.examples), np.full(1, np.nan)
+    while not np.isfinite(probed).any():
+        guest.begin_probe()
+        probed = engine.probe(plan.root, batch, guest.go_on_probing)
+        if not guest.abandoned:
+            break
+    found, dropped = scalars(probed, plan.grid)
+    held_out = losses(engine, dataset.held_out_batches(plan.examples), stride, guest.go_on) if plan.measure_held_out else []
     return Report(
         run=run,
         device=device,
@@ -40,7 +67,7 @@ def work(
         precision=engine.manifest.precision,
         dropped=dropped,
         held_out=tuple(_on_grid(each, plan.grid) for each in held_out),
-        spent=Spent(peak_memory_mib(), _milliseconds(time.monotonic() - began), _milliseconds(time.process_time() - cpu)),
+        spent=account.spent(int(np.isfinite(probed).sum())),
         digest=engine.parameters.digest() if plan.want_digest else None,
         plan=plan.id,
         shape=plan.root.shape,
@@ -51,5 +78,5 @@ def _on_grid(value: float, grid: Grid) -> int:
     return round(value * 2**grid.log2_levels)
 
 
-def _milliseconds(seconds: float) -> int:
-    return min(round(seconds * 1000), 2**32 - 1)
+def _thousandths(value: float) -> int:
+    return min(max(0, round(value * 1000)), 2**32 - 1)

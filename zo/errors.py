@@ -47,3 +47,9 @@ class PrivacySpent(UserError):
     """The device's own privacy budget allows no more reports."""
 
     exit_code = 9
+
+
+class DoesNotFit(UserError):
+    """What is to be done needs more memory than is allowed."""
+
+    exit_code = 10

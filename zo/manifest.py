@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from zo.errors import BundleError, ConfigError
+from zo.memory.shapes import ModelShape
 from zo.parameters import Group
 from zo.structure import StructureError, from_plain
 
@@ -88,7 +89,7 @@ class Manifest:
     """Everything about a bundle but its weights, looked at through one of its bases: `precision`; in manifest.json, the default one.
 
     width: of the hidden states. rank, alpha: of adapters. bases: of the same model; groups, and so a run's ledger, are common
-    to them. files: SHA-256 by name, of every file but this.
+    to them. files: SHA-256 by name, of every file but this. model: its dimensions; bundles of earlier versions do not state them.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Manifest:
     bases: dict[Precision, Base]
     files: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+    model: ModelShape | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in self.bases:
@@ -129,6 +131,13 @@ class Manifest:
     def calibration(self) -> tuple[Calibration, ...]:
         """Of that base."""
         return self.base.calibration
+
+    @property
+    def dimensions(self) -> ModelShape:
+        """Of the model. BundleError where the manifest does not state them."""
+        if self.model is None:
+            raise BundleError(f"bundle {self.name!r} does not state the model's dimensions, from which memory is predicted; build it again")
+        return self.model
 
     @property
     def needed(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from zo.manifest import Precision
 from zo.plan import Shape, WorkPlan
 
 PROTOCOL = 1
+
+EnergySource = Literal["none", "rapl", "ina3221", "battery", "model"]
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,14 @@ class WorkReply:
 
 @dataclass(frozen=True)
 class Spent:
-    """What the work of a round cost the device."""
+    """What the work of a round cost the device. probes: loss evaluations. energy: where the millijoules come from."""
 
     peak_memory_mib: int = 0
     milliseconds: int = 0
     cpu_milliseconds: int = 0
+    probes: int = 0
+    millijoules: int = 0
+    energy: EnergySource = "none"
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,6 +56,7 @@ class Tiles:
         if mark and scheme not in ("http", "https"):
             raise ConfigError(f"tiles {location!r} must be an http:// or https:// address, or a folder")
         self._open = urllib.request.build_opener(_Redirects).open if mark else None
+        self.received = 0  # bytes over the network
 
     def head(self, public_key: bytes, genesis: bytes | None = None, last: Head | None = None) -> Head:
         """The head now. genesis: of the ledger that it must be of; None for any. last: the one that was followed before.
@@ -143,7 +144,9 @@ class Tiles:
         where = f"{self.location}/{path}"
         try:
             with self._open(where, timeout=self._timeout) if self._open else open(where, "rb") as source:
-                return _received(source, most, self._timeout)
+                data = _received(source, most, self._timeout)
+                self.received += len(data) if self._open else 0
+                return data
         except (OSError, HTTPException, ValueError) as error:  # ValueError: an address that makes no sense, after a redirect too
             if isinstance(error, HTTPError):
                 error.close()

@@ -54,7 +54,11 @@ def signal_per_second(correlation: float, milliseconds: float) -> float:
 
 
 def stage_ns(engine: Engine, batch: Batch, repeats: int = 3) -> tuple[int, ...]:
-    """Nanoseconds that a branch of an example takes in each stage, measured as branches run: two at a time, hundreds of a head's own."""
+    """Nanoseconds that a branch of an example takes in each stage, measured as branches run: two at a time, hundreds of a head's own.
+
+    Of as many examples of the batch as one run may have.
+    """
+    batch = batch.split(max(1, engine.max_rows // (2 * batch.tokens)))[0]
     stages, values, found = engine.stages, {name: share(array) for name, array in batch.fields.items()}, []
     engine.parameters.settle()
     for number, stage in enumerate(engine.manifest.stages):

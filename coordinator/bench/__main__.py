@@ -38,6 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory = commands.add_parser("memory", help="peak resident memory of an agent over plain inference, and of the engine by max_rows")
     memory.add_argument("--max-rows", type=int, nargs="+", default=[128, 256, 384, 768, 1536], help="[128 256 384 768 1536]")
     memory.set_defaults(command=_memory)
+    fits = commands.add_parser("fits", help="how much larger a model fits without backprop, by budget of memory (predicted)")
+    fits.add_argument("--examples", type=int, default=8, help="a step [8]")
+    fits.add_argument("--tokens", type=int, default=128, help="of an example [128]")
+    fits.add_argument("--plot", type=Path, help="write a picture")
+    fits.set_defaults(command=_fits)
+    equal = commands.add_parser("equal-memory", help="the whole model trained forward-only, against what backprop can train in that memory")
+    equal.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and labels.json")
+    equal.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the forward-only run [int8]")
+    equal.add_argument("--seconds", type=float, default=60.0, help="of training, each [60]")
+    equal.add_argument("--plot", type=Path, help="write a picture of accuracy over time")
+    equal.set_defaults(command=_equal_memory)
+    prediction = commands.add_parser("prediction", help="predicted against measured peak resident memory, over a grid of shapes")
+    prediction.set_defaults(command=_prediction)
+    budget = commands.add_parser("budget", help="an agent in one memory cgroup with a process that takes and frees memory; needs root")
+    budget.add_argument("--rounds", type=int, default=100, help="[100]")
+    budget.set_defaults(command=_budget)
     crash = commands.add_parser("crash", help="kill a coordinator and agents, or cut their power, again and again; audit the ledger")
     crash.add_argument("--kills", type=int, default=200, help="kills, and as many power losses [200]")
     crash.add_argument("--seed", type=int, default=0, help="[0]")
@@ -96,23 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fuzz.add_argument("--minutes", type=float, default=1.0, help="[1]")
     fuzz.add_argument("--seed", type=int, default=0, help="[0]")
     fuzz.set_defaults(command=_fuzz)
-    for command in (
-        step,
-        cost,
-        perturb,
-        replay,
-        probe,
-        memory,
-        crash,
-        catchup,
-        precisions,
-        split,
-        autopilot,
-        a_round,
-        coordinator,
-        soak,
-        fuzz,
-    ):
+    for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
@@ -156,6 +156,46 @@ def _memory(given: argparse.Namespace) -> None:
 
     found = memory.measure(given.max_rows)
     _show(given, memory.told(found), found)
+
+
+def _fits(given: argparse.Namespace) -> None:
+    from coordinator.bench import fits
+    from zo.memory.methods import Work
+
+    found = fits.measure(Work(given.examples, given.tokens), given.plot)
+    _show(given, fits.told(found), found)
+
+
+def _equal_memory(given: argparse.Namespace) -> None:
+    from coordinator import task as task_file
+    from coordinator.bench import equal_memory, split
+    from coordinator.build.layers import Training
+    from coordinator.demo.packaged import packaged_model
+
+    if find_spec("torch") is None:
+        raise ConfigError("equal-memory needs torch: .venv/bin/python -m pip install torch==2.13.0")
+    task = task_file.read(given.data / "labels.json", 64)
+    with tempfile.TemporaryDirectory() as scratch:
+        training = Training("lora-fa", given.precision)
+        bundle = split.build_bundle(packaged_model(), Path(scratch) / "bundle", given.data, task, training)
+        found = equal_memory.measure(bundle.folder, packaged_model(), given.data, given.seconds, given.plot)
+    _show(given, equal_memory.told(found), found)
+
+
+def _prediction(given: argparse.Namespace) -> None:
+    from coordinator.bench import prediction
+
+    found = prediction.measure()
+    _show(given, prediction.told(found), found)
+
+
+def _budget(given: argparse.Namespace) -> int:
+    from coordinator.bench import budget
+
+    found = budget.measure(given.rounds)
+    _show(given, budget.told(found), found)
+    kept = not found["oom_kills"] and found["over_budget_minus_micro_batch_mb"] <= 0 and found["digests_equal"]
+    return int(not (kept and found["sheds"] and found["rounds_completed"]))
 
 
 def _crash(given: argparse.Namespace) -> int:

@@ -34,8 +34,8 @@ def measure(max_rows: list[int]) -> dict[str, Any]:
             build(packaged_model(), folder / "bundle", TASK, Training("lora-fa", precision), [])
             build(packaged_model(), folder / "plain", TASK, Training("lora-fa", precision, top_blocks=0), [], 1)
             peaks["agent"][precision] = _agent(open_bundle(folder / "bundle"), folder)
-            peaks["inference"][precision] = _child("inference", folder / "plain")["peak_mib"]
-        rows = [_child("engine", folder / "bundle", each) for each in max_rows]
+            peaks["inference"][precision] = child("inference", folder / "plain")["peak_mib"]
+        rows = [child("engine", folder / "bundle", each) for each in max_rows]
     over = {precision: round(peaks["agent"][precision] / peaks["inference"][precision], 3) for precision in PRECISIONS}
     return {"agent_over_inference": over, "peak_mib": peaks, "by_max_rows": rows}
 
@@ -71,7 +71,7 @@ def _agent(bundle: Bundle, folder: Path) -> int:
     return peak
 
 
-def _child(what: str, bundle: Path, max_rows: int = 0) -> dict[str, Any]:
-    """Figures of a process of its own."""
-    command = [sys.executable, "-m", "coordinator.bench.resident", what, str(bundle), str(max_rows)]
+def child(what: str, bundle: Path, *numbers: int) -> dict[str, Any]:
+    """Figures of a process of its own (`coordinator.bench.resident`)."""
+    command = [sys.executable, "-m", "coordinator.bench.resident", what, str(bundle), *map(str, numbers)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -1,8 +1,10 @@
-"""The processes whose memory `scripts/bench memory` measures: bare onnxruntime, and the engine alone. Imports wait, since they count."""
+"""The processes whose memory `scripts/bench memory` and `prediction` measure. Imports wait, since they count."""
 
 import argparse
+import ctypes
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,52 @@ def _engine(bundle: Path, max_rows: int) -> dict[str, Any]:
     return {"max_rows": max_rows, "loaded_mib": loaded, "peak_mib": resident_mib("VmHWM"), "seconds": round(seconds, 2)}
 
 
+def _calibrate(bundle: Path) -> dict[str, Any]:
+    """What an agent finds on first use."""
+    from dataclasses import asdict
+
+    from zo.memory import calibration
+
+    opened, engine = _loaded(bundle, 384)
+    base = bundle / opened.manifest.base.file
+    return asdict(calibration.fit(calibration.measure(engine, base, lambda rows, tokens: True), opened.manifest))
+
+
+def _shape(bundle: Path, directions: int, examples: int, tokens: int) -> dict[str, Any]:
+    """Three probes of one shape, all rows at once, where every word of the tables has been met."""
+    from zo.memory import process
+    from zo.planning import one_level
+    from zo.timing import random_batch
+
+    opened, engine = _loaded(bundle, 1 << 20)
+    touch(bundle / opened.manifest.base.file)
+    plan = one_level(opened.manifest, {each.kind: each.log2_eps for each in opened.manifest.calibration}, 0, directions)
+    for _ in range(3):
+        engine.probe(plan, random_batch(opened.manifest.task, 30_000, examples, tokens))
+    return {"peak": process.peak()}
+
+
+def _loaded(bundle: Path, max_rows: int) -> Any:
+    """The bundle and an engine over it, in a process that has imported what an agent does."""
+    import grpc  # noqa: F401
+    import psutil  # noqa: F401
+
+    from zo.bundle import open_bundle
+    from zo.engine import Engine
+
+    opened = open_bundle(bundle)
+    return opened, Engine(opened, opened.parameters(), max_rows=max_rows)
+
+
+def touch(file: Path) -> None:
+    """Read a byte of every page of the file's mappings in this process."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(file.resolve())):
+            first, last = (int(each, 16) for each in line.split()[0].split("-"))
+            for address in range(first, last, 4096):
+                ctypes.string_at(address, 1)
+
+
 def resident_mib(field: str, process: int | str = "self") -> int:
     """Of a process; 0 where it is gone."""
     try:
@@ -63,8 +111,14 @@ def resident_mib(field: str, process: int | str = "self") -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["inference", "engine"])
+    processes: dict[str, Callable[..., dict[str, Any]]] = {
+        "inference": _inference,
+        "engine": _engine,
+        "calibrate": _calibrate,
+        "shape": _shape,
+    }
+    parser.add_argument("what", choices=processes)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("max_rows", type=int)
+    parser.add_argument("numbers", type=int, nargs="*")
     given = parser.parse_args()
-    print(json.dumps(_inference(given.bundle) if given.what == "inference" else _engine(given.bundle, given.max_rows)))
+    print(json.dumps(processes[given.what](given.bundle, *given.numbers)))

@@ -51,7 +51,7 @@ def build(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".building-") as scratch:
         made = Path(scratch, "bundle")
         wanted: tuple[Precision, ...] = (training.precision, *others)
-        bundle = _draft(checkpoint, made, task, training, (*wanted, "fp32"), stages, out.name)
+        bundle = draft(checkpoint, made, task, training, (*wanted, "fp32"), stages, out.name)
         exact = bundle.at("fp32")
         _fill_prototypes(exact)
         batches = calibration_batches(bundle, examples)
@@ -76,7 +76,7 @@ def exact_twin(bundle: Bundle, model: Path, folder: Path) -> Bundle:
     manifest, checkpoint = bundle.manifest, Checkpoint(model)
     trained = min(sum(group.kind == "body" for group in manifest.groups), _blocks(checkpoint))  # another model may have fewer
     training = Training(manifest.trainable, "fp32", manifest.rank, manifest.alpha, manifest.run_key, trained)
-    twin = _draft(checkpoint, folder, manifest.task, training, ("fp32",), None, manifest.name)
+    twin = draft(checkpoint, folder, manifest.task, training, ("fp32",), None, manifest.name)
     if [group.tensors for group in twin.manifest.groups] != [group.tensors for group in manifest.groups]:
         raise BundleError(f"{model} is not the model that {bundle.folder} was built from")
     chain.write_trainable(folder, twin.manifest.groups, bundle.initial_tensors())
@@ -136,7 +136,7 @@ def _at(bundle: Bundle, tensors: dict[str, np.ndarray]) -> Parameters:
     return Parameters(bundle.manifest.run_key, groups, snapped)
 
 
-def _draft(
+def draft(
     checkpoint: Checkpoint,
     folder: Path,
     task: Task,

@@ -16,6 +16,7 @@ from zo import bundle as bundle_files
 from zo.errors import BundleError
 from zo.lattice import fit_log2_unit, snap
 from zo.manifest import FILE, Base, Manifest, Stage, Task
+from zo.memory.shapes import of_config
 from zo.parameters import Group, Tensor
 
 ADAPTER_LOG2_UNIT = -20  # what starts near zero (adapters, prototypes) still gets room to grow: +-16
@@ -99,6 +100,7 @@ def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:
         task=task,
         groups=groups,
         bases={precision: Base(base, (folder / base).stat().st_size, tuple(stages))},
+        model=of_config(config),
     )
 
 

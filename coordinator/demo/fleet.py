@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,12 @@ class Fleet:
                 raise UserError(f"the coordinator did not start: {_last_line(self.folder / 'coordinator.log')}")
             time.sleep(0.1)
 
-    def start_agent(self, name: str, data: Path) -> None:
-        """Start an agent with its own data and state."""
+    def start_agent(self, name: str, data: Path, *settings: str, before: Sequence[str] = ()) -> None:
+        """Start an agent with its own data and state. settings: further flags. before: words of a command that runs it."""
         state = self.folder / name / "state"
         arguments = ["run", "--insecure-loopback", f"--data={data}", f"--state={state}", f"--bundle={self.bundle}"]
-        arguments += [f"--coordinator=127.0.0.1:{self.relay.port}", "--patience=120"]
-        self.agents[name] = self._start("edge_agent.cli", arguments, self.folder / name / "agent.log")
+        arguments += [f"--coordinator=127.0.0.1:{self.relay.port}", "--patience=120", *settings]
+        self.agents[name] = self._start("edge_agent.cli", arguments, self.folder / name / "agent.log", before)
 
     def store(self) -> SqliteStore:
         """The run's store, for reading."""
@@ -93,10 +94,11 @@ class Fleet:
         self.relay.close()
 
     @staticmethod
-    def _start(module: str, arguments: list[str], log: Path) -> psutil.Popen:
+    def _start(module: str, arguments: list[str], log: Path, before: Sequence[str] = ()) -> psutil.Popen:
         log.parent.mkdir(parents=True, exist_ok=True)
+        command = [*before, sys.executable, "-m", module, *arguments]
         with log.open("ab") as sink:
-            return psutil.Popen([sys.executable, "-m", module, *arguments], stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            return psutil.Popen(command, stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
 def _answers(port: int) -> bool:

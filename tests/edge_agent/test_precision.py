@@ -10,7 +10,8 @@ from conftest import Bundles
 
 from edge_agent import precision
 from edge_agent.config import AgentConfig
-from edge_agent.precision import Chooser, held, open_held, processor
+from edge_agent.precision import Chooser, held, open_held
+from edge_agent.processor import processor
 from edge_agent.state import State
 from edge_agent.stopping import Stopped
 from zo.bundle import Bundle

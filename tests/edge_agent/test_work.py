@@ -1,6 +1,7 @@
 """From a plan to a report."""
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from coordinator.bench import tiny_models
 from edge_agent.data import Dataset
+from edge_agent.guest import Guest
 from edge_agent.work import work
 from zo.batches import Batch
 from zo.bundle import Bundle
@@ -50,13 +52,12 @@ def plan(engine: Engine, count: int = 4, measure: bool = False, digest: bool = F
     return WorkPlan(9, 0, one_level(engine.manifest, sizes, 100, count), 6, measure, digest, GRID, PLAN)
 
 
-def go_on() -> None:
-    pass
+GUEST = Guest(threading.Event())
 
 
 def test_a_report_answers_its_plan(engine: Losing, dataset: Dataset) -> None:
     before = engine.parameters.digest()
-    found = work(plan(engine, measure=True, digest=True), engine, dataset, go_on, run=3, device=5)
+    found = work(plan(engine, measure=True, digest=True), engine, dataset, GUEST, run=3, device=5)
     assert (found.run, found.device, found.round, found.examples, found.dropped) == (3, 5, 9, 6, 0)
     assert (found.plan, found.precision) == (PLAN, "fp32")
     assert found.scalars.shape == (4,)
@@ -68,13 +69,13 @@ def test_a_report_answers_its_plan(engine: Losing, dataset: Dataset) -> None:
 
 
 def test_what_is_not_asked_for_is_not_reported(engine: Losing, dataset: Dataset) -> None:
-    found = work(plan(engine), engine, dataset, go_on)
+    found = work(plan(engine), engine, dataset, GUEST)
     assert (found.held_out, found.digest) == ((), None)
 
 
 def scalars(engine: Losing, dataset: Dataset, *losses: float) -> Report:
     engine.told = losses
-    return work(plan(engine, len(losses) // 2), engine, dataset, go_on)
+    return work(plan(engine, len(losses) // 2), engine, dataset, GUEST)
 
 
 @pytest.mark.filterwarnings("error")
@@ -100,25 +101,27 @@ def test_a_report_is_within_the_clip(engine: Losing, dataset: Dataset) -> None:
 def test_a_stop_between_probes_ends_the_work_with_the_parameters_restored(bundles: Callable[..., Bundle], tmp_path: Path) -> None:
     bundle = bundles("llama-tied", "full")
     engine = Engine(bundle, bundle.parameters())
-    before, calls = engine.parameters.digest(), 0
+    before = engine.parameters.digest()
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny_models.sentences(10)))
     data = Dataset(tmp_path, bundle.manifest.task, bundle.tokenizer(), held_out_share=0.0, held_out_most=0, balanced=True)
 
-    def stop_at_the_third() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise InterruptedError
+    class StoppedAtTheThird(Guest):
+        calls = 0
+
+        def go_on_probing(self) -> None:
+            self.calls += 1
+            if self.calls == 3:
+                raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        work(plan(engine), engine, data, stop_at_the_third)
+        work(plan(engine), engine, data, StoppedAtTheThird(threading.Event()))
     assert engine.parameters.digest() == before
 
 
 def test_the_held_out_losses_along_the_stride_are_reported_and_the_parameters_restored(engine: Losing, dataset: Dataset) -> None:
     ids = tuple(group.id for group in engine.manifest.groups)
     stride, before = (Term(ids, 5, np.array([1 << 14, -(1 << 13)])),), engine.parameters.digest()
-    found = work(plan(engine, measure=True), engine, dataset, go_on, stride)
+    found = work(plan(engine, measure=True), engine, dataset, GUEST, stride)
     assert found.held_out == tuple(round(each * 2**14) for each in losses(engine, dataset.held_out_batches(6), stride))
     assert len(set(found.held_out)) == len(found.held_out) == 5
     assert engine.parameters.digest() == before
@@ -133,12 +136,12 @@ class Blown(Losing):
 
 def test_a_held_out_loss_that_is_not_finite_is_not_reported(bert_bundle: Bundle, dataset: Dataset) -> None:
     engine = Blown(bert_bundle, bert_bundle.parameters())
-    assert work(plan(engine, measure=True), engine, dataset, go_on).held_out == ()
+    assert work(plan(engine, measure=True), engine, dataset, GUEST).held_out == ()
 
 
 def test_without_held_out_examples_there_is_no_held_out_loss(engine: Losing, dataset: Dataset) -> None:
     dataset.held_out = []
-    assert work(plan(engine, measure=True), engine, dataset, go_on).held_out == ()
+    assert work(plan(engine, measure=True), engine, dataset, GUEST).held_out == ()
 
 
 TREES = [
@@ -156,11 +159,11 @@ def test_the_report_of_a_tree_tells_its_shape_and_a_scalar_of_every_direction(sh
     root = seeded(tree(engine.manifest, sizes, shape), engine.manifest.run_key, 9, 5)
     asked = WorkPlan(9, 0, root, 6, False, True, GRID, PLAN)
     before = engine.parameters.digest()
-    found = work(asked, engine, dataset, go_on, run=3, device=5)
+    found = work(asked, engine, dataset, GUEST, run=3, device=5)
     assert found.shape == shape
     assert found.scalars.shape == (shape.scalars,)
     assert np.count_nonzero(found.scalars) > shape.scalars // 2
     assert found.digest == before == engine.parameters.digest()
     engine.told = (1.0, float("nan"), *[1.5, 1.0] * (shape.scalars - 1))
-    found = work(asked, engine, dataset, go_on)
+    found = work(asked, engine, dataset, GUEST)
     assert (found.dropped, found.scalars.tolist()) == (1, [0] + [2**12] * (shape.scalars - 1))

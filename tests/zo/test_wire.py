@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from zo.messages import (
     CatchUpReply,
     CatchUpRequest,
     CheckpointRequest,
+    EnergySource,
     EnrolReply,
     EnrolRequest,
     FileChunk,
@@ -91,7 +92,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         precisions,
         u32,
         st.none() | s64,
-        st.builds(Spent, u32, u32, u32),
+        st.builds(Spent, u32, u32, u32, u32, u32, st.sampled_from(get_args(EnergySource))),
         st.none() | digests,
         u32,
         st.none() | shapes,

@@ -39,6 +39,11 @@ class Engine:
         self.live = {name: share(parameters.tensor(name)[None] if name in self.branched else parameters.tensor(name)) for name in tensors}
         self._buffers: dict[tuple[str, int], tuple[np.ndarray, Any]] = {}
 
+    def trim(self) -> None:
+        """Give back memory that no run is using: branches, and the arena's, which grows to the largest run that there ever was."""
+        self._buffers.clear()
+        self.stages.trim(self.manifest.width, self.live)
+
     def in_place(self, node: Node) -> bool:
         """Whether the node perturbs a tensor without a branch axis, so that its probes run one by one."""
         groups = {group for size in node.probe_sizes for group in size.groups}
@@ -50,7 +55,7 @@ class Engine:
 
         Where a level has others below it, each of its losses is the mean over the stage outputs that the direction below
         left at +E and at -E. `go_on` is called before each run; what it raises ends the walk, with the parameters restored
-        exactly.
+        exactly: after EnoughProbed with the losses found so far, NaN for the others.
         """
         parts = batch.split(max(1, self.max_rows // (self._copies(node) * batch.tokens)))
         caches = [Cache(part, self._below(part, node.stage), part.losses / batch.losses) for part in parts]

@@ -1,5 +1,6 @@
 """The stages of a bundle as ONNX Runtime sessions, run one after the other."""
 
+import ctypes
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from zo.errors import BundleError
 from zo.manifest import Stage
 
 Values = dict[str, Any]  # ort.OrtValue by name
+_C = ctypes.CDLL(None)
 
 # One arena for all sessions: no page faults once warm, and less resident than without any (docs/performance.md).
 ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT), None)
@@ -32,6 +34,12 @@ class Stages:
 
     def __len__(self) -> int:
         return len(self._stages)
+
+    def trim(self, width: int, tensors: Values) -> None:
+        """Let the arena, and the C library, give back what they do not use: they keep it otherwise. width: of the hidden states."""
+        self._stages[-1].shrink(width, tensors)
+        if hasattr(_C, "malloc_trim"):
+            _C.malloc_trim(0)
 
     def run(self, values: Values, first: int, stop: int, tensors: Values, logits: bool = False) -> Values:
         """`values` and the outputs of stages first..stop. tensors: the trainable ones. logits: whether the last stage gives them too."""
@@ -51,6 +59,14 @@ class _Stage:
         shapes = {given.name: given.shape for given in self._session.get_outputs()}
         self.classes: int = shapes["logits"][-1] if "logits" in shapes else 0
         self._binding, self._bound = self._session.io_binding(), Values()
+
+    def shrink(self, width: int, tensors: Mapping[str, Any]) -> None:
+        """Run a single row: the arena shrinks at the end of a run, if at all."""
+        row = {name: np.zeros((1, 1, width), np.float32) if rank == 3 else np.zeros(1, np.int64) for name, rank in self.ranks.items()}
+        given = {name: tensors[name].numpy() if name in tensors else row[name] for name in self.ranks}
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._session.run(["loss"], given, options)
 
     def run(self, values: Mapping[str, Any], tensors: Mapping[str, Any], logits: bool) -> Values:
         for name in self.ranks:

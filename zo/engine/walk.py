@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,11 @@ from zo.terms import Term, negated
 
 if TYPE_CHECKING:
     from zo.engine.engine import Engine
+
+
+class EnoughProbed(Exception):
+    """Raised by `go_on` to end a walk early, for want of memory say: losses found so far count, the others are NaN."""
+
 
 Steps = Generator[tuple[int, list[Values]], None, None]  # the first of some directions, and what every cache has come to, by branch
 
@@ -51,11 +56,14 @@ class Walk:
     def __init__(self, engine: Engine, root: Node, go_on: Callable[[], None]) -> None:
         self._engine, self._root, self._go_on = engine, root, go_on
         self._found = {node.stage: np.zeros(2 * total) for node, total in root.levels()}
+        self._known = {node.stage: np.zeros(2 * total, bool) for node, total in root.levels()}
 
     def losses(self, caches: list[Cache]) -> np.ndarray:
-        """Losses of every direction, + then -, lowest level first: float64 [2 * scalars]."""
-        self._level(self._root, 0, caches)
-        return np.concatenate(list(self._found.values())[-1 if self._root.joint else 0 :])
+        """Losses of every direction, + then -, lowest level first: float64 [2 * scalars]; NaN where the walk ended before."""
+        with suppress(EnoughProbed):
+            self._level(self._root, 0, caches)
+        found = [np.where(known, found, np.nan) for known, found in zip(self._known.values(), self._found.values(), strict=True)]
+        return np.concatenate(found[-1 if self._root.joint else 0 :])
 
     def _level(self, node: Node, first: int, caches: list[Cache]) -> None:
         """Directions first..first + count of a level, and of those above it."""
@@ -130,6 +138,7 @@ class Walk:
         found = self._found[node.stage][2 * first :]
         for cache, each in zip(caches, losses, strict=True):
             found[: len(each)] += cache.weight * each.astype(np.float64)
+        self._known[node.stage][2 * first : 2 * first + len(losses[0])] = True
 
     def _together(self, node: Node, batch: Batch) -> int:
         """Directions in one run."""

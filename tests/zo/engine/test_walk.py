@@ -15,14 +15,15 @@ from coordinator.bench import tiny_models
 from zo import split
 from zo.batches import Batch
 from zo.bundle import Bundle
-from zo.engine import Engine, Prefix
+from zo.engine import Engine, EnoughProbed, Prefix
 from zo.engine.stages import Stages, Values
 from zo.engine.walk import Cache, Walk
 from zo.manifest import TRAINABLE_SETS
 from zo.parameters import Parameters
 from zo.plan import Node, Shape
-from zo.planning import kept_bytes, lowest_stage
+from zo.planning import kept_bytes, kinds, lowest_stage, tree
 from zo.reference import probe
+from zo.timing import random_batch
 
 EXACT = 2e-5  # nats: float32 against float64
 SAME = 2e-6  # nats: float32 in other company
@@ -302,3 +303,41 @@ def test_a_batch_repeated_has_the_loss_of_one_and_the_logits_again_and_again(mod
     assert again == pytest.approx(loss, abs=SAME)
     np.testing.assert_allclose(all_logits, np.tile(logits, (times, 1)), atol=1e-5)
     assert all(np.array_equal(before[name], array) for name, array in batch.fields.items())
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape((3,)), Shape((2, 3), (2,)), Shape((2, 3), (1,)), Shape((2, 1, 3), (1, 2)), Shape((2, 3), (2,), joint=True)]
+)
+@pytest.mark.parametrize(("model", "trainable"), [("bert", "lora-fa"), ("bert", "full")])
+def test_a_walk_that_is_given_up_keeps_what_it_had_and_restores_the_rest(
+    shape: Shape, model: str, trainable: str, bundles: Callable[..., Bundle]
+) -> None:
+    bundle = bundles(model, trainable)
+    engine = Engine(bundle, bundle.parameters(), max_rows=1)
+    root = tree(engine.manifest, {kind: engine.manifest.log2_eps(kind) for kind in kinds(engine.manifest)}, shape)
+    batch, before = random_batch(engine.manifest.task, 60, 4, 16), engine.parameters.digest()
+    runs = 0
+
+    def count() -> None:
+        nonlocal runs
+        runs += 1
+
+    whole = engine.probe(root, batch, count)
+    seen = set()
+    for most in range(runs + 1):
+        left = most
+
+        def give_up() -> None:
+            nonlocal left
+            if left == 0:
+                raise EnoughProbed
+            left -= 1
+
+        found = engine.probe(root, batch, give_up)
+        known = np.isfinite(found)
+        assert found[known].tolist() == whole[known].tolist()
+        assert engine.parameters.digest() == before
+        seen.add(int(known.sum()))
+    assert min(seen) == 0
+    assert max(seen) == whole.size
+    assert len(seen) > 2 or shape.joint

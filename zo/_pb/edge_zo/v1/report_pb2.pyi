@@ -1,6 +1,7 @@
 from zo._pb.edge_zo.v1 import ledger_pb2 as _ledger_pb2
 from zo._pb.edge_zo.v1 import plan_pb2 as _plan_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -9,14 +10,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Spent(_message.Message):
-    __slots__ = ("peak_memory_mib", "milliseconds", "cpu_milliseconds")
+    __slots__ = ("peak_memory_mib", "milliseconds", "cpu_milliseconds", "probes", "millijoules", "energy")
+    class EnergySource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        NONE: _ClassVar[Spent.EnergySource]
+        RAPL: _ClassVar[Spent.EnergySource]
+        INA3221: _ClassVar[Spent.EnergySource]
+        BATTERY: _ClassVar[Spent.EnergySource]
+        MODEL: _ClassVar[Spent.EnergySource]
+    NONE: Spent.EnergySource
+    RAPL: Spent.EnergySource
+    INA3221: Spent.EnergySource
+    BATTERY: Spent.EnergySource
+    MODEL: Spent.EnergySource
     PEAK_MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
     MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     CPU_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    MILLIJOULES_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_FIELD_NUMBER: _ClassVar[int]
     peak_memory_mib: int
     milliseconds: int
     cpu_milliseconds: int
-    def __init__(self, peak_memory_mib: _Optional[int] = ..., milliseconds: _Optional[int] = ..., cpu_milliseconds: _Optional[int] = ...) -> None: ...
+    probes: int
+    millijoules: int
+    energy: Spent.EnergySource
+    def __init__(self, peak_memory_mib: _Optional[int] = ..., milliseconds: _Optional[int] = ..., cpu_milliseconds: _Optional[int] = ..., probes: _Optional[int] = ..., millijoules: _Optional[int] = ..., energy: _Optional[_Union[Spent.EnergySource, str]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("run", "device", "round", "scalars", "examples", "precision", "dropped", "held_out", "spent", "digest", "plan", "shape")

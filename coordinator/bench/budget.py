@@ -1,0 +1,97 @@
+"""`scripts/bench budget`: an agent and a process that takes and frees memory, in one real cgroup that cannot hold what both would like."""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from coordinator.bench.memory_group import MemoryGroup
+from coordinator.bench.step import TASK
+from coordinator.build.build import build
+from coordinator.build.layers import Training
+from coordinator.demo import shares
+from coordinator.demo.fleet import Fleet
+from coordinator.demo.packaged import packaged_model
+from zo.bundle import Bundle, open_bundle
+from zo.examples import Example
+from zo.memory import need, process
+from zo.memory.engine import Device
+
+LIMIT = 300_000_000  # bytes of the cgroup
+BUDGET = 220_000_000  # that the owner allows the agent
+PEAKS = (120_000_000, 172_000_000)  # of the neighbour, in turn
+ROWS, DIRECTIONS, EXAMPLES, TOKENS = 4096, 8, 8, 32
+LOOK = 0.02  # seconds between looks at the memory of both
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """One run of the agent beside the neighbour, to its end."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        build(packaged_model(), folder / "bundle", TASK, Training("lora-fa", "int8"), [])
+        bundle = open_bundle(folder / "bundle")
+        _write_texts(bundle, folder / "data.jsonl")
+        settings = {"rounds": str(rounds), "round.goal": "1", "probe.examples": str(EXAMPLES), "probe.directions": str(DIRECTIONS)}
+        fleet = Fleet(folder / "fleet", bundle.folder, settings | {"algorithm": "mezo"})
+        with MemoryGroup(LIMIT) as group:
+            neighbour = psutil.Popen(group.command(sys.executable, "-m", "coordinator.bench.hog", *map(str, PEAKS)))
+            try:
+                fleet.start_coordinator()
+                flags = (f"--memory.budget={BUDGET}", f"--max-rows={ROWS}")
+                fleet.start_agent("agent", folder / "data.jsonl", *flags, before=group.command())
+                seen = _watch(fleet, group, neighbour)
+                fleet.check()
+                return seen | _outcome(fleet, bundle, group, seen)
+            finally:
+                fleet.stop()
+                neighbour.kill()
+                neighbour.wait()
+
+
+def told(found: dict[str, Any]) -> str:
+    """A list for a person."""
+    return "\n".join(f"{key.replace('_', ' '):32} {value}" for key, value in found.items())
+
+
+def _watch(fleet: Fleet, group: MemoryGroup, neighbour: psutil.Popen) -> dict[str, Any]:
+    """Highest of everything until the agent ends."""
+    agent, high = fleet.agents["agent"], {"agent": 0, "neighbour": 0, "group": 0}
+    began = time.monotonic()
+    while agent.poll() is None:
+        now = {"agent": process.resident(agent.pid), "neighbour": process.resident(neighbour.pid), "group": group.used}
+        high = {name: max(value, now[name]) for name, value in high.items()}
+        time.sleep(LOOK)
+    return {"seconds": round(time.monotonic() - began, 1)} | {f"{name}_peak_mb": round(value / 1e6, 1) for name, value in high.items()}
+
+
+def _outcome(fleet: Fleet, bundle: Bundle, group: MemoryGroup, seen: dict[str, Any]) -> dict[str, Any]:
+    """What must hold."""
+    store, status = fleet.store(), fleet.status("agent")
+    summaries = store.summaries(store.runs()[0].id)
+    store.close()
+    planned = status["memory"]
+    micro_batch = need(bundle.manifest, planned["most_rows"], TOKENS, Device()).activations / 1e6
+    peak = max(seen["agent_peak_mb"], status["peak_memory_mib"] * 2**20 / 1e6)
+    return {
+        "cgroup_version": group.version,
+        "limit_mb": LIMIT / 1e6,
+        "budget_mb": BUDGET / 1e6,
+        "micro_batch_mb": round(micro_batch, 1),
+        "oom_kills": group.oom_kills,
+        "over_budget_minus_micro_batch_mb": round(peak - BUDGET / 1e6 - micro_batch, 1),
+        "most_rows": planned["most_rows"],
+        **{name: planned[name] for name in ("sheds", "trims", "pauses", "abandoned")},
+        "rounds_completed": len(summaries),
+        "digests_equal": summaries[-1]["digest"] == status.get("digest"),
+    }
+
+
+def _write_texts(bundle: Bundle, path: Path) -> None:
+    words = [word for word in bundle.tokenizer().get_vocab() if word.isascii() and word.isalpha() and len(word) > 3]
+    generator = np.random.default_rng(0)
+    texts = [" ".join(generator.choice(words, TOKENS - 2)) for _ in range(400)]  # and the two tokens that frame them
+    shares.write(path, [Example(text, place % 2) for place, text in enumerate(texts)])

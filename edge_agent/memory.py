@@ -1,0 +1,158 @@
+"""The memory budget, planned: whether a base fits before it is downloaded, and how many rows a run may have."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edge_agent.config import AgentConfig
+from edge_agent.governor import Governor
+from edge_agent.guest import Guest
+from edge_agent.pressure import budget, gauges
+from edge_agent.processor import processor
+from edge_agent.solo_config import SoloConfig
+from edge_agent.state import State
+from zo.bundle import Bundle
+from zo.engine import Engine
+from zo.errors import DoesNotFit
+from zo.manifest import Manifest, Precision
+from zo.memory import Need, need, process
+from zo.memory import calibration as memory_calibration
+from zo.memory.engine import SESSIONS, Device
+from zo.memory.fitting import largest
+from zo.memory.units import told
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is predicted of a bundle on this device. allowed: bytes up to the soft line. rows: of a run, so that it stays below."""
+
+    device: Device
+    allowed: float
+    rows: int
+    need: Need
+
+
+def here() -> Device:
+    """This process as it is before any session is made."""
+    return Device(max(Device().imports, process.resident() + SESSIONS))
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that may be held: budget at most, and up to the soft line, with which is planned."""
+
+    budget: float
+    allowed: float
+
+
+def room(config: AgentConfig | SoloConfig) -> Room:
+    """What the settings, this machine and its cgroups leave."""
+    most = budget(config.memory)
+    return Room(most, config.memory.soft * most)
+
+
+def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device) -> Need:
+    """With runs of so many rows of the longest texts."""
+    kept = 0 if manifest.stages[0].groups else int(config.prefix.memory)
+    tokens = manifest.task.max_tokens
+    return need(manifest, rows, tokens, device, kept, pairs=max(1, rows // (2 * tokens)))
+
+
+def most_rows(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> int:
+    """Of a run, so that it stays below the soft line: as the settings say, or fewer; 0 where even few do not fit."""
+    allowed = room(config).allowed
+    return largest(lambda rows: predicted(manifest, rows, config, device).total <= allowed, config.max_rows)
+
+
+def fitting(manifest: Manifest, among: Sequence[Precision], config: AgentConfig | SoloConfig) -> list[Precision]:
+    """Those of the bases that fit, by what the manifest alone says. DoesNotFit where none does, with the numbers and what would."""
+    if manifest.model is None:
+        log.warning("bundle %r does not state the model's dimensions, so memory is watched, but not planned", manifest.name)
+        return list(among)
+    device, allowed = here(), room(config).allowed
+    needs = {name: _least(manifest.at(name), config, device) for name in manifest.bases}
+    found = [name for name in among if needs[name].total <= allowed]
+    for name in among:
+        if name not in found:
+            log.info("base %s needs %s, and %s are allowed", name, told(needs[name].total), told(allowed))
+    if not found:
+        raise DoesNotFit(_refusal(manifest, among, needs, config))
+    return found
+
+
+def plan(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> Plan:
+    """Rows that stay below the soft line: as the settings say, or fewer. DoesNotFit where one example with its two branches does not."""
+    allowed, least = room(config).allowed, 2 * manifest.task.max_tokens
+    if predicted(manifest, least, config, device).total > allowed:
+        needs = {manifest.precision: _least(manifest, config, device)}
+        raise DoesNotFit(_refusal(manifest, [manifest.precision], needs, config))
+    rows = most_rows(manifest, config, device)
+    if rows < config.max_rows:
+        log.info("runs of at most %d rows instead of %d, so that they fit the %s allowed", rows, config.max_rows, told(allowed))
+    return Plan(device, allowed, rows, predicted(manifest, max(rows, least), config, device))
+
+
+def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State, go_on: Callable[[], None]) -> Device:
+    """What this device needs for the bundle: measured on first use, then as the state folder says."""
+    key = f"{bundle.digest.hex()} {bundle.manifest.precision} {processor()} {config.threads}"
+    kept = state.memory()
+    if kept.get("key") == key:
+        return Device(int(kept["imports"]), float(kept["hidden"]))
+    allowed, usual = room(config).allowed, here()
+
+    def fits(rows: int, tokens: int) -> bool:
+        return need(bundle.manifest, rows, tokens, usual).total <= allowed
+
+    points = memory_calibration.measure(engine, bundle.folder / bundle.manifest.base.file, fits, go_on)
+    engine.trim()
+    if not points:
+        return usual
+    device = memory_calibration.fit(points, bundle.manifest)
+    log.info(
+        "memory of %d shapes measured: %s before any weights, %.1f hidden states a row",
+        len(points),
+        told(device.imports),
+        device.hidden or 0,
+    )
+    state.save_memory({"key": key, **dataclasses.asdict(device)})
+    return device
+
+
+def govern(guest: Guest, engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State) -> Plan | None:
+    """Calibrate and plan, and let the guest keep the engine within the budget from here on.
+
+    DoesNotFit as `plan`. None where the bundle does not say what could be planned.
+    """
+    if bundle.manifest.model is None:
+        guest.govern(engine, Governor(config.max_rows, gauges(config.memory), engine.trim))
+        return None
+    made = plan(bundle.manifest, config, calibrated(engine, bundle, config, state, guest.go_on))
+
+    def growth(rows: int) -> float:
+        return predicted(bundle.manifest, rows, config, made.device).activations
+
+    guest.govern(engine, Governor(made.rows, gauges(config.memory), engine.trim, growth))
+    return made
+
+
+def _least(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> Need:
+    return predicted(manifest, 2 * manifest.task.max_tokens, config, device)
+
+
+def _refusal(manifest: Manifest, among: Sequence[Precision], needs: dict[Precision, Need], config: AgentConfig | SoloConfig) -> str:
+    """The numbers of the base that comes nearest, and the nearest setting that fits."""
+    allowed = room(config).allowed
+    best = min(among, key=lambda name: needs[name].total)
+    terms = ", ".join(f"{name} {told(size)}" for name, size in dataclasses.asdict(needs[best]).items() if size >= 1e5)
+    others = [name for name in needs if name not in among and needs[name].total <= allowed]
+    if others:
+        way = f"--precision {min(others, key=lambda name: needs[name].total)} fits"
+    elif needs[best].total - needs[best].caches <= allowed:
+        way = "--prefix.memory 0 fits"
+    else:
+        wanted = -(-int(needs[best].total / config.memory.soft) // 1_000_000)
+        way = f"the nearest that fits is --memory.budget {wanted}MB, if this machine and its cgroup allow it"
+    return f"bundle {manifest.name!r} with base {best} needs {told(needs[best].total)} ({terms}), and {told(allowed)} are allowed; {way}"
