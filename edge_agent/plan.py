@@ -24,7 +24,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         )
     engine = Engine(bundle, bundle.parameters(), threads=given.threads)
     taken = stage_ns(engine, random_batch(manifest.task, bundle.tokenizer().get_vocab_size(), given.examples, given.tokens))
-    rows = split.plan_table(manifest, sizes(Probe(), manifest), given.directions, taken)
+    rows = split.plan_table(manifest, sizes(Probe(), manifest), given.directions, taken, clean=given.clean)
     if given.algorithm == "mezo":
         rows = rows[:1]
     return {

@@ -52,14 +52,17 @@ def forwards(shape: Shape, cost: Sequence[float], lowest: int) -> float:
 def predict(shape: Shape, shares: Shares, lowest: int) -> Prediction:
     """R = (sum of s_l / k_l) * (forwards over plain MeZO's), k_l: directions of level l for each of the first's.
 
-    s_l = (energy) x (curvature) of level l: a scalar that several parts share moves each by what it owes to the others too, and in
-    plain MeZO that is (all energy) x (all curvature) = 1. So it is in the joint form, where s_2 is what s_1 leaves of that: DESIGN
-    section 6.
+    s_l is the part that level l has of (energy) x (curvature): with E and T the shares of all levels up to l, s_l is the growth
+    of E * T. With one cut that is (s + (1 - s) / K) of DESIGN section 6. In the clean form it is the level's own E * T: no scalar
+    owes anything to another level. That holds of parts tried apart as well, but for them it would choose a few head directions
+    where hundreds did better (docs/results.md): a step grows with their count.
     """
     bounds = (0, *shape.cuts, len(shares.cost))
-    parts = [sum(shares.energy[start:stop]) * sum(shares.curvature[start:stop]) for start, stop in itertools.pairwise(bounds)]
-    if shape.joint:
-        parts[1] = 1 - parts[0]
+    if shape.clean:
+        parts = [sum(shares.energy[start:stop]) * sum(shares.curvature[start:stop]) for start, stop in itertools.pairwise(bounds)]
+    else:
+        upto = [sum(shares.energy[:stop]) * sum(shares.curvature[:stop]) for stop in bounds]
+        parts = [after - before for before, after in itertools.pairwise(upto)]
     totals = itertools.accumulate((1, *shape.counts[1:]), lambda one, other: one * other)
     variance = sum(part / total for part, total in zip(parts, totals, strict=True))
     spent = forwards(shape, shares.cost, lowest)

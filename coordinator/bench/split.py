@@ -29,7 +29,6 @@ from zo.recipe import Algorithm, Probe, Rate, Split
 from zo.timing import stage_ns, turns
 
 DEVICES, EXAMPLES, VALIDATION = 8, 8, 256
-PLAIN = Shape((1,))  # MeZO with a batch of its own for every direction
 SWEEP = (0.5, 1.0, 2.0, 4.0, 8.0)  # times the default rate
 TURNS = 15
 
@@ -52,9 +51,10 @@ class Trace:
 
 
 class Fleets:
-    """Runs on one data set with one bundle. rounds: of plain MeZO with batches of EXAMPLES. shape: of the other side; None plans it.
+    """Runs on one data set with one bundle.
 
-    most: validation examples used; 0 uses all.
+    rounds: of plain MeZO with one direction and batches of EXAMPLES. shape: of the other side; None plans it. most: validation
+    examples used; 0 uses all.
     """
 
     def __init__(self, bundle: Bundle, data: Path, rounds: int, shape: Shape | None, most: int = VALIDATION) -> None:
@@ -62,10 +62,11 @@ class Fleets:
         self._private = examples.read(data / "train.jsonl", manifest.task).examples
         self._validation = evaluation.batches(bundle, data / "validation.jsonl", most)
         self._log2_eps = aggregation.sizes(Probe(), manifest)
-        fleet = self._simulation(PLAIN, 0, Rate())
+        fleet = self._simulation(Shape((1,)), 0, Rate())
         taken = stage_ns(fleet.engine, fleet.draw(), TURNS)
         self._shares = split.shares(manifest, self._log2_eps, taken)
         self.shape = shape or split.choose(split.plan_table(manifest, self._log2_eps, 1, taken)).shape
+        self.plain = Shape(self.shape.counts[:1])
 
     def run(
         self,
@@ -78,11 +79,11 @@ class Fleets:
         looks: Collection[int] | None = None,
         target: float = 0.0,
     ) -> Trace:
-        """rate: times the default. body: times that, for the body. rounds: as many as cost what those of plain MeZO do, if left out.
+        """rate: times the default. body: times that, for the body. rounds: as many as cost what the fleet's of plain MeZO do, if left out.
         looks: rounds after which the validation loss is measured. target: validation loss at which the run is over.
         """
         step = self.forwards(shape) * batch / EXAMPLES
-        rounds = rounds or max(1, round(self.rounds * self.forwards(PLAIN) / step))
+        rounds = rounds or max(1, round(self.rounds * 2 / step))
         usual = rate * aggregation.default_rate(self.bundle.manifest.task)
         simulation = self._simulation(shape, seed, Rate(body=usual * body, head=usual), batch, rounds)
         looked = simulation.run(self._validation, _looks(rounds) if looks is None else looks, lambda p: p.metrics["loss"] <= target)
@@ -97,9 +98,9 @@ class Fleets:
 
     def measured(self, repeats: int) -> dict[str, float]:
         """A split step over a plain one: branches counted as they run, and milliseconds in alternating turns."""
-        simulation, plain = self._simulation(PLAIN, 0, Rate()), Shape(self.shape.counts[:1])
+        simulation = self._simulation(self.plain, 0, Rate())
         engine, batch = simulation.engine, simulation.draw()
-        nodes = [tree(self.bundle.manifest, self._log2_eps, shape) for shape in (plain, self.shape)]
+        nodes = [tree(self.bundle.manifest, self._log2_eps, shape) for shape in (self.plain, self.shape)]
         taken = np.array(turns([partial(engine.probe, node, batch) for node in nodes], repeats))
         counted = []
         for node in nodes:
@@ -107,7 +108,7 @@ class Fleets:
             engine.probe(node, batch)
             engine.stages = stages
             counted.append(sum(cost * counting.branches[stage] for stage, cost in enumerate(self._shares.cost)))
-        predicted = self.forwards(self.shape) / self.forwards(plain)
+        predicted = self.forwards(self.shape) / self.forwards(self.plain)
         ratios = {"forward_ratio": counted[1] / counted[0], "forward_ratio_predicted": predicted}
         return {name: round(each, 4) for name, each in ratios.items()} | {"time_ratio": round(float(np.median(taken[1] / taken[0])), 3)}
 
@@ -146,7 +147,7 @@ def savings(
     found, traces = [], []
     sweep = [(rate, batch) for batch in batches for rate in rates]
     for seed in seeds:
-        sides = {"mezo": [fleets.run(PLAIN, seed, rate, batch=batch) for rate, batch in sweep]}
+        sides = {"mezo": [fleets.run(fleets.plain, seed, rate, batch=batch) for rate, batch in sweep]}
         target = min(min(trace.losses) for trace in sides["mezo"])
         sides["fedspzo"] = [fleets.run(fleets.shape, seed, rate, batch=batch, target=target) for rate, batch in sweep]
         best = {name: min(each, key=lambda trace: trace.cost(target)) for name, each in sides.items()}
@@ -209,7 +210,11 @@ def draw(traces: Sequence[Trace], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for trace in traces:
-        colour, label = ("tab:orange", "plain MeZO") if trace.shape == PLAIN else ("tab:blue", "FedSPZO, until it has its best loss")
+        colour, label = (
+            ("tab:orange", "plain MeZO")
+            if trace.shape == Shape(trace.shape.counts[:1])
+            else ("tab:blue", "FedSPZO, until it has its best loss")
+        )
         axes.plot(trace.forwards[1:], trace.losses[1:], color=colour, alpha=0.6, label=label)
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))

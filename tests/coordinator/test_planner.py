@@ -23,7 +23,6 @@ from zo.recipe import Probe, Rate, Split
 
 CHEAP_HEAD, DEAR_HEAD = (500_000, 500_000, 100), (100, 100, 500_000)
 ENERGY_IN_THE_HEAD = {"0": 1e-4, "1": 1e-4, "2": 1e-4, "3": 1.0}
-ENERGY_EVERYWHERE = dict.fromkeys("0123", 1.0)
 ENERGY_BELOW = {"0": 1.0, "1": 1e-4, "2": 1e-4, "3": 1e-4}
 
 
@@ -80,7 +79,7 @@ def test_a_device_whose_head_is_cheap_tries_it_often_and_one_whose_head_is_dear_
     made = planner(bert_bundle, ENERGY_IN_THE_HEAD)
     assert made.shape("fp32", CHEAP_HEAD).cuts[-1] == 2
     assert made.shape("fp32", CHEAP_HEAD).counts[-1] >= 16
-    assert planner(bert_bundle, ENERGY_EVERYWHERE).shape("fp32", DEAR_HEAD) == Shape((3,))
+    assert planner(bert_bundle, ENERGY_BELOW).shape("fp32", DEAR_HEAD) == Shape((3,))
 
 
 def test_the_shape_is_the_best_row_of_the_table_up_to_how_exactly_times_are_measured(bert_bundle: Bundle) -> None:

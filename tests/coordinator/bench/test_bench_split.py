@@ -42,9 +42,9 @@ def test_savings_and_gains_are_told_of_runs_on_real_rounds(data: Path, bert_bund
 
 def test_all_runs_spend_as_many_forward_passes_whatever_their_shape_and_batch(data: Path, bert_bundle: Bundle) -> None:
     fleets = split.Fleets(bert_bundle, data, 12, Shape((2, 4), (2,)))
-    whole = fleets.run(split.PLAIN, 0, 1.0, looks=()).forwards[-1]
+    whole = fleets.run(Shape((1,)), 0, 1.0, looks=()).forwards[-1]
     assert whole == split.DEVICES * 12 * 2
-    for shape in (split.PLAIN, fleets.shape, Shape((4, 1), (2,), clean=True)):
+    for shape in (Shape((1,)), fleets.shape, Shape((4, 1), (2,), clean=True)):
         for batch in (4, 8):
             trace = fleets.run(shape, 0, 1.0, batch=batch, looks=())
             step = split.DEVICES * fleets.forwards(shape) * batch / split.EXAMPLES
@@ -58,6 +58,6 @@ def test_a_long_run_is_compared_with_the_linear_probe(data: Path, bert_bundle: B
 
 
 def test_a_cost_is_where_the_loss_is_reached_first_and_infinite_where_it_is_not() -> None:
-    trace = split.Trace(split.PLAIN, 1.0, 8, (0.0, 2.0, 4.0), (0.0, 0.5, 1.0), (0.9, 0.4, 0.5))
+    trace = split.Trace(Shape((1,)), 1.0, 8, (0.0, 2.0, 4.0), (0.0, 0.5, 1.0), (0.9, 0.4, 0.5))
     assert trace.cost(0.5) == (2.0, 0.5)
     assert trace.cost(0.1) == (math.inf, math.inf)
