@@ -171,6 +171,7 @@ def _precisions(given: argparse.Namespace) -> None:
 def _split(given: argparse.Namespace) -> None:
     from coordinator import task as task_file
     from coordinator.bench import split
+    from coordinator.bench.fleets import Fleets
     from coordinator.build.layers import Training
     from coordinator.demo.packaged import packaged_model
     from zo.plan import Shape
@@ -183,7 +184,7 @@ def _split(given: argparse.Namespace) -> None:
         stated = (
             Shape((given.directions, *given.counts), tuple(given.cuts), given.joint, given.clean) if given.cuts or given.clean else None
         )
-        fleets = split.Fleets(bundle, given.data, given.rounds, stated)
+        fleets = Fleets(bundle, given.data, given.rounds, stated)
         found = split.measure(fleets, given.seeds, given.body_seeds, given.plot, given.rates, given.batches)
         if given.long:
             found |= split.long_run(bundle, given.data, given.long, stated, given.long_rate)
