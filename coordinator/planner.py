@@ -67,7 +67,7 @@ class Planner:
         """What is predicted of every cut that fits the run's limits."""
         manifest = self._manifest.at(precision)
         probe, count = self._config.probe, directions(self._config.algorithm, self._config.probe)
-        return split.plan_table(manifest, sizes(probe, manifest), count, stage_ns, self._mean(), self._fits)
+        return split.plan_table(manifest, sizes(probe, manifest), count, stage_ns, self._mean(), self._fits, self._config.split.clean)
 
     @lru_cache(maxsize=256)  # noqa: B019
     def tree(self, precision: Precision, shape: Shape) -> Node:
@@ -75,7 +75,7 @@ class Planner:
         manifest, count = self._manifest.at(precision), directions(self._config.algorithm, self._config.probe)
         if self._fixed and shape != self._fixed:
             raise ShapeRefused(f"the run asks for {self._fixed}, not {shape}")
-        if not self._fixed and (shape.joint or shape.counts[0] != count):
+        if not self._fixed and (shape.joint or shape.clean > self._config.split.clean or shape.counts[0] != count):
             raise ShapeRefused(f"the run asks for {count} directions of the lowest part, and tries one part at a time, not {shape}")
         made = tree(manifest, sizes(self._config.probe, manifest), shape)
         self._check(shape)

@@ -77,6 +77,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--shape", metavar="NAME", help="instead, a published model, as llama-1b; any unknown name lists them")
     plan.add_argument("--precision", choices=PRECISIONS, help="base to compute with [the bundle's default]")
     plan.add_argument("--algorithm", choices=["mezo", "fedspzo"], default="fedspzo", help="[fedspzo]")
+    plan.add_argument("--clean", action="store_true", help="the clean form as well (split.clean of a run)")
     plan.add_argument("--directions", type=int, default=1, help="of the lowest part, side by side [1]")
     plan.add_argument("--examples", "--batch", type=int, default=8, metavar="B", help="in a batch [8]")
     plan.add_argument("--tokens", type=int, default=32, metavar="S", help="of an example [32]")

@@ -62,7 +62,7 @@ def _stages(bundle: Bundle, given: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--tokens must be 1 to the bundle's {manifest.task.max_tokens}")
     engine = Engine(bundle, bundle.parameters(), threads=given.threads)
     taken = stage_ns(engine, random_batch(manifest.task, bundle.tokenizer().get_vocab_size(), given.examples, given.tokens))
-    rows = split.plan_table(manifest, sizes(Probe(), manifest), given.directions, taken)
+    rows = split.plan_table(manifest, sizes(Probe(), manifest), given.directions, taken, clean=given.clean)
     if given.algorithm == "mezo":
         rows = rows[:1]
     return {

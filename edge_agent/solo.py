@@ -102,7 +102,8 @@ class Solo:
         def fits(shape: Shape) -> bool:
             return kept_bytes(self.manifest, shape, config.probe.examples) <= config.split.kept
 
-        rows = split.plan_table(self.manifest, self.rates.log2_eps, directions(config.algorithm, config.probe), times, fits=fits)
+        count = directions(config.algorithm, config.probe)
+        rows = split.plan_table(self.manifest, self.rates.log2_eps, count, times, fits=fits, clean=config.split.clean)
         log.info("the cheapest way to equal progress:\n%s", split.told(rows))
         return split.choose(rows).shape
 

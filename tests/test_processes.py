@@ -157,8 +157,13 @@ def test_a_run_outlives_a_killed_coordinator_and_a_killed_agent(processes: Calla
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"split__cuts": "[2]", "split__counts": "[5]"}, {"split__cuts": "[1]", "split__counts": "[3]", "split__joint": "true"}],
-    ids=["planned", "cut", "joint"],
+    [
+        {},
+        {"split__cuts": "[2]", "split__counts": "[5]"},
+        {"split__cuts": "[1]", "split__counts": "[3]", "split__joint": "true"},
+        {"split__cuts": "[1]", "split__counts": "[5]", "split__clean": "true"},
+    ],
+    ids=["planned", "cut", "joint", "clean"],
 )
 def test_parts_are_tried_apart_by_a_fleet_that_outlives_its_coordinator(how: dict[str, str], processes: Callable[..., Processes]) -> None:
     rounds = 60

@@ -186,17 +186,17 @@ class Parameters:
             for name in pieces.keys() & out.keys():
                 out[name][...] = pieces[name]
 
-    def pairs(self, groups: Sequence[int], first_seed: int, count: int, step: int, out: Mapping[str, np.ndarray]) -> None:
-        """Write copies perturbed by +step and -step units along each of `count` consecutive seeds, leaving theta alone.
+    def probes(self, groups: Sequence[int], first_seed: int, count: int, steps: Sequence[int], out: Mapping[str, np.ndarray]) -> None:
+        """Write copies perturbed by each of `steps` units along each of `count` consecutive seeds, leaving theta alone.
 
-        out: by tensor name, float32 [2 * count, *shape], + then - of every direction. The same bits as `branches` gives for those
-        terms, without a term for each; RangeError as there.
+        out: by tensor name, float32 [count * len(steps), *shape], all steps of a direction together. The same bits as `branches`
+        gives for those terms, without a term for each; RangeError as there.
         """
         self.settle()
         seeds = np.uint64(first_seed) + np.arange(count, dtype=np.uint64)
-        steps = np.kron(np.eye(count, dtype=np.int64), np.array([[step], [-step]]))
+        each = np.kron(np.eye(count, dtype=np.int64), np.array(steps, np.int64)[:, None])
         for group in groups:
-            for name, piece in self.groups[group].split(self._branched(self.groups[group], seeds, steps)).items():
+            for name, piece in self.groups[group].split(self._branched(self.groups[group], seeds, each)).items():
                 out[name][...] = piece
 
     def group_digest(self, group: int) -> bytes:

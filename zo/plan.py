@@ -30,7 +30,9 @@ class Node:
     count: one direction a seed. probe_sizes: E per group. child: the part nearer the output; each direction of this node
     is followed by `count` of the child's, with seeds of their own, on the stage outputs that it left at +E and at -E. Without
     a child the part goes to the end; plain MeZO is one node. joint: the child's directions are tried together with this
-    node's, + with + and - with -, instead of this node's with the child unperturbed.
+    node's, + with + and - with -, instead of this node's with the child unperturbed. clean, of the lowest node: the directions
+    of all nodes are tried alone and at +E only, on what the parts below put out unperturbed; at -E the loss is taken to be as far
+    on the other side of the unperturbed one.
     """
 
     stage: int
@@ -39,6 +41,7 @@ class Node:
     probe_sizes: tuple[ProbeSize, ...]
     child: "Node | None" = None
     joint: bool = False
+    clean: bool = False
 
     def terms(self, direction: int, sign: int) -> tuple[Term, ...]:
         """The perturbation of one direction: `sign` +1 or -1 times E along its seed; 2 undoes and crosses."""
@@ -57,7 +60,7 @@ class Node:
     def shape(self) -> "Shape":
         """What the tree was made from."""
         nodes = [node for node, _ in self.levels()]
-        return Shape(tuple(node.count for node in nodes), tuple(node.stage for node in nodes[1:]), self.joint)
+        return Shape(tuple(node.count for node in nodes), tuple(node.stage for node in nodes[1:]), self.joint, self.clean)
 
     @property
     def scalars(self) -> int:
@@ -70,12 +73,13 @@ class Shape:
     """How many directions, and where they branch: what a tree is made from.
 
     counts: of every part, lowest first; those of a part are tried on each output of the part below. cuts: the stages at which
-    the parts but the lowest begin. joint: see Node. ValueError names what cannot be.
+    the parts but the lowest begin. joint, clean: see Node. ValueError names what cannot be.
     """
 
     counts: tuple[int, ...]
     cuts: tuple[int, ...] = ()
     joint: bool = False
+    clean: bool = False
 
     def __post_init__(self) -> None:
         if len(self.counts) != len(self.cuts) + 1:
@@ -86,6 +90,8 @@ class Shape:
             raise ValueError(f"cuts = {list(self.cuts)} must grow")
         if self.joint and len(self.cuts) != 1:
             raise ValueError(f"joint probes need one cut, not cuts = {list(self.cuts)}")
+        if self.clean and self.joint:
+            raise ValueError("probes are clean or joint, not both")
 
     @property
     def scalars(self) -> int:

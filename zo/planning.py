@@ -42,17 +42,23 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
         sizes = probe_sizes(manifest, log2_eps, {group for stage in manifest.stages[start:stop] for group in stage.groups})
         if not sizes:
             raise ConfigError(f"cuts = {list(shape.cuts)}: nothing is trained in stages {start} to {stop - 1}")
-        node = Node(start, 0, shape.counts[place], sizes, node, shape.joint and node is not None)
+        node = Node(start, 0, shape.counts[place], sizes, node, shape.joint and node is not None, shape.clean and place == 0)
     assert node is not None
     return node
 
 
 def kept_bytes(manifest: Manifest, shape: Shape, examples: int) -> int:
-    """Most bytes of stage outputs that a device keeps at once: at every cut those of one direction, at + and -, on all outputs below."""
+    """Most bytes of stage outputs that a device keeps at once: at every cut those of one direction, at + and -, on all outputs below.
+
+    In the clean form those of the unperturbed parts.
+    """
     tokens = [1 if cut == len(manifest.stages) - 1 else manifest.task.max_tokens for cut in shape.cuts]
     if manifest.task.kind == "language-modelling":
         tokens = [manifest.task.max_tokens] * len(tokens)
-    return sum(2 ** (level + 1) * examples * each * manifest.width * 4 for level, each in enumerate(tokens))
+    once = [examples * each * manifest.width * 4 for each in tokens]
+    if shape.clean:
+        return sum(once)
+    return sum(2 ** (level + 1) * each for level, each in enumerate(once))
 
 
 def one_level(manifest: Manifest, log2_eps: Mapping[str, int], first_seed: int, count: int) -> Node:

@@ -35,6 +35,7 @@ class Split:
     cuts: tuple[int, ...] = setting("stages at which parts begin, as [2]; left out, the cheapest way to equal progress is predicted", ())
     counts: tuple[int, ...] = setting("directions of those parts on each output of the part below, as [256]", ())
     joint: bool = setting("try both parts together: half the probes of the upper one, and noisier", False)
+    clean: bool = setting("try directions alone and on one side, against the unperturbed model and on what its parts put out", False)
     kept: float = setting("most bytes of outputs that a device may have to keep", 64e6)
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class Split:
         if self.joint and not self.cuts:
             raise ValueError("joint needs cuts and counts")
         if self.cuts:
-            Shape((1, *self.counts), self.cuts, self.joint)
+            Shape((1, *self.counts), self.cuts, self.joint, self.clean)
         if self.kept < 0:
             raise ValueError(f"kept = {self.kept} must not be negative")
 
@@ -57,8 +58,8 @@ def stated_shape(algorithm: Algorithm, probe: Probe, split: Split) -> Shape | No
     """The shape that the settings state; None where it is to be planned."""
     count = directions(algorithm, probe)
     if algorithm == "mezo":
-        return Shape((count,))
-    return Shape((count, *split.counts), split.cuts, split.joint) if split.cuts else None
+        return Shape((count,), clean=split.clean)
+    return Shape((count, *split.counts), split.cuts, split.joint, split.clean) if split.cuts else None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ def probe(parameters: Parameters, root: Node, loss: Loss) -> np.ndarray:
     """What `Engine.probe` approximates: losses at + and at - of every direction, lowest level first: float64 [2 * scalars].
 
     A level is tried where the direction below stands at +E and where it stands at -E, and its loss is the mean of both; while a
-    level is tried, those above it are unperturbed. In the joint form both levels move together. loss: nats, from the
+    level is tried, those above it are unperturbed. In the joint form both levels move together; in the clean one every level moves
+    alone, to +E, and the loss at -E is what a straight line through the unperturbed one makes of it. loss: nats, from the
     trainable tensors by name. `parameters` stays untouched; every probe starts from a copy of it, so no error of one can reach
     the next. Says nothing of stages, batches or cost. RangeError where a probe would leave the lattice.
     """
@@ -30,6 +31,9 @@ def probe(parameters: Parameters, root: Node, loss: Loss) -> np.ndarray:
         low, high = root, root.child
         pairs = [(a, a * high.count + b) for a in range(low.count) for b in range(high.count)]
         return np.array([at((*low.terms(a, sign), *high.terms(b, sign))) for a, b in pairs for sign in SIGNS])
+    if root.clean:
+        middle, ahead = at(()), [at(node.terms(direction, 1)) for node, total in root.levels() for direction in range(total)]
+        return np.array([loss for each in ahead for loss in (each, 2 * middle - each)])
     found: list[float] = []
     standing: list[list[tuple[Term, ...]]] = [[()]]  # for every direction below: the places where it left the levels below
     for node, _ in root.levels():

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zo.manifest import Manifest
 from zo.plan import MOST_DIRECTIONS, Shape
@@ -35,7 +35,8 @@ def forwards(shape: Shape, cost: Sequence[float], lowest: int) -> float:
     """Full forward passes of a batch in one step. cost: share of each stage. lowest: the stage at which the first part begins.
 
     A direction of level l (1, 2, ...) is tried with both signs on the 2**(l - 1) outputs that the levels below left, and, but in the
-    joint form, every level once more with those above it unperturbed. What lies below the first part runs once.
+    joint form, every level once more with those above it unperturbed. In the clean form it is tried with one sign, and all parts run
+    unperturbed once. What lies below the first part runs once.
     """
     bounds = (lowest, *shape.cuts, len(cost))
     parts = [sum(cost[start:stop]) for start, stop in itertools.pairwise(bounds)]
@@ -43,6 +44,8 @@ def forwards(shape: Shape, cost: Sequence[float], lowest: int) -> float:
     below = sum(cost[:lowest])
     if shape.joint:
         return below + sum(2 * total * part for total, part in zip(totals, parts, strict=True))
+    if shape.clean:
+        return below + sum(parts) + sum(total * sum(parts[level:]) for level, total in enumerate(totals))
     return below + sum(total * 2 ** (level + 1) * sum(parts[level:]) for level, total in enumerate(totals))
 
 
@@ -50,11 +53,16 @@ def predict(shape: Shape, shares: Shares, lowest: int) -> Prediction:
     """R = (sum of s_l / k_l) * (forwards over plain MeZO's), k_l: directions of level l for each of the first's.
 
     s_l is the part that level l has of (energy) x (curvature): with E and T the shares of all levels up to l, s_l is the growth
-    of E * T. With one cut that is (s + (1 - s) / K) of DESIGN section 6.
+    of E * T. With one cut that is (s + (1 - s) / K) of DESIGN section 6. In the clean form it is the level's own E * T: no scalar
+    owes anything to another level. That holds of parts tried apart as well, but for them it would choose a few head directions
+    where hundreds did better (docs/results.md): a step grows with their count.
     """
-    bounds = (*shape.cuts, len(shares.cost))
-    upto = [sum(shares.energy[:stop]) * sum(shares.curvature[:stop]) for stop in bounds]
-    parts = [after - before for before, after in itertools.pairwise([0.0, *upto])]
+    bounds = (0, *shape.cuts, len(shares.cost))
+    if shape.clean:
+        parts = [sum(shares.energy[start:stop]) * sum(shares.curvature[start:stop]) for start, stop in itertools.pairwise(bounds)]
+    else:
+        upto = [sum(shares.energy[:stop]) * sum(shares.curvature[:stop]) for stop in bounds]
+        parts = [after - before for before, after in itertools.pairwise(upto)]
     totals = itertools.accumulate((1, *shape.counts[1:]), lambda one, other: one * other)
     variance = sum(part / total for part, total in zip(parts, totals, strict=True))
     spent = forwards(shape, shares.cost, lowest)
@@ -62,11 +70,16 @@ def predict(shape: Shape, shares: Shares, lowest: int) -> Prediction:
 
 
 def table(
-    directions: int, shares: Shares, lowest: int, held: Sequence[bool], fits: Callable[[Shape], bool] = lambda _: True
+    directions: int,
+    shares: Shares,
+    lowest: int,
+    held: Sequence[bool],
+    fits: Callable[[Shape], bool] = lambda _: True,
+    clean: bool = False,
 ) -> list[Prediction]:
     """Plain MeZO, and for every cut, alone and with the last stage apart as well, the best counts of those that fit.
 
-    held: stages that train something.
+    held: stages that train something. clean: also that form, with no cut and with all.
     """
     last = len(shares.cost) - 1
     cuts = [cut for cut in range(lowest + 1, last + 1) if any(held[lowest:cut]) and any(held[cut:])]
@@ -77,7 +90,25 @@ def table(
         shapes = [Shape((directions, *each), chosen) for each in counts]
         found = [predict(shape, shares, lowest) for shape in shapes if fits(shape)]
         rows += [min(found, key=lambda row: row.ratio)] if found else []
+    if clean:
+        every = tuple(cut for cut in cuts if held[cut])
+        rows += [row for chosen in dict.fromkeys([(), every]) for row in _clean(directions, chosen, shares, lowest, fits)]
     return rows
+
+
+def _clean(directions: int, cuts: tuple[int, ...], shares: Shares, lowest: int, fits: Callable[[Shape], bool]) -> list[Prediction]:
+    """The clean shape with counts of 1, doubled one after the other for as long as that gains; nothing where not even it fits."""
+    shape = Shape((directions, *[1] * len(cuts)), cuts, clean=True)
+    if not fits(shape):
+        return []
+    best = predict(shape, shares, lowest)
+    while True:
+        doubled = [tuple(each << (place == level) for place, each in enumerate(shape.counts)) for level in range(1, len(shape.counts))]
+        shapes = [replace(shape, counts=each) for each in doubled if math.prod(each) <= MOST_DIRECTIONS]
+        found = min((predict(each, shares, lowest) for each in shapes if fits(each)), key=lambda row: row.ratio, default=best)
+        if not found.ratio < best.ratio:
+            return [best]
+        best, shape = found, found.shape
 
 
 def choose(rows: Sequence[Prediction]) -> Prediction:
@@ -113,10 +144,11 @@ def plan_table(
     stage_ns: Sequence[int],
     slopes: Mapping[int, float] | None = None,
     fits: Callable[[Shape], bool] = lambda _: True,
+    clean: bool = False,
 ) -> list[Prediction]:
     """`table` of a bundle."""
     held = [bool(stage.groups) for stage in manifest.stages]
-    return table(directions, shares(manifest, log2_eps, stage_ns, slopes), lowest_stage(manifest, log2_eps), held, fits)
+    return table(directions, shares(manifest, log2_eps, stage_ns, slopes), lowest_stage(manifest, log2_eps), held, fits, clean)
 
 
 def told(rows: Sequence[Prediction]) -> str:
@@ -124,7 +156,9 @@ def told(rows: Sequence[Prediction]) -> str:
     chosen = choose(rows)
     lines = ["  cut before stages  directions     forward passes a step   cost to equal progress, of plain MeZO's"]
     for row in rows:
-        cuts, counts = " ".join(map(str, row.shape.cuts)) or "none (plain MeZO)", " x ".join(map(str, row.shape.counts))
+        cuts = " ".join(map(str, row.shape.cuts)) or ("none" if row.shape.clean else "none (plain MeZO)")
+        cuts += ", clean" if row.shape.clean else ""
+        counts = " x ".join(map(str, row.shape.counts))
         lines.append(f"{'*' if row is chosen else ' '} {cuts:18} {counts:14} {row.forwards:21.2f} {row.ratio:12.3f}")
     return "\n".join(lines)
 

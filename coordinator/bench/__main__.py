@@ -80,9 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split.add_argument("--seeds", type=int, default=3, help="for the savings [3]")
     split.add_argument("--body-seeds", type=int, default=5, help="for what the body gains over the head alone; 0: not measured [5]")
     split.add_argument("--rounds", type=int, default=100, help="of 8 devices, 2 probes each [100]")
+    split.add_argument("--stages", type=int, help="that the blocks are cut into [2]")
     split.add_argument("--cuts", type=int, nargs="+", default=[], help="stages at which parts begin [planned]")
     split.add_argument("--counts", type=int, nargs="+", default=[], help="directions of those parts")
+    split.add_argument("--directions", type=int, default=1, help="of the lowest part [1]")
     split.add_argument("--joint", action="store_true", help="the joint form")
+    split.add_argument("--clean", action="store_true", help="the clean form")
+    split.add_argument("--rates", type=float, nargs="+", default=[0.5, 1, 2, 4, 8], help="times the default, of both sides [0.5 1 2 4 8]")
+    split.add_argument("--batches", type=int, nargs="+", default=[8], help="examples in a batch, of both sides [8]")
+    split.add_argument("--long", type=int, default=0, metavar="ROUNDS", help="compare a run of so many with the linear probe")
+    split.add_argument("--long-rate", type=float, default=1.0, help="its rate, times the default [1]")
     split.add_argument("--plot", type=Path, help="write a picture of loss against compute")
     split.set_defaults(command=_split)
     autopilot = commands.add_parser("autopilot", help="runs with every setting at 'auto' against the best of a sweep by hand, on real data")
@@ -255,6 +262,7 @@ def _precisions(given: argparse.Namespace) -> None:
 def _split(given: argparse.Namespace) -> None:
     from coordinator import task as task_file
     from coordinator.bench import split
+    from coordinator.bench.fleets import Fleets
     from coordinator.build.layers import Training
     from coordinator.demo.packaged import packaged_model
     from zo.plan import Shape
@@ -263,9 +271,14 @@ def _split(given: argparse.Namespace) -> None:
     task = task_file.read(labels if labels.exists() else None, given.max_tokens)
     training = Training(given.trainable, given.precision or ("fp32" if given.trainable == "full" else "int8"))
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = split.build_bundle(given.model or packaged_model(), Path(scratch) / "bundle", given.data, task, training)
-        shape = Shape((1, *given.counts), tuple(given.cuts), given.joint) if given.cuts else None
-        found = split.measure(split.Fleets(bundle, given.data, given.rounds, shape), given.seeds, given.body_seeds, given.plot)
+        bundle = split.build_bundle(given.model or packaged_model(), Path(scratch) / "bundle", given.data, task, training, given.stages)
+        stated = (
+            Shape((given.directions, *given.counts), tuple(given.cuts), given.joint, given.clean) if given.cuts or given.clean else None
+        )
+        fleets = Fleets(bundle, given.data, given.rounds, stated)
+        found = split.measure(fleets, given.seeds, given.body_seeds, given.plot, given.rates, given.batches)
+        if given.long:
+            found |= split.long_run(bundle, given.data, given.long, stated, given.long_rate)
     _show(given, split.told(found), found)
 
 

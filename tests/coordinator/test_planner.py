@@ -45,6 +45,8 @@ def planner(bundle: Bundle, slopes: dict[str, float] | None = None, **changed: A
         ({"split": Split((2,), (4,))}, Shape((3, 4), (2,))),
         ({"split": Split((1,), (4,), joint=True)}, Shape((3, 4), (1,), joint=True)),
         ({"split": Split((1, 2), (2, 5))}, Shape((3, 2, 5), (1, 2))),
+        ({"split": Split((1, 2), (2, 5), clean=True)}, Shape((3, 2, 5), (1, 2), clean=True)),
+        ({"algorithm": "mezo", "split": Split(clean=True)}, Shape((3,), clean=True)),
         ({"split": Split((2,), (4,)), "probe": Probe()}, Shape((1, 4), (2,))),
         ({"algorithm": "mezo", "probe": Probe()}, Shape((8,))),
     ],
@@ -87,6 +89,16 @@ def test_the_shape_is_the_best_row_of_the_table_up_to_how_exactly_times_are_meas
         assert chosen == made.shape("fp32", tuple(7 * each for each in stage_ns))  # of a device seven times slower
         known = split.shares(bert_bundle.manifest, sizes, stage_ns)
         assert split.predict(chosen, known, 0).ratio <= 1.25 * min(row.ratio for row in rows)
+
+
+def test_clean_shapes_are_planned_where_that_is_allowed_and_only_there(bert_bundle: Bundle) -> None:
+    allowed, not_allowed = planner(bert_bundle, ENERGY_BELOW, split=Split(clean=True)), planner(bert_bundle, ENERGY_BELOW)
+    chosen = allowed.shape("fp32", DEAR_HEAD)
+    assert chosen.clean
+    assert allowed.tree("fp32", chosen).clean
+    assert not any(row.shape.clean for row in not_allowed.table("fp32", DEAR_HEAD))
+    with pytest.raises(ShapeRefused, match="not Shape"):
+        not_allowed.tree("fp32", chosen)
 
 
 def test_a_device_that_says_nothing_useful_of_its_stages_gets_the_usual_shape(bert_bundle: Bundle) -> None:

@@ -914,6 +914,7 @@ def test_what_others_append_is_learnt_as_a_restart_would(make: Make) -> None:
         CUT | {"split": Split((2,), (5,))},
         CUT | {"split": Split((1,), (4,))},
         CUT | {"split": Split((2,), (4,), joint=True)},
+        CUT | {"split": Split((2,), (4,), clean=True)},
         CUT | {"probe": dataclasses.replace(PROBE, directions=4)},
         {"algorithm": "mezo"},
         PLANNED | {"probe": dataclasses.replace(PROBE, directions=4)},

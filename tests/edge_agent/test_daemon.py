@@ -145,7 +145,12 @@ class Listening(Service):
 
 @pytest.mark.parametrize(
     ("split", "shapes"),
-    [(Split((2,), (4,)), {Shape((3, 4), (2,))}), (Split((1,), (2,), joint=True), {Shape((3, 2), (1,), joint=True)}), (Split(), None)],
+    [
+        (Split((2,), (4,)), {Shape((3, 4), (2,))}),
+        (Split((1,), (2,), joint=True), {Shape((3, 2), (1,), joint=True)}),
+        (Split((1, 2), (1, 2), clean=True), {Shape((3, 1, 2), (1, 2), clean=True)}),
+        (Split(), None),
+    ],
 )
 def test_agents_try_parts_apart_and_tell_what_their_stages_cost(
     split: Split, shapes: set[Shape] | None, bert_bundle: Bundle, make: Make, tmp_path: Path

@@ -85,8 +85,14 @@ def test_it_learns(configure: Configure, bert_bundle: Bundle, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("how", "most"),
-    [({"algorithm": "mezo"}, 2), ({}, 2 * 512), ({"split": Split((2,), (3,))}, 6), ({"split": Split((1,), (4,), joint=True)}, 8)],
-    ids=["mezo", "planned", "cut", "joint"],
+    [
+        ({"algorithm": "mezo"}, 2),
+        ({}, 2 * 512),
+        ({"split": Split((2,), (3,))}, 6),
+        ({"split": Split((1,), (4,), joint=True)}, 8),
+        ({"split": Split(clean=True)}, 2 * 512),
+    ],
+    ids=["mezo", "planned", "cut", "joint", "planned, clean allowed"],
 )
 def test_the_ledger_is_a_ledger(
     how: dict[str, Any], most: int, configure: Configure, bert_bundle: Bundle, caplog: pytest.LogCaptureFixture
@@ -137,11 +143,13 @@ WAYS = {
     "cut": {"split": Split((2,), (5,))},
     "joint": {"split": Split((1,), (3,), joint=True)},
     "mezo": {"algorithm": "mezo"},
+    "clean": {"split": Split((1, 2), (2, 2), clean=True)},
 }
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [("cut", "cut"), ("joint", "joint"), ("planned", "planned"), ("mezo", "cut"), ("cut", "planned")]
+    ("before", "after"),
+    [("cut", "cut"), ("joint", "joint"), ("planned", "planned"), ("mezo", "cut"), ("cut", "planned"), ("clean", "joint")],
 )
 def test_it_goes_on_where_it_was_however_parts_are_tried_now(before: str, after: str, configure: Configure, bert_bundle: Bundle) -> None:
     Solo(configure(rounds=3, **WAYS[before]), threading.Event()).run()

@@ -603,7 +603,7 @@ def test_the_range_is_that_of_the_loaded_values() -> None:
     assert np.array_equal(parameters.flat(0), full)
 
 
-# --- pairs ---
+# --- probes ---
 
 
 @PROPERTY
@@ -611,31 +611,36 @@ def test_the_range_is_that_of_the_loaded_values() -> None:
     st.lists(st.sampled_from((0, 3, 9)), unique=True, min_size=1),
     st.sampled_from((0, 5, 2**32 - 2, 2**53 + 1, 2**64 - 4)),
     st.integers(0, 4),
-    st.sampled_from((1, 2**6, 2**20, -3)),
+    st.sampled_from(((1, -1), (2**6, -(2**6)), (2**20,), (-3, 0, 3))),
     st.booleans(),
 )
-def test_pairs_are_the_branches_of_the_same_terms_to_the_last_bit(
-    groups: list[int], first_seed: int, count: int, step: int, postponed: bool
+def test_probes_are_the_branches_of_the_same_terms_to_the_last_bit(
+    groups: list[int], first_seed: int, count: int, steps: tuple[int, ...], postponed: bool
 ) -> None:
     parameters = made()
     if postponed:
         parameters.postpone([Term((0, 3), 8, np.array([7, -2]))])
-    terms = [[Term(tuple(groups), first_seed + place, np.array([sign * step]))] for place in range(count) for sign in (1, -1)]
+    terms = [[Term(tuple(groups), first_seed + place, np.array([step]))] for place in range(count) for step in steps]
     named = [tensor for group in LAYOUT if group.id in groups for tensor in group.tensors]
-    expected, found = ({tensor.name: np.full((2 * count, *tensor.shape), np.nan, np.float32) for tensor in named} for _ in range(2))
+    expected, found = (
+        {tensor.name: np.full((len(steps) * count, *tensor.shape), np.nan, np.float32) for tensor in named} for _ in range(2)
+    )
     before = parameters.copy().digest()
     if count:
         parameters.branches(terms, expected)
-    parameters.pairs(groups, first_seed, count, step, found)
+    parameters.probes(groups, first_seed, count, steps, found)
     assert {name: array.tobytes() for name, array in found.items()} == {name: array.tobytes() for name, array in expected.items()}
     assert parameters.digest() == before
 
 
-def test_pairs_beyond_the_lattice_are_refused_by_name_as_branches_are() -> None:
+def test_probes_beyond_the_lattice_are_refused_by_name_as_branches_are() -> None:
     parameters, out = made([flat_group(64)], {0: [LIMIT - 5] * 64}), {"flat": np.zeros((4, 64), np.float32)}
     before = parameters.digest()
-    parameters.pairs([0], 3, 2, 5, out)
-    for call in (lambda: parameters.pairs([0], 3, 2, 6, out), lambda: parameters.branches([[Term((0,), 3, np.array([6]))]] * 4, out)):
+    parameters.probes([0], 3, 2, [5, -5], out)
+    for call in (
+        lambda: parameters.probes([0], 3, 2, [6, -6], out),
+        lambda: parameters.branches([[Term((0,), 3, np.array([6]))]] * 4, out),
+    ):
         with pytest.raises(RangeError, match="'flat'"):
             call()
     assert parameters.digest() == before

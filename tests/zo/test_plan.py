@@ -1,5 +1,7 @@
 """A node's terms perturb each group by its own E along the direction's seed; a shape says what trees there can be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -74,7 +76,8 @@ def shapes(draw: st.DrawFn) -> Shape:
     """One to four parts, of up to five directions each."""
     counts = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     cuts = draw(st.lists(st.integers(1, 2**32 - 1), unique=True, min_size=len(counts) - 1, max_size=len(counts) - 1))
-    return Shape(tuple(counts), tuple(sorted(cuts)), len(counts) == 2 and draw(st.booleans()))
+    joint = len(counts) == 2 and draw(st.booleans())
+    return Shape(tuple(counts), tuple(sorted(cuts)), joint, not joint and draw(st.booleans()))
 
 
 def tree(shape: Shape) -> Node:
@@ -82,7 +85,7 @@ def tree(shape: Shape) -> Node:
     for stage, count in reversed(list(zip((0, *shape.cuts), shape.counts, strict=True))):
         node = Node(stage, 40, count, NODE.probe_sizes, node, shape.joint and node is not None)
     assert node is not None
-    return node
+    return replace(node, clean=shape.clean)
 
 
 @PROPERTY
@@ -103,6 +106,7 @@ def test_a_tree_has_the_shape_that_it_was_made_from(shape: Shape) -> None:
         (Shape((8, 3), (2,)), 8 + 24),
         (Shape((8, 3), (2,), joint=True), 24),
         (Shape((2, 3, 4), (1, 2)), 2 + 6 + 24),
+        (Shape((2, 3, 4), (1, 2), clean=True), 2 + 6 + 24),
     ],
 )
 def test_a_report_has_a_scalar_for_every_direction_of_every_level_and_jointly_of_the_last_alone(shape: Shape, scalars: int) -> None:
@@ -129,6 +133,11 @@ def test_a_report_has_a_scalar_for_every_direction_of_every_level_and_jointly_of
 def test_shapes_that_cannot_be_are_refused_by_name(counts: tuple[int, ...], cuts: tuple[int, ...], joint: bool, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Shape(counts, cuts, joint)
+
+
+def test_a_form_is_clean_or_joint() -> None:
+    with pytest.raises(ValueError, match="clean or joint, not both"):
+        Shape((2, 3), (1,), joint=True, clean=True)
 
 
 def test_the_largest_shapes_are_accepted() -> None:

@@ -44,6 +44,13 @@ def test_only_the_lowest_part_of_a_joint_tree_says_so(bert_bundle: Bundle) -> No
     assert [node.joint for node, _ in tree(bert_bundle.manifest, SIZES, Shape((2, 3), (1,))).levels()] == [False, False]
 
 
+@pytest.mark.parametrize("shape", [Shape((2,), clean=True), Shape((2, 3, 4), (1, 2), clean=True)])
+def test_the_lowest_part_of_a_clean_tree_says_so(shape: Shape, bert_bundle: Bundle) -> None:
+    root = tree(bert_bundle.manifest, SIZES, shape)
+    assert [node.clean for node, _ in root.levels()] == [True] + [False] * len(shape.cuts)
+    assert root.shape == seeded(root, 9, 4, 6).shape == shape
+
+
 def test_the_lowest_part_begins_where_training_does(bundles: Bundles) -> None:
     manifest = bundles("bert", top_blocks=1).manifest
     lowest = lowest_stage(manifest, SIZES)
@@ -138,5 +145,6 @@ def test_kept_outputs_are_counted_at_plus_and_minus_and_again_on_all_outputs_bel
     assert kept_bytes(bert, Shape((9, 99), (1,), joint=True), 5) == 2 * 5 * 32 * token
     assert kept_bytes(bert, Shape((9, 99), (2,)), 5) == 2 * 5 * token  # one state an example goes into the head
     assert kept_bytes(bert, Shape((9, 9, 9), (1, 2)), 5) == 2 * 5 * 32 * token + 4 * 5 * token
+    assert kept_bytes(bert, Shape((9, 9, 9), (1, 2), clean=True), 5) == 5 * 32 * token + 5 * token  # once, unperturbed
     assert kept_bytes(llama, Shape((9, 99), (2,)), 5) == 2 * 5 * 16 * token  # all of them are predicted from
     assert kept_bytes(llama, Shape((9, 9, 9), (1, 2)), 5) == (2 + 4) * 5 * 16 * token

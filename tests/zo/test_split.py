@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 
+import numpy as np
 import pytest
 from conftest import Bundles
 from hypothesis import given
@@ -35,6 +36,9 @@ def test_forward_passes_by_hand() -> None:
     assert forwards(Shape((4, 3), (2,), joint=True), cost, 0) == pytest.approx(8 * 0.8 + 24 * 0.2)
     assert forwards(Shape((4, 3), (2,)), cost, 1) == pytest.approx(0.5 + 8 * 0.5 + 12 * 4 * 0.2)
     assert forwards(Shape((2, 3, 5), (1, 2)), cost, 0) == pytest.approx(4 + 6 * 4 * 0.5 + 30 * 8 * 0.2)
+    assert forwards(Shape((4,), clean=True), cost, 0) == pytest.approx(1 + 4)
+    assert forwards(Shape((2, 3, 5), (1, 2), clean=True), cost, 0) == pytest.approx(1 + 2 + 6 * 0.5 + 30 * 0.2)
+    assert forwards(Shape((2, 3), (2,), clean=True), cost, 1) == pytest.approx(1 + 2 * 0.5 + 6 * 0.2)
 
 
 # --- equal progress ---
@@ -56,6 +60,38 @@ def test_one_part_after_the_other_costs_the_upper_part_twice_more(cost: float, e
     s = energy * curvature
     found = predict(Shape((p1, k), (1,)), halves(cost, energy, curvature), 0)
     assert found.ratio == pytest.approx((s + (1 - s) / k) * (1 + 2 * k * (1 - cost)))
+
+
+@PROPERTY
+@given(SHARE, SHARE, SHARE, P1, K)
+def test_the_clean_form_costs_one_run_unperturbed_and_then_one_a_direction(
+    cost: float, energy: float, curvature: float, p1: int, k: int
+) -> None:
+    low, high = energy * curvature, (1 - energy) * (1 - curvature)
+    found = predict(Shape((p1, k), (1,), clean=True), halves(cost, energy, curvature), 0)
+    assert found.ratio == pytest.approx((low + high / k) * (1 + p1 + p1 * k * (1 - cost)) / (2 * p1))
+
+
+@pytest.mark.parametrize("joint", [True, False], ids=["joint", "clean"])
+def test_the_second_moment_of_an_update_is_what_is_predicted(joint: bool) -> None:
+    """On a linear loss with as much curvature a value everywhere: the mean square of the estimate, over that of plain MeZO."""
+    generator, low, high, k = np.random.default_rng(0), 120, 200, 4
+    slope = np.concatenate([generator.normal(0, 1.5, low), generator.normal(0, 1.0, high)])
+    rows = 3000
+    a = generator.choice([-1.0, 1.0], (rows, low))
+    b = generator.choice([-1.0, 1.0], (rows, k, high))
+    below, above = a @ slope[:low], b @ slope[low:]
+    if joint:
+        both = below[:, None] + above
+        one, other = both.mean(axis=1), both  # without what leaving one out removes: the formula does not count on it
+    else:
+        one, other = below, above
+    moment = np.mean(one**2) * low + np.mean(np.einsum("rk,rkh->rh", other, b) ** 2 / k**2) * high
+    plain = np.sum(slope**2) * (low + high)
+    energy, curvature = float(np.sum(slope[:low] ** 2) / np.sum(slope**2)), low / (low + high)
+    shape = Shape((1, k), (1,), joint, not joint)
+    found = predict(shape, halves(0.5, energy, curvature), 0)
+    assert moment / plain == pytest.approx(found.ratio * 2 / found.forwards, rel=0.1)
 
 
 @PROPERTY
@@ -140,6 +176,26 @@ def test_of_a_cut_the_best_counts_that_fit_are_in_the_table_and_where_none_do_it
     assert [row.shape for row in table(8, CHEAP_HEAD, 0, ALL, lambda shape: False)] == [Shape((8,))]  # whatever else, that can be done
 
 
+def test_the_clean_form_is_thought_of_where_asked_for_with_no_cut_and_with_all() -> None:
+    plain, rows = table(8, DEAR_HEAD, 0, ALL), table(8, DEAR_HEAD, 0, ALL, clean=True)
+    assert rows[: len(plain)] == plain
+    assert [(row.shape.cuts, row.shape.clean) for row in rows[len(plain) :]] == [((), True), ((1, 2), True)]
+    assert rows[-2].ratio == pytest.approx(9 / 16)
+    assert [row.shape.cuts for row in table(8, CHEAP_HEAD, 0, (True, False, True), clean=True) if row.shape.clean] == [(), (2,)]
+    assert not any(row.shape.clean for row in table(8, CHEAP_HEAD, 0, ALL, lambda shape: not shape.clean, clean=True))
+
+
+@PROPERTY
+@given(st.lists(st.tuples(SHARE, SHARE, SHARE), min_size=3, max_size=3), P1)
+def test_no_count_of_the_clean_row_gains_by_being_doubled(given_shares: list[tuple[float, float, float]], p1: int) -> None:
+    made = Shares(*(tuple(value / sum(column) for value in column) for column in zip(*given_shares, strict=True)))
+    row = table(p1, made, 0, ALL, clean=True)[-1]
+    for level in (1, 2):
+        counts = tuple(each << (place == level) for place, each in enumerate(row.shape.counts))
+        if math.prod(counts) <= MOST_DIRECTIONS:
+            assert predict(dataclasses.replace(row.shape, counts=counts), made, 0).ratio >= row.ratio
+
+
 def test_as_many_directions_as_there_may_be_leave_one_of_the_parts_above() -> None:
     assert {row.shape.counts[1:] for row in table(MOST_DIRECTIONS, CHEAP_HEAD, 0, ALL)} == {(), (1,), (1, 1)}
 
@@ -219,3 +275,6 @@ def test_the_chosen_row_is_starred_and_every_row_told() -> None:
         assert " x ".join(map(str, row.shape.counts)) in line
         assert line.split()[-2:] == [f"{row.forwards:.2f}", f"{row.ratio:.3f}"]
     assert told(table(8, DEAR_HEAD, 0, ALL)).splitlines()[1].startswith("*")
+    *_, alone, apart = told(table(8, DEAR_HEAD, 0, ALL, clean=True)).splitlines()
+    assert alone[2:].startswith("none, clean")
+    assert apart[2:].startswith("1 2, clean")

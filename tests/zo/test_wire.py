@@ -65,7 +65,7 @@ sizes = tuples(st.builds(ProbeSize, groups, u32), 2)
 leaves = st.builds(Node, u32, u64, u32, sizes)
 nodes = st.recursive(leaves, lambda inner: st.builds(Node, u32, u64, u32, sizes, inner, st.booleans()), max_leaves=4)
 shapes = st.sampled_from(
-    [Shape((8,)), Shape((4096,)), Shape((8, 256), (2,)), Shape((8, 256), (2,), joint=True), Shape((1, 2, 3), (1, 2**32 - 1))]
+    [Shape((8,)), Shape((4096,)), Shape((8, 256), (2,)), Shape((8, 256), (2,), joint=True), Shape((1, 2, 3), (1, 2**32 - 1), clean=True)]
 )
 plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans(), grids, u32)
 

@@ -110,7 +110,7 @@ class Engine:
     def _copies(self, root: Node) -> int:
         """Rows of a token in a run of one direction of the highest level below the head: its branches, on all that is kept for it."""
         levels = sum(level.stage < len(self.stages) - 1 for level, _ in root.levels())
-        return 2 if root.joint else 2 ** max(1, levels)
+        return 1 if root.clean else 2 if root.joint else 2 ** max(1, levels)
 
     def _below(self, batch: Batch, stop: int) -> Values:
         """The batch's fields and the outputs of the unperturbed stages below `stop`."""

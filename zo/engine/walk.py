@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,15 +56,41 @@ class Walk:
 
     def __init__(self, engine: Engine, root: Node, go_on: Callable[[], None]) -> None:
         self._engine, self._root, self._go_on = engine, root, go_on
-        self._found = {node.stage: np.zeros(2 * total) for node, total in root.levels()}
-        self._known = {node.stage: np.zeros(2 * total, bool) for node, total in root.levels()}
+        self._signs = (1,) if root.clean else (1, -1)
+        self._found = {node.stage: np.zeros(len(self._signs) * total) for node, total in root.levels()}
+        self._known = {node.stage: np.zeros(len(self._signs) * total, bool) for node, total in root.levels()}
+        self._middle = np.nan
 
     def losses(self, caches: list[Cache]) -> np.ndarray:
         """Losses of every direction, + then -, lowest level first: float64 [2 * scalars]; NaN where the walk ended before."""
         with suppress(EnoughProbed):
-            self._level(self._root, 0, caches)
-        found = [np.where(known, found, np.nan) for known, found in zip(self._known.values(), self._found.values(), strict=True)]
-        return np.concatenate(found[-1 if self._root.joint else 0 :])
+            if self._root.clean:
+                self._clean(caches)
+            else:
+                self._level(self._root, 0, caches)
+        known = [np.where(known, found, np.nan) for known, found in zip(self._known.values(), self._found.values(), strict=True)]
+        found = np.concatenate(known[-1 if self._root.joint else 0 :])
+        return np.stack([found, 2 * self._middle - found], axis=1).reshape(-1) if self._root.clean else found
+
+    def _clean(self, caches: list[Cache]) -> None:
+        """Every direction alone, at +E; at -E the loss is taken to be as far on the other side of the unperturbed one."""
+        self._engine.parameters.settle()
+        nodes = list(self._root.levels())
+        kept = [caches]
+        for (low, _), (high, _) in pairwise(nodes):
+            kept.append([self._unperturbed(cache, low.stage, high.stage) for cache in kept[-1]])
+        self._middle = sum(
+            cache.weight * float(self._run(cache.values, nodes[-1][0].stage, len(self._engine.stages))["loss"].numpy()[0])
+            for cache in kept[-1]
+        )
+        for (node, total), below in zip(nodes, kept, strict=True):
+            self._level(replace(node, count=total, child=None), 0, below)
+
+    def _unperturbed(self, cache: Cache, first: int, stop: int) -> Cache:
+        """What the stages from `first` make of a cache; nothing else of what went in is kept."""
+        name = self._engine.manifest.stages[stop - 1].outputs[0]
+        fields = {field: cache.values[field] for field in cache.batch.fields}
+        return Cache(cache.batch, fields | {name: self._run(cache.values, first, stop)[name]}, cache.weight)
 
     def _level(self, node: Node, first: int, caches: list[Cache]) -> None:
         """Directions first..first + count of a level, and of those above it."""
@@ -105,10 +132,10 @@ class Walk:
         together = self._together(node, caches[-1].batch)
         for start in range(first, first + node.count, together):
             count = min(together, first + node.count - start)
-            buffers = {name: engine.buffer(name, 2 * count) for name in names}
+            buffers = {name: engine.buffer(name, len(self._signs) * count) for name in names}
             out = {name: array for name, (array, _) in buffers.items()}
             for size in node.probe_sizes:
-                engine.parameters.pairs(size.groups, node.first_seed + start, count, 1 << size.log2_e, out)
+                engine.parameters.probes(size.groups, node.first_seed + start, count, [sign << size.log2_e for sign in self._signs], out)
             tensors = engine.live | {name: value for name, (_, value) in buffers.items()}
             yield start, [self._run(cache.side_by_side(count), node.stage, stop, tensors) for cache in caches]
 
@@ -119,7 +146,7 @@ class Walk:
         try:
             for direction in range(first, first + node.count):
                 sides = []
-                for place, sign in enumerate((1, -1)):
+                for place, sign in enumerate(self._signs):
                     following = node.terms(direction, sign)
                     self._engine.parameters.add((*negated(offset), *following))
                     offset = following
@@ -135,16 +162,17 @@ class Walk:
 
     def _note(self, node: Node, first: int, caches: list[Cache], losses: list[np.ndarray]) -> None:
         """Add what parts of the batch contribute to the losses of the directions from `first` on."""
-        found = self._found[node.stage][2 * first :]
+        found = self._found[node.stage][len(self._signs) * first :]
         for cache, each in zip(caches, losses, strict=True):
             found[: len(each)] += cache.weight * each.astype(np.float64)
-        self._known[node.stage][2 * first : 2 * first + len(losses[0])] = True
+        start = len(self._signs) * first
+        self._known[node.stage][start : start + len(losses[0])] = True
 
     def _together(self, node: Node, batch: Batch) -> int:
         """Directions in one run."""
         engine = self._engine
         if node.stage < len(engine.stages) - 1:
-            return max(1, engine.max_rows // (2 * batch.examples * batch.tokens))
+            return max(1, engine.max_rows // (len(self._signs) * batch.examples * batch.tokens))
         values = sum(engine.parameters.groups[group].size for size in node.probe_sizes for group in size.groups)
         branch = 4 * (3 * values + 2 * batch.losses * engine.stages.classes)  # tensors, what is made of them, and logits
-        return max(1, engine.HEAD_ROOM // (2 * branch))
+        return max(1, engine.HEAD_ROOM // (len(self._signs) * branch))

@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x65\x64ge_zo/v1/plan.proto\x12\nedge_zo.v1\"+\n\tProbeSize\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x0e\n\x06log2_e\x18\x02 \x01(\r\"\x94\x01\n\x04Node\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x12\n\nfirst_seed\x18\x02 \x01(\x06\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12*\n\x0bprobe_sizes\x18\x04 \x03(\x0b\x32\x15.edge_zo.v1.ProbeSize\x12\x1f\n\x05\x63hild\x18\x05 \x01(\x0b\x32\x10.edge_zo.v1.Node\x12\r\n\x05joint\x18\x06 \x01(\x08\"4\n\x05Shape\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\r\x12\x0c\n\x04\x63uts\x18\x02 \x03(\r\x12\r\n\x05joint\x18\x03 \x01(\x08\")\n\x04Grid\x12\x13\n\x0blog2_levels\x18\x01 \x01(\r\x12\x0c\n\x04\x63lip\x18\x02 \x01(\x01\"\xc5\x01\n\x08WorkPlan\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05\x65ntry\x18\x02 \x01(\x04\x12\x1e\n\x04root\x18\x03 \x01(\x0b\x32\x10.edge_zo.v1.Node\x12\x10\n\x08\x65xamples\x18\x04 \x01(\r\x12\x18\n\x10measure_held_out\x18\x05 \x01(\x08\x12\x0e\n\x06stride\x18\t \x01(\r\x12\x13\n\x0bwant_digest\x18\x06 \x01(\x08\x12\x1e\n\x04grid\x18\x07 \x01(\x0b\x32\x10.edge_zo.v1.Grid\x12\n\n\x02id\x18\x08 \x01(\x07*J\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46P32\x10\x01\x12\x06\n\x02W8\x10\x02\x12\x06\n\x02W4\x10\x03\x12\x08\n\x04INT8\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x65\x64ge_zo/v1/plan.proto\x12\nedge_zo.v1\"+\n\tProbeSize\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x0e\n\x06log2_e\x18\x02 \x01(\r\"\xa3\x01\n\x04Node\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x12\n\nfirst_seed\x18\x02 \x01(\x06\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12*\n\x0bprobe_sizes\x18\x04 \x03(\x0b\x32\x15.edge_zo.v1.ProbeSize\x12\x1f\n\x05\x63hild\x18\x05 \x01(\x0b\x32\x10.edge_zo.v1.Node\x12\r\n\x05joint\x18\x06 \x01(\x08\x12\r\n\x05\x63lean\x18\x07 \x01(\x08\"C\n\x05Shape\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\r\x12\x0c\n\x04\x63uts\x18\x02 \x03(\r\x12\r\n\x05joint\x18\x03 \x01(\x08\x12\r\n\x05\x63lean\x18\x04 \x01(\x08\")\n\x04Grid\x12\x13\n\x0blog2_levels\x18\x01 \x01(\r\x12\x0c\n\x04\x63lip\x18\x02 \x01(\x01\"\xc5\x01\n\x08WorkPlan\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05\x65ntry\x18\x02 \x01(\x04\x12\x1e\n\x04root\x18\x03 \x01(\x0b\x32\x10.edge_zo.v1.Node\x12\x10\n\x08\x65xamples\x18\x04 \x01(\r\x12\x18\n\x10measure_held_out\x18\x05 \x01(\x08\x12\x0e\n\x06stride\x18\t \x01(\r\x12\x13\n\x0bwant_digest\x18\x06 \x01(\x08\x12\x1e\n\x04grid\x18\x07 \x01(\x0b\x32\x10.edge_zo.v1.Grid\x12\n\n\x02id\x18\x08 \x01(\x07*J\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46P32\x10\x01\x12\x06\n\x02W8\x10\x02\x12\x06\n\x02W4\x10\x03\x12\x08\n\x04INT8\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edge_zo.v1.plan_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRECISION']._serialized_start=530
-  _globals['_PRECISION']._serialized_end=604
+  _globals['_PRECISION']._serialized_start=560
+  _globals['_PRECISION']._serialized_end=634
   _globals['_PROBESIZE']._serialized_start=37
   _globals['_PROBESIZE']._serialized_end=80
   _globals['_NODE']._serialized_start=83
-  _globals['_NODE']._serialized_end=231
-  _globals['_SHAPE']._serialized_start=233
-  _globals['_SHAPE']._serialized_end=285
-  _globals['_GRID']._serialized_start=287
-  _globals['_GRID']._serialized_end=328
-  _globals['_WORKPLAN']._serialized_start=331
-  _globals['_WORKPLAN']._serialized_end=528
+  _globals['_NODE']._serialized_end=246
+  _globals['_SHAPE']._serialized_start=248
+  _globals['_SHAPE']._serialized_end=315
+  _globals['_GRID']._serialized_start=317
+  _globals['_GRID']._serialized_end=358
+  _globals['_WORKPLAN']._serialized_start=361
+  _globals['_WORKPLAN']._serialized_end=558
 # @@protoc_insertion_point(module_scope)

@@ -29,30 +29,34 @@ class ProbeSize(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[int]] = ..., log2_e: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("stage", "first_seed", "count", "probe_sizes", "child", "joint")
+    __slots__ = ("stage", "first_seed", "count", "probe_sizes", "child", "joint", "clean")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEED_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     PROBE_SIZES_FIELD_NUMBER: _ClassVar[int]
     CHILD_FIELD_NUMBER: _ClassVar[int]
     JOINT_FIELD_NUMBER: _ClassVar[int]
+    CLEAN_FIELD_NUMBER: _ClassVar[int]
     stage: int
     first_seed: int
     count: int
     probe_sizes: _containers.RepeatedCompositeFieldContainer[ProbeSize]
     child: Node
     joint: bool
-    def __init__(self, stage: _Optional[int] = ..., first_seed: _Optional[int] = ..., count: _Optional[int] = ..., probe_sizes: _Optional[_Iterable[_Union[ProbeSize, _Mapping]]] = ..., child: _Optional[_Union[Node, _Mapping]] = ..., joint: _Optional[bool] = ...) -> None: ...
+    clean: bool
+    def __init__(self, stage: _Optional[int] = ..., first_seed: _Optional[int] = ..., count: _Optional[int] = ..., probe_sizes: _Optional[_Iterable[_Union[ProbeSize, _Mapping]]] = ..., child: _Optional[_Union[Node, _Mapping]] = ..., joint: _Optional[bool] = ..., clean: _Optional[bool] = ...) -> None: ...
 
 class Shape(_message.Message):
-    __slots__ = ("counts", "cuts", "joint")
+    __slots__ = ("counts", "cuts", "joint", "clean")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     CUTS_FIELD_NUMBER: _ClassVar[int]
     JOINT_FIELD_NUMBER: _ClassVar[int]
+    CLEAN_FIELD_NUMBER: _ClassVar[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     cuts: _containers.RepeatedScalarFieldContainer[int]
     joint: bool
-    def __init__(self, counts: _Optional[_Iterable[int]] = ..., cuts: _Optional[_Iterable[int]] = ..., joint: _Optional[bool] = ...) -> None: ...
+    clean: bool
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., cuts: _Optional[_Iterable[int]] = ..., joint: _Optional[bool] = ..., clean: _Optional[bool] = ...) -> None: ...
 
 class Grid(_message.Message):
     __slots__ = ("log2_levels", "clip")
