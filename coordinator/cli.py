@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from coordinator import fleet_commands, history, ledger_commands, replay
+from coordinator import fleet_commands, history, ledger_commands, replay, simulate
 from coordinator.config import RunConfig
 from coordinator.sqlite_store import SqliteStore
 from zo import cli, config, log
@@ -27,6 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve = commands.add_parser("serve", help="serve one run", description="Serve one run until stopped; start again to go on with it.")
     config.add_flags(serve, RunConfig)
     serve.set_defaults(command=_serve)
+    simulated = commands.add_parser(
+        "simulate",
+        help="a run as it would go, with all devices in this process",
+        description="Run a fleet in this process: the real rounds, plans, probes and ledger, without sockets. Nothing is stored.",
+    )
+    simulate.add(simulated)
+    simulated.set_defaults(command=_simulate)
     for name, command, text in (("status", _status, "where a run stands"), ("runs", _runs, "the runs of a store")):
         one = _with_store(commands.add_parser(name, help=text), command)
         one.add_argument("--json", action="store_true", help="one JSON object")
@@ -99,6 +106,15 @@ def _serve(given: argparse.Namespace) -> None:
     log.check_clock()
     settings = config.load(RunConfig, given, "EDGE_COORDINATOR")
     asyncio.run(Serving(settings).run())
+
+
+def _simulate(given: argparse.Namespace) -> None:
+    rows = []
+    for point, summary in simulate.run(given):
+        print(simulate.told(point, summary), flush=True)
+        rows.append({"round": point.round, "probes": point.probes, "seconds": round(point.seconds, 2)} | point.metrics)
+    if given.json:
+        print(json.dumps({"rounds": rows}))
 
 
 def _status(given: argparse.Namespace) -> None:

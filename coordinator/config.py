@@ -92,14 +92,17 @@ class RunConfig:
     certificate_days: float = setting("days that a device's certificate is valid; it is renewed when a third is left", 365.0)
     insecure_loopback: bool = setting("serve plaintext, without certificates, on a loopback address only", False)
     rounds: int = setting("rounds until the run is over", 100)
-    held_out_every: int = setting("rounds between reports of the devices' held-out losses", 5)
+    held_out_every: int = setting("most rounds between reports of the devices' held-out losses", 16)
+    least_gain: float = setting("nats a minute of a device under which the run is over; 0 goes on to the last round", 0.001)
     digest_every: int = setting("rounds between checks of the devices' digests", 10)
     keep_entries: int = setting("last entries whose terms are kept; older ones are folded into a checkpoint; 0 keeps all", 0)
     log2_levels: int = setting("reports are integers of 2**-this nats", 14)
     clip: float = setting("reports are clipped at +- this many nats", 2.0)
     limits: Limits = setting("", Limits())
     round: Round = setting("", Round())
-    algorithm: Algorithm = setting("'fedspzo' tries parts of the model apart where that is cheaper, 'mezo' all of it at once", "fedspzo")
+    algorithm: Algorithm = setting(
+        "'fedspzo' tries parts of the model apart where that is cheaper, and so does 'auto'; 'mezo' all of it at once", "auto"
+    )
     aggregation: Aggregation = setting(
         "how reports become one: 'mean', or 'trimmed-mean' or 'median', which a few dishonest devices cannot lead astray", "mean"
     )

@@ -1,7 +1,7 @@
 """Evaluation of the global model in a process of its own, so that rounds never wait for it.
 
 `python -m coordinator.evaluation` reads requests as JSON lines {"entry": n, "split": "validation"} on standard input
-and answers each with one line of metrics. A split's file is read when it is first asked for.
+and answers each with one line of metrics, `gain` over entry 0 among them. A split's file is read when it is first asked for.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from coordinator.sqlite_store import SqliteStore
 from zo.batches import Batch
 from zo.engine import Engine
 from zo.errors import UserError
-from zo.evaluation import batches, evaluate
+from zo.evaluation import Rows, answers, batches, gain, metrics
 
 
 def main() -> int:
@@ -32,13 +32,18 @@ def main() -> int:
         replica = replay.replica(store, run, bundle, 0)
         engine = Engine(bundle, replica.parameters, threads=given.threads)
         read: dict[str, list[Batch]] = {}
+        start: dict[str, Rows] = {}
         for line in sys.stdin:
             request = json.loads(line)
             split = request["split"]
             if split not in read:
                 read[split] = batches(bundle, Path(getattr(given, split)), given.most if split == "validation" else 0)
+                replay.move(replica, store, run, 0)
+                start[split] = answers(engine, read[split])
             replay.move(replica, store, run, request["entry"])
-            print(json.dumps(evaluate(engine, read[split])), flush=True)
+            found = answers(engine, read[split])
+            gained, error = gain(start[split], found, bundle.manifest.task)
+            print(json.dumps(metrics(found, bundle.manifest.task) | {"gain": gained, "gain_error": error}), flush=True)
     except UserError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return error.exit_code

@@ -3,12 +3,16 @@
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from coordinator.store import RunRow, Store
 from zo.bundle import Bundle, open_bundle
 from zo.errors import StorageError
 from zo.replica import LedgerError, Replica
 
 log = logging.getLogger(__name__)
+
+SURE = 2.0  # standard errors of the gain
 
 
 def replica(store: Store, run: RunRow, bundle: Bundle, entry: int | None = None) -> Replica:
@@ -56,11 +60,14 @@ def _start(replica: Replica, store: Store, run: RunRow, checkpoints: list[int]) 
 
 
 def best_entry(store: Store, run: int) -> int:
-    """The evaluated entry with the lowest validation loss (class-balanced for classification); the last one if none was."""
+    """The evaluated entry with the lowest validation loss (class-balanced for classification) of those that are surely better than
+    the start; the start where none is. Where none was evaluated, the best by the devices' own held-out losses, or the last one.
+    """
     evaluated = store.evaluations(run, "validation")
     if not evaluated:
-        return store.head(run)[0]
-    return min(evaluated, key=lambda entry: (evaluated[entry]["balanced_loss"], entry))
+        return next((summary["best_entry"] for summary in reversed(store.summaries(run)) if "best_entry" in summary), store.head(run)[0])
+    better = [entry for entry, metrics in evaluated.items() if metrics.get("gain", np.inf) > SURE * metrics.get("gain_error", 0.0)]
+    return min(better, key=lambda entry: (evaluated[entry]["balanced_loss"], entry), default=0)
 
 
 def drop_checkpoints(store: Store, run: int, keep: int = 0) -> None:

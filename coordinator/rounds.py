@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from coordinator import replay
+from coordinator import history, replay
+from coordinator.autopilot import Advice, Autopilot
 from coordinator.config import RunConfig
 from coordinator.planner import Planner, ShapeRefused, slopes
-from coordinator.store import Conflict, RunRow, Store
+from coordinator.store import Compacted, Conflict, RunRow, Store
 from zo import aggregation, wire
 from zo.bundle import Bundle
 from zo.checkpoint import signs
@@ -47,15 +48,28 @@ class Rounds:
         self.store, self.run, self.bundle, self.config, self._clock = store, run, bundle, config, clock
         self.grid = Grid(config.log2_levels, config.clip)
         self.rates = aggregation.rates(config.probe, config.rate, bundle.manifest)
-        self.planner = Planner(config, bundle.manifest, store.summaries(run.id))
+        self._named = set[int]()  # devices whose reports were too large
+        self.paused = False  # until the coordinator is started again
+        self.learn(store.summaries(run.id))
         self._id_start = zlib.crc32(run.genesis + wire.encode(self.grid))
         self.replica = replay.replica(store, run, bundle)
         self._digest: tuple[int, bytes] | None = None
         self.devices = store.device_count(run.id)
         self.round = 1 + (store.headers(run.id, self.entry - 1)[-1][0].round if self.entry else 0)
         self._open()
-        if self.finished != (run.state == "finished"):  # a crash came between, or the run was prolonged
-            store.set_state(run.id, "finished" if self.finished else "running")
+        state = "finished" if self.finished else "running"
+        if run.state != state:  # a crash came between, the run was prolonged, or it was paused
+            store.set_state(run.id, state)
+
+    def learn(self, summaries: Sequence[dict[str, Any]]) -> None:
+        """Know what is to be known after entries with these summaries, and nothing else."""
+        config = self.config
+        self.planner = Planner(config, self.bundle.manifest, summaries)
+        stated = {"body": config.rate.body, "head": config.rate.head}
+        paced = [kind for kind in self.rates.by_kind if stated[kind] == "auto"]
+        self.autopilot = Autopilot(tuple(self.rates.by_kind), paced, config.held_out_every, config.least_gain)
+        advice = [self.autopilot.learn(summary) for summary in summaries]
+        self.stopped = bool(advice) and advice[-1].act == "stop"
 
     @property
     def entry(self) -> int:
@@ -75,8 +89,8 @@ class Rounds:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds are done."""
-        return self.round > self.config.rounds
+        """Whether all rounds are done, or more are not worth it."""
+        return self.stopped or self.round > self.config.rounds
 
     def enrol(self, device_id: int) -> int:
         """The device's number in the run."""
@@ -91,7 +105,7 @@ class Rounds:
 
         stage_ns: what its stages cost it, as far as it has said.
         """
-        if self.finished or device in self.reports:
+        if self.finished or self.paused or device in self.reports:
             return None
         try:
             shape = self.planner.shape(precision, stage_ns) if self.config.aggregation == "mean" else self.planner.usual
@@ -103,7 +117,8 @@ class Rounds:
             entry=self.entry,
             root=root,
             examples=self.config.probe.examples,
-            measure_held_out=self.round % self.config.held_out_every == 0 or self.round == 1,
+            measure_held_out=self.autopilot.looks or self.round == self.config.rounds,
+            stride=self.autopilot.stride,
             want_digest=self.round % self.config.digest_every == 0,
             grid=self.grid,
             id=self._plan_id(root),
@@ -188,7 +203,7 @@ class Rounds:
     def close_if_due(self) -> bool:
         """Commit the round if its goal, or its deadline with its minimum, is reached."""
         limits, count = self.config.round, len(self.reports)
-        if self.finished or not (count >= limits.goal or (count >= limits.minimum and self._waited() >= limits.deadline)):
+        if self.finished or self.paused or not (count >= limits.goal or (count >= limits.minimum and self._waited() >= limits.deadline)):
             return False
         try:
             self.commit()
@@ -201,8 +216,8 @@ class Rounds:
 
         Where somebody else has appended to the ledger, nothing is committed; `follow` takes that in.
         """
-        reports = [self.reports[device] for device in sorted(self.reports)]
-        terms = self.terms(reports)
+        reports = self._tempered([self.reports[device] for device in sorted(self.reports)])
+        terms = self._terms(reports)
         try:
             self.parameters.add(terms)
         except RangeError as error:
@@ -219,19 +234,47 @@ class Rounds:
             raise
         self.replica.advance(entry)
         self.planner.learn(summary["slopes"])
-        self._next(entry.round + 1)
+        self._heed(self.autopilot.learn(summary), entry.round + 1)
+
+    def _tempered(self, reports: list[Report]) -> list[Report]:
+        """The reports, none much larger than the others; whoever sent one is named once."""
+        made, too_large = aggregation.tempered(reports, [self._node_of(report) for report in reports])
+        for device in set(too_large) - self._named:
+            self.note(
+                "tempered", f"device {device} reports slopes of more than {aggregation.TEMPER:g} times the others'; they count as so much"
+            )
+        self._named.update(too_large)
+        return made
+
+    def _heed(self, advice: Advice, round_number: int) -> None:
+        """Do what the autopilot advises, then open a round."""
+        if advice.act != "go on":
+            self.note(f"autopilot: {advice.act}", advice.why)
+        self.stopped, self.paused = advice.act == "stop", advice.act == "pause"
+        self._next(round_number)
+        if advice.act in ("go back", "pause"):
+            back_to = self.store.headers(self.run.id, advice.entry - 1)[0][0].round if advice.entry else 0
+            try:
+                history.rollback(self.store, self.run, self.bundle, back_to)
+            except Compacted as error:
+                self.note("autopilot", f"cannot go back: {error}; going on with lower rates")
+            self._take_in()
 
     def follow(self) -> bool:
         """Take in what others have appended to the ledger, as `edge-coordinator rollback` does; True if there was anything."""
         if self.store.head(self.run.id) == (self.entry, self.replica.head):
             return False
+        self.note("followed", f"somebody else has appended to the ledger; round {self.round} is over")
+        return self._take_in()
+
+    def _take_in(self) -> bool:
         entries = self.store.entries(self.run.id, self.entry)
         if not entries:
             raise StorageError(f"the store's entry {self.entry} is not the one that was committed; start the coordinator again")
-        self.note("followed", f"somebody else has appended {len(entries)} entries; round {self.round} is over")  # and synced with this
         replay.move(self.replica, self.store, self.run, entries[-1].number)
         for summary in self.store.summaries(self.run.id)[-len(entries) :]:
             self.planner.learn(summary.get("slopes", {}))  # as a restart would
+            self.autopilot.learn(summary)
         self._next(entries[-1].round + 1)
         return True
 
@@ -239,8 +282,8 @@ class Rounds:
         """Open a round."""
         self.round = round_number
         self._open()  # first: whatever fails below, the reports of the last round are counted once
-        if self.finished:
-            self.store.set_state(self.run.id, "finished")
+        if self.finished or self.paused:
+            self.store.set_state(self.run.id, "finished" if self.finished else "paused")
         if self.entry - max(self.store.checkpoints(self.run.id), default=0) >= CHECKPOINT_EVERY:
             self.checkpoint()
 
@@ -254,6 +297,8 @@ class Rounds:
         limits, count = self.config.round, len(self.reports)
         if self.finished:
             return "the run is over"
+        if self.paused:
+            return "the run is paused: its losses rise; look at the events in 'edge-coordinator status', and start the coordinator again"
         left = limits.deadline - self._waited()
         if left > 0:
             return f"round {self.round} has {count} of {limits.goal} reports; {limits.minimum} are enough in {left:.0f} s"
@@ -292,15 +337,17 @@ class Rounds:
 
     def terms(self, reports: list[Report]) -> tuple[Term, ...]:
         """What the reports of a round, by device, come to; nothing where that cannot be."""
+        return self._terms(self._tempered(reports))
+
+    def _terms(self, reports: list[Report]) -> tuple[Term, ...]:
         number = reports[0].round
         nodes = [self._node_of(report) for report in reports]
-        scale = aggregation.decay(self.config.rate, number, self.config.rounds)
         try:
             return aggregation.aggregate(
                 reports,
                 nodes,
                 self.planner.rates(self.rates),
-                scale,
+                self._factors(number),
                 self.bundle.manifest,
                 self.grid,
                 self.config.aggregation,
@@ -310,10 +357,15 @@ class Rounds:
             self.note("refused", f"round {number} changed nothing: {error}")
             return ()
 
+    def _factors(self, round_number: int) -> dict[str, float]:
+        """What the rates are multiplied with in a round, by kind."""
+        share = aggregation.decay(self.config.rate, round_number, self.config.rounds)
+        return {kind: share * factor for kind, factor in self.autopilot.pace.factors.items()}
+
     def _summary(self, reports: list[Report]) -> dict[str, Any]:
         """What `status` and the demo show of a round; no scalars."""
         nodes = [self._node_of(report) for report in reports]
-        held_out = [float(self.grid.values(np.array(report.held_out))) for report in reports if report.held_out is not None]
+        looks = {str(report.device): self.grid.values(np.array(report.held_out)).tolist() for report in reports if report.held_out}
         return {
             "round": self.round,
             "reports": len(reports),
@@ -323,6 +375,11 @@ class Rounds:
             "slopes": slopes(reports, nodes, self.bundle.manifest, self.grid, self.config.aggregation),
             "dropped": sum(report.dropped for report in reports),
             "half_difference": float(np.sqrt(np.mean(np.concatenate([self.grid.values(report.scalars) for report in reports]) ** 2))),
-            "held_out": float(np.mean(held_out)) if held_out else None,
+            "factors": self._factors(self.round),
+            "looks": looks,
+            "held_out": float(np.mean([each[0] for each in looks.values()])) if looks else None,
+            "device_seconds": sum(report.spent.milliseconds for report in reports) / 1000,
+            "autopilot": self.autopilot.told,
+            **({} if self.autopilot.best_entry is None else {"best_entry": self.autopilot.best_entry}),
             "peak_memory_mib": max(report.spent.peak_memory_mib for report in reports),
         }

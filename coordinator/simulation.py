@@ -19,11 +19,14 @@ from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.estimators import scalars
 from zo.examples import Example
-from zo.messages import Report
-from zo.sampling import Sampler
+from zo.messages import Report, Spent
+from zo.plan import WorkPlan
+from zo.sampling import Sampler, hold_out, measuring_batches
+from zo.stride import losses
 from zo.timing import stage_ns
 
 MAX_ROWS = 1024  # there is one engine, not one a device, so memory is not short
+HELD_OUT = (0.1, 16)  # share of the examples, and most, that a device measures with
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,12 @@ class Simulation:
         store, task, tokenizer = MemoryStore(), bundle.manifest.task, bundle.tokenizer()
         self.rounds = Rounds(store, store.open_run(config.name, bundle.folder, bundle.digest), bundle, config)
         self.engine = Engine(bundle, self.rounds.parameters, max_rows=MAX_ROWS)
-        self._samplers = []
+        self._samplers, self._held_out = [], []
         for device, examples in enumerate(shares):
             self.rounds.enrol(device)
-            rows = [row for example in examples for row in encode(example, task, tokenizer)]
+            held, rows = hold_out([row for example in examples for row in encode(example, task, tokenizer)], *HELD_OUT)
             self._samplers.append(Sampler(rows, task, True, np.random.default_rng([seed, device])))
+            self._held_out.append(measuring_batches(held, task, True, config.probe.examples))
         self.stage_ns = stage_ns(self.engine, self._samplers[0].draw(config.probe.examples))
         self._seconds, self._probes = 0.0, 0
 
@@ -55,12 +59,17 @@ class Simulation:
         """Where the fleet is at the start, after the rounds of `looks` and the last, until the run or `stop` says that it is over."""
         point = self._look(validation)
         yield point
-        while not (self.rounds.finished or stop(point)):
+        while not (self.over or stop(point)):
             number = self.rounds.round
             self._round()
-            if number in looks or self.rounds.finished:
+            if number in looks or self.over:
                 point = self._look(validation)
                 yield point
+
+    @property
+    def over(self) -> bool:
+        """Whether the run is finished, or paused."""
+        return self.rounds.finished or self.rounds.paused
 
     def draw(self) -> Batch:
         """A batch of the first device."""
@@ -78,12 +87,29 @@ class Simulation:
         batch = sampler.draw(plan.examples)
         began = time.perf_counter()
         found, dropped = scalars(self.engine.probe(plan.root, batch), plan.grid)
-        self._seconds += time.perf_counter() - began
+        held_out = self._measured(device, plan) if plan.measure_held_out else ()
+        taken = time.perf_counter() - began
+        self._seconds += taken
         self._probes += 2 * plan.root.count
         run, digest = self.rounds.run.id, self.rounds.digest() if plan.want_digest else None
         return Report(
-            run, device, plan.round, found, batch.examples, precision, dropped, digest=digest, plan=plan.id, shape=plan.root.shape
+            run,
+            device,
+            plan.round,
+            found,
+            batch.examples,
+            precision,
+            dropped,
+            held_out,
+            Spent(0, round(1000 * taken)),
+            digest,
+            plan.id,
+            plan.root.shape,
         )
+
+    def _measured(self, device: int, plan: WorkPlan) -> tuple[int, ...]:
+        found = losses(self.engine, self._held_out[device], self.rounds.replica.stride(plan.stride))
+        return tuple(round(loss * 2**plan.grid.log2_levels) for loss in found)
 
     def _look(self, validation: Sequence[Batch]) -> Point:
         return Point(self.rounds.entry, self._probes, self._seconds, evaluation.evaluate(self.engine, validation))

@@ -37,6 +37,7 @@ def told(found: dict[str, Any]) -> str:
     if found["last_round"]:
         last = found["last_round"]
         lines.append(f"round {last['round']}: {last['reports']} reports in {last['seconds']:.1f} s")
+        lines.append(f"autopilot: {last.get('autopilot', 'not asked')}")
     for split in ("validation", "test"):
         lines += [f"{split:10} entry {entry:>5}: {describe(metrics)}" for entry, metrics in list(found[split].items())[-5:]]
     lines += [

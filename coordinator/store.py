@@ -17,7 +17,7 @@ BATCH = 256  # entries read together
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run as stored. state: "running" or "finished". genesis: identity of its ledger before the first entry."""
+    """A run as stored. state: "running", "paused" or "finished". genesis: identity of its ledger before the first entry."""
 
     id: int
     name: str
@@ -68,7 +68,7 @@ class Store(ABC):
 
     @abstractmethod
     def set_state(self, run: int, state: str) -> None:
-        """Mark a run as "running" or "finished"."""
+        """Mark a run as "running", "paused" or "finished"."""
 
     @abstractmethod
     def enrol(self, run: int, device_id: int) -> int:

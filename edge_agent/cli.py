@@ -12,7 +12,7 @@ from edge_agent import status
 from edge_agent.config import AgentConfig
 from edge_agent.solo_config import SoloConfig
 from zo import cli, config, log
-from zo.errors import StorageError
+from zo.errors import StorageError, UserError
 from zo.manifest import PRECISIONS
 from zo.token import read as read_token
 
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = commands.add_parser("status", help="what the agent of a state folder is doing")
     told.add_argument("--state", type=Path, default=STATE, help=f"[{STATE}]")
     told.add_argument("--json", action="store_true", help="one JSON object")
+    told.add_argument("--check", action="store_true", help="end with 1 unless an agent works there and has lately said so")
     told.set_defaults(command=_status)
     audit = commands.add_parser(
         "audit",
@@ -98,9 +99,15 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
 
 def _run(given: argparse.Namespace) -> None:
     from edge_agent.daemon import Daemon
+    from edge_agent.systemd import Signals, Systemd
 
     log.check_clock()
-    Daemon(config.load(AgentConfig, given, "EDGE_AGENT"), _told_to_stop()).run()
+    systemd = Systemd()
+    signals = Signals(lambda: config.load(AgentConfig, given, "EDGE_AGENT"), systemd)
+    daemon = Daemon(config.load(AgentConfig, given, "EDGE_AGENT"), signals.stop, progress=systemd.progress)
+    systemd.ready()
+    daemon.run()
+    signals.restart()
 
 
 def _join(given: argparse.Namespace) -> None:
@@ -174,6 +181,8 @@ def _audit(given: argparse.Namespace) -> None:
 def _status(given: argparse.Namespace) -> None:
     facts = status.read(given.state)
     print(json.dumps(facts) if given.json else status.told(facts))
+    if given.check and (why := status.ill(facts)):
+        raise UserError(f"{given.state}: {why}")
 
 
 if __name__ == "__main__":

@@ -42,13 +42,23 @@ POOR_CORRELATION = 0.5
 
 
 class Daemon:
-    """One agent. `stop`: set it (from a signal handler, say) to end cleanly after the probe under way. disk: the seam for faults."""
+    """One agent. `stop`: set it (from a signal handler, say) to end cleanly after the probe under way. disk: the seam for faults.
+
+    progress: called with the facts of its status at every step that it gets on by; often, so it must be cheap.
+    """
 
     LINK = Link
     SAVE_EVERY = 60.0  # seconds between saved positions, where the write budget allows them
+    TURN = 5.0  # seconds between signs of life in a longer pause
 
-    def __init__(self, config: AgentConfig, stop: threading.Event, disk: Disk | None = None) -> None:
-        self.config, self._stop = config, stop
+    def __init__(
+        self,
+        config: AgentConfig,
+        stop: threading.Event,
+        disk: Disk | None = None,
+        progress: Callable[[dict[str, Any]], None] = lambda facts: None,
+    ) -> None:
+        self.config, self._stop, self._progress = config, stop, progress
         self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
         self.status = Status(self.state)
         self._identity = None if config.insecure_loopback else identity.load(Path(config.state))
@@ -108,7 +118,7 @@ class Daemon:
     def _work_along(self) -> bool:
         self.joined: JoinReply = self._ask(JoinRequest(PROTOCOL, self.state.device_id))
         log.info("joined run %r as device %d", self.joined.run_name, self.joined.device)
-        bundle = self._patiently(lambda: download.bundle(self.link, self.joined, self.state.folder, self._chooser, self.config))
+        bundle = self._patiently(lambda: download.bundle(self._call, self.joined, self.state.folder, self._chooser, self.config))
         if self.follower is None or self.follower.joined.genesis != self.joined.genesis:
             self._prepare(bundle)
         follower = self._following
@@ -172,9 +182,10 @@ class Daemon:
             return kept
         self.status.update(state="working", reason=f"round {plan.round}")
         self._privacy.check()  # before work is done for nothing
-        report = work(plan, self.engine, self.dataset, self._check_stop, run=self.joined.run, device=self.joined.device)
-        if report.held_out is not None:
-            self.status.update(held_out_loss=float(plan.grid.values(report.held_out)))  # type: ignore[arg-type]
+        stride = self._following.replica.stride(plan.stride)
+        report = work(plan, self.engine, self.dataset, self._check_stop, stride, run=self.joined.run, device=self.joined.device)
+        if report.held_out:
+            self.status.update(held_out_loss=float(plan.grid.values(report.held_out[0])))  # type: ignore[arg-type]
         if report.dropped:
             log.warning(
                 "round %d: %d of %d directions gave no finite loss and were dropped", plan.round, report.dropped, report.scalars.size
@@ -213,13 +224,16 @@ class Daemon:
         self.link = self._dial()
 
     def _ask(self, request: Any) -> Any:
-        return self._patiently(lambda: self.link.ask(request))
+        return self._patiently(lambda: self._call(request))
+
+    def _call(self, request: Any) -> Any:
+        self._check_stop()
+        return self.link.ask(request)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """The call's result, trying again while the coordinator is not there."""
         bound, began = FIRST_PAUSE, time.monotonic()
         while True:
-            self._check_stop()
             try:
                 return call()
             except Unreachable as error:
@@ -235,9 +249,12 @@ class Daemon:
             bound = min(2 * bound, LONGEST_PAUSE)
 
     def _pause(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
-            raise Stopped
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._stop.wait(min(left, self.TURN))
+            self._check_stop()
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
             raise Stopped
+        self._progress(self.status.facts)

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 from edge_agent.config import AgentConfig
 from edge_agent.solo_config import SoloConfig
 from zo import examples
-from zo.batches import Batch, collate, encode
+from zo.batches import Batch, encode
 from zo.bundle import Bundle
 from zo.errors import DataError
 from zo.examples import Reading
 from zo.manifest import Task
-from zo.sampling import Sampler
+from zo.sampling import Sampler, hold_out, measuring_batches
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,8 @@ class Dataset:
         self.summary = self.reading.summary()
         self.reading.examples.clear()
         rows = [replace(row, key=place) for place, row in enumerate(rows)]
-        kept = min(int(len(rows) * held_out_share), held_out_most)
-        order = np.random.default_rng(0).permutation(len(rows))
-        self.held_out = sorted((rows[place] for place in order[:kept]), key=lambda row: len(row.ids))
-        self.training = [rows[place] for place in order[kept:]]
+        self.held_out, self.training = hold_out(rows, held_out_share, held_out_most)
+        self._balanced = balanced
         self._sampler = Sampler(self.training, task, balanced, np.random.default_rng())
         self._maker = ThreadPoolExecutor(1, "batches")
         self._coming: tuple[int, Future[Batch]] | None = None
@@ -72,6 +70,6 @@ class Dataset:
         self._coming = (size, self._maker.submit(self._sampler.draw, size))
         return batch
 
-    def held_out_batches(self, size: int) -> list[Batch]:
-        """The held-out examples, always the same."""
-        return [collate(self.held_out[start : start + size], self.task) for start in range(0, len(self.held_out), size)]
+    def held_out_batches(self, size: int) -> list[list[Batch]]:
+        """The held-out examples by class, always the same."""
+        return measuring_batches(self.held_out, self.task, self._balanced, size)

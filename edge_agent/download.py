@@ -2,12 +2,12 @@
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from edge_agent.config import AgentConfig
-from edge_agent.link import Link
 from edge_agent.precision import Chooser, held
 from zo import manifest as manifest_file
 from zo.bundle import Bundle, check_name, open_bundle, read_manifest
@@ -17,13 +17,16 @@ from zo.messages import FileRequest, JoinReply
 
 log = logging.getLogger(__name__)
 
+Ask = Callable[[Any], Any]
+
 UNFINISHED = ".part"  # behind the name of a file that is being fetched
 
 
-def bundle(link: Link, joined: JoinReply, state: Path, chooser: Chooser, config: AgentConfig) -> Bundle:
+def bundle(ask: Ask, joined: JoinReply, state: Path, chooser: Chooser, config: AgentConfig) -> Bundle:
     """The bundle of the run that was joined, at the base chosen, verified. BundleError where what arrived is not what was announced.
 
-    Where the settings name a folder that should hold it already, with one base at least, nothing is downloaded.
+    ask: a call to the coordinator. Where the settings name a folder that should hold it already, with one base at least, nothing is
+    downloaded.
     """
     given, room = config.bundle, Room(config.bundle_bytes)
     if len(joined.bundle_digest) != 32:
@@ -39,14 +42,14 @@ def bundle(link: Link, joined: JoinReply, state: Path, chooser: Chooser, config:
         known = folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return _complete(link, joined, folder, chooser, room)
+            return _complete(ask, joined, folder, chooser, room)
         except BundleError as error:
             if not known:
                 raise
             log.warning("%s; it is downloaded again", error)
             shutil.rmtree(folder)
             folder.mkdir()
-            return _complete(link, joined, folder, chooser, room)
+            return _complete(ask, joined, folder, chooser, room)
     except OSError as error:
         raise StorageError(
             f"{error.filename or state}: {error.strerror}; the bundle needs room in the state folder, give another with --state"
@@ -69,9 +72,9 @@ class Room:
             raise StorageError(f"{path.parent} has {free / 1e6:.0f} MB left, and {path.name} needs {missing / 1e6:.0f} MB; make room")
 
 
-def _complete(link: Link, joined: JoinReply, folder: Path, chooser: Chooser, room: Room) -> Bundle:
+def _complete(ask: Ask, joined: JoinReply, folder: Path, chooser: Chooser, room: Room) -> Bundle:
     """The bundle, once all that its base needs is in the folder."""
-    fetch = partial(_fetch_all, link, joined, folder, room)
+    fetch = partial(_fetch_all, ask, joined, folder, room)
     fetch([manifest_file.FILE])
     manifest = _announced(folder, joined)
     precision = chooser.choose(folder, manifest, list(manifest.bases), fetch)
@@ -79,7 +82,7 @@ def _complete(link: Link, joined: JoinReply, folder: Path, chooser: Chooser, roo
     return open_bundle(folder, precision)
 
 
-def _fetch_all(link: Link, joined: JoinReply, folder: Path, room: Room, names: Iterable[str]) -> None:
+def _fetch_all(ask: Ask, joined: JoinReply, folder: Path, room: Room, names: Iterable[str]) -> None:
     """Fetch the files that are not there yet."""
     for name in names:
         if (folder / name).exists():
@@ -87,15 +90,15 @@ def _fetch_all(link: Link, joined: JoinReply, folder: Path, room: Room, names: I
         if name not in joined.bundle_files:
             raise BundleError(f"the coordinator does not hand out {name}; it should serve the bundle anew")
         unfinished = folder / f"{name}{UNFINISHED}"
-        _fetch(link, FileRequest(joined.run, joined.bundle_files.index(name), 0), unfinished, room)
+        _fetch(ask, FileRequest(joined.run, joined.bundle_files.index(name), 0), unfinished, room)
         unfinished.rename(folder / name)
 
 
-def _fetch(link: Link, first: FileRequest, path: Path, room: Room) -> None:
+def _fetch(ask: Ask, first: FileRequest, path: Path, room: Room) -> None:
     """Append to the file until it has the size announced; goes on where an earlier try ended."""
     with path.open("ab") as file:
         while True:
-            chunk = link.ask(FileRequest(first.run, first.file, file.tell()))
+            chunk = ask(FileRequest(first.run, first.file, file.tell()))
             room.take(path, max(chunk.size, file.tell() + len(chunk.content)))
             file.write(chunk.content)
             if file.tell() >= chunk.size or not chunk.content:

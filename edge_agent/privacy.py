@@ -62,7 +62,7 @@ class Guard:
             scalars=noisy(report.scalars, settings, plan.grid),
             examples=plan.examples,
             dropped=0,
-            held_out=None,
+            held_out=(),
             spent=Spent(),
         )
 

@@ -16,7 +16,7 @@ from edge_agent.solo_config import SoloConfig
 from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.stopping import Stopped
-from edge_agent.work import held_out_loss, work
+from edge_agent.work import work
 from zo import split
 from zo.aggregation import aggregate, decay, rates
 from zo.disk import Disk
@@ -28,6 +28,7 @@ from zo.plan import Shape, WorkPlan
 from zo.planning import kept_bytes, seeded, tree
 from zo.recipe import directions, stated_shape
 from zo.seeds import ALONE
+from zo.stride import losses
 from zo.timing import stage_ns
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Solo:
             log.warning("round %d: %d of %d directions gave no finite loss and were dropped", number, report.dropped, node.scalars)
         share = decay(self.config.rate, number, self.config.rounds)
         try:
-            terms = aggregate([report], [node], self.rates, share, self.manifest, self.grid)
+            terms = aggregate([report], [node], self.rates, dict.fromkeys(self.rates.by_kind, share), self.manifest, self.grid)
             entry = self.model.commit(terms, number % DIGEST_EVERY == 0 or number == self.config.rounds)
         except ValueError as error:
             raise ConfigError(f"round {number} cannot be applied ({error}); lower --rate.body and --rate.head") from None
@@ -188,8 +189,8 @@ class Solo:
 
     def _look(self) -> None:
         """Measure the held-out loss here."""
-        loss = held_out_loss(self.engine, self.dataset, self.config.probe.examples, self._check_stop)
-        self.loss, self.measured = loss, self.round
+        found = losses(self.engine, self.dataset.held_out_batches(self.config.probe.examples), (), self._check_stop)
+        self.loss, self.measured = found[0] if found else None, self.round
 
     def _check_stop(self) -> None:
         if self._stop.is_set():

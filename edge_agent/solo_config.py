@@ -30,7 +30,9 @@ class SoloConfig:
     disk_bytes_per_day: float = _AS_IN_A_FLEET["disk_bytes_per_day"]
     log2_levels: int = setting("losses are rounded to 2**-this nats", 14)
     clip: float = setting("half differences of losses are clipped at +- this many nats", 2.0)
-    algorithm: Algorithm = setting("'fedspzo' tries parts of the model apart where that is cheaper, 'mezo' all of it at once", "fedspzo")
+    algorithm: Algorithm = setting(
+        "'fedspzo' tries parts of the model apart where that is cheaper, and so does 'auto'; 'mezo' all of it at once", "auto"
+    )
     probe: Probe = setting("", Probe())
     split: Split = setting("", Split())
     rate: Rate = setting("", Rate())

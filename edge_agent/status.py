@@ -14,6 +14,7 @@ from zo.errors import StorageError
 
 INTERVAL = 5.0  # seconds between writes while nothing changes its state: flash is precious
 SELDOM = 300.0  # the same, when little is left of the write budget
+SILENCE = 3 * SELDOM  # seconds after which an agent that has said nothing is not well
 
 
 class Status:
@@ -57,6 +58,14 @@ def read(folder: Path) -> dict[str, Any]:
         command = " ".join(psutil.Process(facts["pid"]).cmdline())
         facts["alive"] = "edge-agent" in command or "edge_agent" in command
     return facts
+
+
+def ill(facts: dict[str, Any]) -> str:
+    """Why the agent is not well: its process is gone, or it has long said nothing; empty where it is well."""
+    if not facts["alive"]:
+        return "no agent works here"
+    silence = time.time() - float(facts.get("at", 0))
+    return f"the agent has said nothing for {silence:.0f} s; does it hang, or may it not write?" if silence > SILENCE else ""
 
 
 def told(facts: dict[str, Any]) -> str:

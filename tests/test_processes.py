@@ -64,6 +64,7 @@ class Processes:
 
     def __init__(self, folder: Path, bundle: Bundle, **settings: object) -> None:
         self.folder, self.bundle, self.port, self.store = folder, bundle, free_port(), folder / "run.sqlite"
+        settings = {"least_gain": 0} | settings  # what a tiny model gains is no reason to stop
         self._flags = [f"--{name.replace('__', '.').replace('_', '-')}={value}" for name, value in settings.items()]
         self._started: list[subprocess.Popen[bytes]] = []
 

@@ -1,9 +1,10 @@
 """From the reports of a round to the terms of its entry: pure functions (DESIGN section 6)."""
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from zo.recipe import Aggregation, Probe, Rate
 from zo.terms import Term
 
 REACH = -6  # log2 of what a rate of 1 moves values by, at most, in a part tried apart: a larger probe is chosen for its noise alone
+TEMPER = 4.0  # classes differ from device to device, and slopes with them, but hardly more than this
 MOST_DIRECTIONS = 256  # the update grows with the count of directions up to here; beyond, more only steady it
 
 
@@ -40,7 +42,7 @@ def rates(probe: Probe, rate: Rate, manifest: Manifest) -> Rates:
     stated = {"body": rate.body, "head": rate.head}
     present = kinds(manifest)
     usual = default_rate(manifest.task)
-    by_kind = {kind: usual if stated[kind] is None else float(stated[kind] or 0.0) for kind in present}
+    by_kind = {kind: usual if stated[kind] == "auto" else float(stated[kind]) for kind in present}
     log2_eps = sizes(probe, manifest)
     signal = {c.kind: c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present}
     if not all(signal.get(kind, 0) > 0 for kind in present):
@@ -51,7 +53,7 @@ def rates(probe: Probe, rate: Rate, manifest: Manifest) -> Rates:
 def sizes(probe: Probe, manifest: Manifest) -> dict[str, int]:
     """log2 of the probe size by kind of group: the settings' for every base, else as calibrated for the manifest's."""
     stated = {"body": probe.log2_eps_body, "head": probe.log2_eps_head}
-    found = {kind: manifest.log2_eps(kind) if stated[kind] is None else int(stated[kind] or 0) for kind in kinds(manifest)}
+    found = {kind: manifest.log2_eps(kind) if stated[kind] == "auto" else int(stated[kind]) for kind in kinds(manifest)}
     for kind, log2 in found.items():
         if not all(0 <= size.log2_e < math.log2(LIMIT) for size in probe_sizes(manifest, {kind: log2})):
             raise ConfigError(f"probe.log2_eps_{kind} = {log2} is less than a unit of the lattice, or more than it holds")
@@ -72,19 +74,19 @@ def aggregate(
     reports: Sequence[Report],
     nodes: Sequence[Node],
     given: Rates,
-    scale: float,
+    factors: Mapping[str, float],
     manifest: Manifest,
     grid: Grid,
     how: Aggregation = "mean",
     shared: bool = False,
 ) -> tuple[Term, ...]:
-    """Terms of a round, weighted by examples: -scale * rate * (half difference / signal) * probe, for every direction.
+    """Terms of a round, weighted by examples: -factor * rate * (half difference / signal) * probe, for every direction.
 
     nodes: what each report answers, with the probe sizes of its device's base. A half difference over its own probe size is a
     slope, which has one scale in all bases; signal and probe are the run's. Every group is averaged over the reports that
-    perturbed it. The same reports in any order give the same terms. how: other than "mean" needs trees that are alike, with the
-    seeds of all devices `shared`; then the slopes along each direction are combined first, and what a device says of its count of
-    examples does not count.
+    perturbed it. factors: by kind. The same reports in any order give the same terms. how: other than "mean" needs trees that are
+    alike, with the seeds of all devices `shared`; then the slopes along each direction are combined first, and what a device says
+    of its count of examples does not count.
     """
     groups = {group.id: group for group in manifest.groups}
     alike = {(group.kind, group.log2_unit): group.id for group in reversed(manifest.groups)}  # rounded alike, in whichever part
@@ -111,7 +113,7 @@ def aggregate(
                     said, weight = combined(np.stack(rows), how), min(directions[group.id], MOST_DIRECTIONS) / half.size
                 log2_run = given.log2_eps[group.kind]
                 reach = min(log2_run, REACH) if node.child and not node.joint else log2_run
-                rate = scale * given.by_kind[group.kind] / signal * 2.0 ** (log2_run + reach)
+                rate = factors[group.kind] * given.by_kind[group.kind] / signal * 2.0 ** (log2_run + reach)
                 steps = mezo_steps(said, weight, rate, log2_eps, group.log2_unit)
                 rounded = round_stochastically(steps, manifest.run_key, alike[group.kind, group.log2_unit], level.first_seed, report.round)
                 terms.append(Term(size.groups, level.first_seed, rounded))
@@ -139,6 +141,40 @@ def combined(rows: np.ndarray, how: Aggregation) -> np.ndarray:
 def _log2_eps(level: Node, group: Group) -> int:
     """By how much a level moves the values of a group."""
     return next(size.log2_e for size in level.probe_sizes if group.id in size.groups) + group.log2_unit
+
+
+def tempered(reports: Sequence[Report], nodes: Sequence[Node]) -> tuple[list[Report], list[int]]:
+    """The reports with no device's scalars of a level larger (in root mean square) than TEMPER times the median device's; and whose were.
+
+    nodes: what each report answers. Of fewer than three devices none is judged by the others.
+    """
+    parts = [_parts(report, node) for report, node in zip(reports, nodes, strict=True)]
+    found: dict[int, list[float]] = {}
+    for stage, part in itertools.chain(*parts):
+        found.setdefault(stage, []).append(_rms(part))
+    most = {stage: TEMPER * float(np.median(each)) for stage, each in found.items() if len(each) >= 3 and np.median(each) > 0}
+    made, too_large = [], []
+    for report, levels in zip(reports, parts, strict=True):
+        shares = [min(1.0, most.get(stage, math.inf) / max(_rms(part), 1e-9)) for stage, part in levels]
+        if min(shares) < 1:
+            too_large.append(report.device)
+            lower = [np.rint(share * part).astype(np.int64) for share, (_, part) in zip(shares, levels, strict=True)]
+            report = replace(report, scalars=np.concatenate(lower))
+        made.append(report)
+    return made, too_large
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+
+
+def _parts(report: Report, node: Node) -> list[tuple[int, np.ndarray]]:
+    """A report's scalars by the stage that their level begins at; all of them together in the joint form."""
+    if node.joint:
+        return [(node.stage, report.scalars)]
+    levels = list(node.levels())
+    pieces = np.split(report.scalars, np.cumsum([total for _, total in levels])[:-1])
+    return [(level.stage, piece) for (level, _), piece in zip(levels, pieces, strict=True)]
 
 
 def by_level(root: Node, half: np.ndarray) -> list[tuple[Node, np.ndarray]]:

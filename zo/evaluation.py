@@ -1,6 +1,7 @@
 """How good a model is on labelled files."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,23 @@ from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.errors import DataError
+from zo.manifest import Task
 
 BATCH = 16
 CAUSAL_BATCH = 2  # every token has logits over the vocabulary
 
 
-def evaluate(engine: Engine, batches: Sequence[Batch]) -> dict[str, Any]:
-    """Mean and class-balanced loss (nats) and accuracy over all rows. For language modelling a row is a token, and the two agree."""
+@dataclass(frozen=True)
+class Rows:
+    """What a model makes of labelled rows, each an array [rows]: loss (nats), whether the answer is right, and the label."""
+
+    losses: np.ndarray
+    hits: np.ndarray
+    labels: np.ndarray
+
+
+def answers(engine: Engine, batches: Sequence[Batch]) -> Rows:
+    """The model's answers. For language modelling a row is a token."""
     losses, hits, labels = [], [], []
     for batch in batches:
         logits = engine.forward(batch)[1].astype(np.float64)
@@ -26,15 +37,36 @@ def evaluate(engine: Engine, batches: Sequence[Batch]) -> dict[str, Any]:
         losses.append(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(wanted)), wanted])
         hits.append(logits.argmax(axis=1) == wanted)
         labels.append(wanted)
-    loss, hit, label = np.concatenate(losses), np.concatenate(hits), np.concatenate(labels)
-    by_class = [label == each for each in np.unique(label)] if engine.manifest.task.labels else [np.full(len(label), True)]
+    return Rows(np.concatenate(losses), np.concatenate(hits), np.concatenate(labels))
+
+
+def evaluate(engine: Engine, batches: Sequence[Batch]) -> dict[str, Any]:
+    """Mean and class-balanced loss (nats) and accuracy over all rows. For language modelling the two agree."""
+    return metrics(answers(engine, batches), engine.manifest.task)
+
+
+def metrics(rows: Rows, task: Task) -> dict[str, Any]:
+    """See `evaluate`."""
+    by_class = _by_class(rows, task)
     return {
-        "loss": float(loss.mean()),
-        "accuracy": float(hit.mean()),
-        "balanced_loss": float(np.mean([loss[rows].mean() for rows in by_class])),
-        "balanced_accuracy": float(np.mean([hit[rows].mean() for rows in by_class])),
-        "rows": len(loss),
+        "loss": float(rows.losses.mean()),
+        "accuracy": float(rows.hits.mean()),
+        "balanced_loss": float(np.mean([rows.losses[each].mean() for each in by_class])),
+        "balanced_accuracy": float(np.mean([rows.hits[each].mean() for each in by_class])),
+        "rows": len(rows.losses),
     }
+
+
+def gain(before: Rows, after: Rows, task: Task) -> tuple[float, float]:
+    """How much lower the class-balanced loss (nats) is on the same rows, and the standard error of that."""
+    lower = before.losses - after.losses
+    by_class = [lower[each] for each in _by_class(after, task)]
+    error = np.sqrt(sum(each.var(ddof=1) / len(each) for each in by_class if len(each) > 1)) / len(by_class)
+    return float(np.mean([each.mean() for each in by_class])), float(error)
+
+
+def _by_class(rows: Rows, task: Task) -> list[np.ndarray]:
+    return [rows.labels == each for each in np.unique(rows.labels)] if task.labels else [np.full(len(rows.labels), True)]
 
 
 def batches(bundle: Bundle, path: Path, most: int = 0) -> list[Batch]:

@@ -154,6 +154,7 @@ class Report:
     """The scalars of one round: integers on the plan's grid, one a direction (int64). precision: of the base.
 
     plan: id of the work plan that this answers. shape: of its tree; the run's usual one if it is left out.
+    held_out: losses on the device's own examples, as `zo.stride.losses` gives them, on the grid.
     """
 
     run: int
@@ -163,7 +164,7 @@ class Report:
     examples: int
     precision: Precision
     dropped: int = 0
-    held_out: int | None = None
+    held_out: tuple[int, ...] = ()
     spent: Spent = field(default_factory=Spent)
     digest: bytes | None = None
     plan: int = 0

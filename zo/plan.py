@@ -98,9 +98,10 @@ class Shape:
 class WorkPlan:
     """What one device does in one round.
 
-    entry: the ledger position its parameters must have. examples: batch size. measure_held_out: also report the loss
-    on the device's own fixed held-out examples. want_digest: also report the digest of the parameters. grid: of the report.
-    id: repeated in the report, so that the answer to a plan of other settings is not taken for one to this.
+    entry: the ledger position its parameters must have. examples: batch size. measure_held_out: also report the loss on the device's
+    own fixed held-out examples, and along what the last `stride` entries did (zo.stride). want_digest: also report the digest of the
+    parameters. grid: of the report. id: repeated in the report, so that the answer to a plan of other settings is not taken for
+    one to this.
     """
 
     round: int
@@ -111,3 +112,4 @@ class WorkPlan:
     want_digest: bool
     grid: Grid
     id: int
+    stride: int = 0

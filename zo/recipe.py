@@ -7,18 +7,19 @@ from typing import Literal
 from zo.config import setting
 from zo.plan import MOST_DIRECTIONS, Shape
 
-Algorithm = Literal["mezo", "fedspzo"]
+Algorithm = Literal["auto", "mezo", "fedspzo"]
 Aggregation = Literal["mean", "trimmed-mean", "median"]
+Auto = Literal["auto"]
 
 
 @dataclass(frozen=True)
 class Probe:
     """What one device does in one round."""
 
-    directions: int | None = setting("directions a device tries a round, each a pair of probes; left out, 8, or with 'fedspzo' 1", None)
+    directions: int | None = setting("directions a device tries a round, each a pair of probes; left out, 1, or with 'mezo' 8", None)
     examples: int = setting("examples in the batch of a probe", 8)
-    log2_eps_body: int | None = setting("probe size of the body is 2**this; the bundle's calibration decides if it is left out", None)
-    log2_eps_head: int | None = setting("the same for the head", None)
+    log2_eps_body: int | Auto = setting("probe size of the body is 2**this; 'auto' is what the bundle's calibration found", "auto")
+    log2_eps_head: int | Auto = setting("the same for the head", "auto")
 
     def __post_init__(self) -> None:
         if self.directions is not None and not 1 <= self.directions <= MOST_DIRECTIONS:
@@ -49,7 +50,7 @@ class Split:
 
 def directions(algorithm: Algorithm, probe: Probe) -> int:
     """Of the whole model, or of its lowest part: another batch for each is better, where reports cost little."""
-    return probe.directions or {"mezo": 8, "fedspzo": 1}[algorithm]
+    return probe.directions or (8 if algorithm == "mezo" else 1)
 
 
 def stated_shape(algorithm: Algorithm, probe: Probe, split: Split) -> Shape | None:
@@ -64,11 +65,14 @@ def stated_shape(algorithm: Algorithm, probe: Probe, split: Split) -> Shape | No
 class Rate:
     """How far a round moves the parameters."""
 
-    body: float | None = setting("every direction moves the body by this times its probe, for a loss difference as at calibration", None)
-    head: float | None = setting("the same for the head; left out, both are 0.2 / sqrt(classes), or 0.3 for language modelling", None)
+    body: float | Auto = setting(
+        "every direction moves the body by this times its probe, for a loss difference as at calibration; 'auto' follows what is measured",
+        "auto",
+    )
+    head: float | Auto = setting("the same for the head", "auto")
     final: float = setting("share of the rate left in the last round; it falls linearly", 0.1)
 
     def __post_init__(self) -> None:
         for value in (self.body, self.head, self.final):
-            if value is not None and not 0 <= value < math.inf:
+            if value != "auto" and not 0 <= value < math.inf:
                 raise ValueError(f"a rate of {value} is not a positive number")

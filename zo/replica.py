@@ -1,13 +1,17 @@
 """A replica: parameters that follow a ledger, and the identity of the state they are in."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from zo import checkpoint as checkpoints
 from zo.checkpoint import Checkpoint
-from zo.ledger import Entry, Folding, chain
+from zo.ledger import Entry, Folding, chain, fold
 from zo.parameters import Parameters
+from zo.terms import Term
+
+MOST_ENTRIES = 8  # of a stride: more hardly steady what is measured along it, and cost more signs
 
 
 class LedgerError(ValueError):
@@ -29,6 +33,7 @@ class Replica:
         self.parameters, self.genesis, self._base = parameters, genesis, base
         self.sizes = {id_: group.size for id_, group in parameters.groups.items()}
         self.entry, self.head, self.folding = 0, genesis, Folding(self.sizes)
+        self._recent = deque[tuple[Term, ...]](maxlen=MOST_ENTRIES)
 
     def apply(self, entry: Entry) -> None:
         """Go on to the next entry.
@@ -56,6 +61,7 @@ class Replica:
     def reset(self) -> None:
         """Back to the bundle, whatever the parameters hold."""
         self.entry, self.head, self.folding = 0, self.genesis, Folding(self.sizes)
+        self._recent.clear()
         base = self._base()
         for group in self.parameters.groups.values():
             self.parameters.load(group.id, np.concatenate([np.ravel(base[tensor.name]) for tensor in group.tensors]))
@@ -91,6 +97,12 @@ class Replica:
         values = checkpoints.values_of(self.parameters, set(self.sizes))
         return Checkpoint(self.genesis, self.entry, self.head, self.parameters.digest(), (), values)
 
+    def stride(self, entries: int) -> tuple[Term, ...]:
+        """What the last entries did, folded; nothing where they are not remembered, as after catching up by a checkpoint."""
+        recent = list(self._recent)[-entries:] if entries else []
+        return fold(term for terms in recent for term in terms) if len(recent) == entries else ()
+
     def _advance(self, entry: Entry, head: bytes) -> None:
         self.entry, self.head = entry.number, head
+        self._recent.append(entry.terms)
         self.folding.add(entry.terms)

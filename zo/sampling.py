@@ -15,10 +15,7 @@ class Sampler:
 
     def __init__(self, rows: Sequence[Encoded], task: Task, balanced: bool, generator: np.random.Generator) -> None:
         self._task, self._generator = task, generator
-        classes: dict[int, list[Encoded]] = {}
-        for row in rows:
-            classes.setdefault(row.label if balanced else 0, []).append(row)
-        self._classes = list(classes.values())
+        self._classes = by_class(rows, balanced)
         self._ready: list[list[Encoded]] = []
 
     def draw(self, size: int) -> Batch:
@@ -32,3 +29,25 @@ class Sampler:
     def _one(self) -> Encoded:
         rows = self._classes[self._generator.integers(len(self._classes))]
         return rows[self._generator.integers(len(rows))]
+
+
+def by_class(rows: Sequence[Encoded], balanced: bool) -> list[list[Encoded]]:
+    """Examples parted by class; all together where they are not balanced."""
+    classes: dict[int, list[Encoded]] = {}
+    for row in rows:
+        classes.setdefault(row.label if balanced else 0, []).append(row)
+    return list(classes.values())
+
+
+def hold_out(rows: Sequence[Encoded], share: float, most: int) -> tuple[list[Encoded], list[Encoded]]:
+    """Examples to measure with, the same each time and by length, and those to train on."""
+    kept = min(int(len(rows) * share), most)
+    order = np.random.default_rng(0).permutation(len(rows))
+    held = sorted((rows[place] for place in order[:kept]), key=lambda row: len(row.ids))
+    return held, [rows[place] for place in order[kept:]]
+
+
+def measuring_batches(held_out: Sequence[Encoded], task: Task, balanced: bool, size: int) -> list[list[Batch]]:
+    """Batches of each class of held-out examples."""
+    classes = by_class(held_out, balanced)
+    return [[collate(rows[start : start + size], task) for start in range(0, len(rows), size)] for rows in classes]

@@ -11,7 +11,7 @@ class StructureError(ValueError):
 
 
 def from_plain(kind: Any, plain: Any, where: str = "") -> Any:
-    """`plain` as an instance of `kind`: a dataclass, tuple[X, ...], dict[X, Y], Literal, X | None or a scalar type."""
+    """`plain` as an instance of `kind`: a dataclass, tuple[X, ...], dict[X, Y], Literal, X | None, X | Literal or a scalar type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, plain, where)
@@ -28,7 +28,16 @@ def from_plain(kind: Any, plain: Any, where: str = "") -> Any:
             raise StructureError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {plain!r}{nearest(plain, arguments)}")
         return plain
     if origin in (Union, types.UnionType):
-        return None if plain is None else from_plain(next(a for a in arguments if a is not type(None)), plain, where)
+        if plain is None and type(None) in arguments:
+            return None
+        kind, *words = sorted((a for a in arguments if a is not type(None)), key=lambda a: get_origin(a) is Literal)
+        if any(plain in get_args(each) for each in words):
+            return plain
+        try:
+            return from_plain(kind, plain, where)
+        except StructureError as error:
+            others = "".join(f" or {word!r}" for each in words for word in get_args(each))
+            raise StructureError(f"{error}{others}") from None
     return _scalar(kind, plain, where)
 
 

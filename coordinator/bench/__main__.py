@@ -69,6 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split.add_argument("--joint", action="store_true", help="the joint form")
     split.add_argument("--plot", type=Path, help="write a picture of loss against compute")
     split.set_defaults(command=_split)
+    autopilot = commands.add_parser("autopilot", help="runs with every setting at 'auto' against the best of a sweep by hand, on real data")
+    autopilot.add_argument("--data", type=Path, action="append", required=True, help="folder as of 'split'; may be repeated")
+    autopilot.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    autopilot.add_argument("--seeds", type=int, default=3, help="[3]")
+    autopilot.add_argument("--rounds", type=int, default=40, help="of 8 devices, 2 probes each [40]")
+    autopilot.add_argument("--max-tokens", type=int, default=32, help="[32]")
+    autopilot.set_defaults(command=_autopilot)
     a_round = commands.add_parser("round", help="what a report costs the coordinator without the network; the commit by its reports")
     a_round.add_argument("--reports", type=int, default=2000, help="a round [2000]")
     a_round.add_argument("--repeats", type=int, default=5, help="[5]")
@@ -89,7 +96,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fuzz.add_argument("--minutes", type=float, default=1.0, help="[1]")
     fuzz.add_argument("--seed", type=int, default=0, help="[0]")
     fuzz.set_defaults(command=_fuzz)
-    for command in (step, cost, perturb, replay, probe, memory, crash, catchup, precisions, split, a_round, coordinator, soak, fuzz):
+    for command in (
+        step,
+        cost,
+        perturb,
+        replay,
+        probe,
+        memory,
+        crash,
+        catchup,
+        precisions,
+        split,
+        autopilot,
+        a_round,
+        coordinator,
+        soak,
+        fuzz,
+    ):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
 
@@ -204,6 +227,14 @@ def _split(given: argparse.Namespace) -> None:
         shape = Shape((1, *given.counts), tuple(given.cuts), given.joint) if given.cuts else None
         found = split.measure(split.Fleets(bundle, given.data, given.rounds, shape), given.seeds, given.body_seeds, given.plot)
     _show(given, split.told(found), found)
+
+
+def _autopilot(given: argparse.Namespace) -> None:
+    from coordinator.bench import autopilot
+    from coordinator.demo.packaged import packaged_model
+
+    found = autopilot.measure(given.data, given.model or packaged_model(), given.seeds, given.rounds, given.max_tokens)
+    _show(given, autopilot.told(found), found)
 
 
 def _round(given: argparse.Namespace) -> None:

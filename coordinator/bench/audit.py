@@ -9,7 +9,6 @@ import numpy as np
 
 from coordinator import history
 from coordinator.config import RunConfig
-from coordinator.planner import Planner
 from coordinator.rounds import Rounds
 from coordinator.sqlite_store import SqliteStore
 from zo import config, wire
@@ -57,8 +56,9 @@ def audit(path: Path, settings: dict[str, str], notes: list[Path], folder: Path)
     have = {(entry.number, short(entry.header.terms_digest)) for entry in entries}
     summaries, sets = store.summaries(run.id), {}
     for place, entry in enumerate(entries):
-        rounds.planner = Planner(chosen, bundle.manifest, summaries[:place])  # rates go by the entries before
-        sets[entry.round] = contributors(entry, heard, rounds)
+        if entry.contributors:  # else it leads back to an entry before
+            rounds.learn(summaries[:place])  # rates go by the entries before
+            sets[entry.round] = contributors(entry, heard, rounds)
     counted = {(number, device) for number, devices in sets.items() for device in devices or ()}
     return {
         "commits": len(entries),

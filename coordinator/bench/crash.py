@@ -114,7 +114,11 @@ def measure(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     of_coordinator, of_agents = _mixed(coordinator_crashes, kills // 2), _mixed(agent_crashes, kills - kills // 2)
     port, notes = free_port(), [folder / f"agent{n}.notes" for n in range(AGENTS)]
     (folder / "store").mkdir()
-    settings = {"bundle": str(bundle.folder), "store": str(folder / "store/run.sqlite"), "listen": f"127.0.0.1:{port}"} | SETTINGS
+    settings = (
+        {"bundle": str(bundle.folder), "store": str(folder / "store/run.sqlite"), "listen": f"127.0.0.1:{port}"}
+        | SETTINGS
+        | {"least_gain": "0"}
+    )
     serve = [sys.executable, "-m", "coordinator.bench.crashing", "--insecure-loopback", *flags(settings)]
     coordinator = Process("coordinator", folder / "store", [*serve, f"--rounds={ENDLESS}"], of_coordinator)
     agents = [Process(f"agent{n}", folder / f"agent{n}", _agent(folder, n, port, bundle, notes[n]), of_agents) for n in range(AGENTS)]

@@ -63,7 +63,7 @@ def _messages() -> list[Target]:
     entry = Entry(1, 1, 2, (term,), bytes(32))
     node = Node(0, 3, 2, (ProbeSize((0, 1), 12),), Node(1, 9, 4, (ProbeSize((2,), 3),)))
     plan = WorkPlan(1, 0, node, 8, True, True, Grid(14, 2.0), 77)
-    report = Report(1, 2, 3, np.array([5, -6, 700]), 8, "int8", held_out=4, digest=bytes(range(32)), shape=Shape((2, 4), (1,)))
+    report = Report(1, 2, 3, np.array([5, -6, 700]), 8, "int8", held_out=(4, 5), digest=bytes(range(32)), shape=Shape((2, 4), (1,)))
     right: list[Any] = [
         report,
         WorkReply((entry, entry), plan, 5, "why", False),

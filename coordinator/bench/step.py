@@ -57,7 +57,7 @@ class Device:
 
     def _terms(self, half: np.ndarray, node: Node, batch: Batch, number: int) -> Any:
         report = Report(0, 0, number, GRID.integers(half), batch.examples, self.manifest.precision)
-        return aggregation.aggregate([report], [node], self._rates, 1.0, self.manifest, GRID)
+        return aggregation.aggregate([report], [node], self._rates, dict.fromkeys(self._rates.by_kind, 1.0), self.manifest, GRID)
 
 
 def build_all(folder: Path) -> dict[str, Bundle]:

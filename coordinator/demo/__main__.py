@@ -150,7 +150,8 @@ def _figures(fleet: Fleet) -> dict[str, Any]:
     summaries, tests = store.summaries(run.id), store.evaluations(run.id, "test")
     statuses = [fleet.status(name) for name in fleet.agents]
     reports = sum(summary["reports"] for summary in summaries)
-    digests = [summaries[-1]["digest"], *(status.get("digest") or "" for status in statuses)]
+    last = replay.replica(store, run, replay.opened(run)).parameters.digest().hex()
+    digests = [last, *(status.get("digest") or "" for status in statuses)]
     best = replay.best_entry(store, run.id)
     return {
         "before": tests[0],

@@ -33,7 +33,10 @@ def test_the_process_answers_for_any_entry_in_any_order(bert_bundle: Bundle, val
     code, found, said = ask(tmp_path, validation, [f'{{"entry": {entry}, "split": "validation"}}\n' for entry in (3, 0, 3)])
     assert (code, said) == (0, "")
     expected = evaluate(Engine(bert_bundle, model.parameters), batches(bert_bundle, validation, 10))
-    assert found[0] == found[2] == pytest.approx(expected)
+    assert found[0] == found[2]
+    assert {name: found[0][name] for name in expected} == pytest.approx(expected)
+    assert (found[1]["gain"], found[1]["gain_error"]) == (0.0, 0.0)
+    assert found[0]["gain"] == pytest.approx(found[1]["balanced_loss"] - found[0]["balanced_loss"])
     assert found[1]["loss"] != found[0]["loss"]
 
 

@@ -404,7 +404,9 @@ def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
 @pytest.fixture(scope="module")
 def served(bert_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """A run that is over, all of it published, while its coordinator still serves; agents `one` and `two` came one after the other."""
-    made = Processes(bert_bundle, tmp_path_factory.mktemp("served"), "--digest-every=5", "--tiles.every=0", f"--rounds={LAST}")
+    made = Processes(
+        bert_bundle, tmp_path_factory.mktemp("served"), "--digest-every=5", "--tiles.every=0", f"--rounds={LAST}", "--least-gain=0"
+    )
     try:
         with Watch(made.folder) as watch:
             assert [made.agent("one"), made.agent("two")] == [0, 0], made.log("one") + made.log("two")

@@ -166,6 +166,16 @@ def test_the_best_entry_has_the_lowest_balanced_validation_loss(run: Trained) ->
     assert replay.best_entry(run.store, 1) == 1
 
 
+def test_an_entry_that_is_not_surely_better_than_the_start_is_not_the_best(run: Trained) -> None:
+    evaluated = {0: (1.0, 0.0, 0.0), 2: (0.9, 0.1, 0.06), 3: (0.95, 0.05, 0.02), 4: (0.97, 0.03, 0.01)}
+    for entry, (loss, gain, error) in evaluated.items():
+        run.store.add_evaluation(1, entry, "validation", {"balanced_loss": loss, "gain": gain, "gain_error": error})
+    assert replay.best_entry(run.store, 1) == 3
+    run.store.add_evaluation(1, 3, "validation", {"balanced_loss": 1.2, "gain": -0.2, "gain_error": 0.02})
+    run.store.add_evaluation(1, 4, "validation", {"balanced_loss": 1.1, "gain": -0.1, "gain_error": 0.01})
+    assert replay.best_entry(run.store, 1) == 0
+
+
 def test_checkpoints_are_dropped_unless_something_depends_on_them(run: Trained, bert_bundle: Bundle) -> None:
     keep_checkpoints(run, bert_bundle, 1, 2, 3, 4, 5, 6, 7, 8)
     run.store.compact(1, 2)

@@ -23,7 +23,7 @@ from zo.engine import Engine
 from zo.errors import ConfigError, StorageError
 from zo.estimators import Grid, half_differences
 from zo.ledger import Entry, rollback
-from zo.messages import Report, Verdict
+from zo.messages import Report, Spent, Verdict
 from zo.parameters import Parameters
 from zo.plan import Shape
 from zo.planning import one_level
@@ -124,16 +124,17 @@ def test_no_two_devices_or_rounds_share_a_seed(make: Make) -> None:
     assert len(set(seeds)) == len(seeds) == 2 * 3 * 3
 
 
-def test_a_plan_asks_for_held_out_loss_and_digest_when_they_are_due(make: Make) -> None:
-    rounds = make(held_out_every=2, digest_every=3, round=Round(1, 1, 5.0), rounds=6)
+def test_a_plan_asks_for_held_out_losses_along_the_stride_and_for_the_digest_when_they_are_due(make: Make) -> None:
+    rounds = make(held_out_every=4, digest_every=3, round=Round(1, 1, 5.0), rounds=12)
     due = []
-    for number in range(1, 7):
+    for number in range(1, 13):
         plan = rounds.plan(0, "fp32")
         assert plan is not None
-        due.append((plan.measure_held_out, plan.want_digest))
-        assert rounds.accept(answer(rounds, 0, number)) is Verdict.ACCEPTED
+        due.append((plan.measure_held_out, plan.stride, plan.want_digest))
+        assert rounds.accept(answer(rounds, 0, number, held_out=(2**14,) if plan.measure_held_out else ())) is Verdict.ACCEPTED
         assert rounds.close_if_due()
-    assert due == [(True, False), (True, False), (False, True), (True, False), (False, False), (True, True)]
+    assert [(number + 1, stride) for number, (measure, stride, _) in enumerate(due) if measure] == [(1, 0), (3, 2), (5, 2), (9, 4), (12, 0)]
+    assert [number + 1 for number, (_, _, digest) in enumerate(due) if digest] == [3, 6, 9, 12]
 
 
 def test_a_plan_carries_grid_and_id(make: Make) -> None:
@@ -491,8 +492,8 @@ def test_a_round_beyond_the_lattice_changes_nothing_but_goes_on(rate: float, mak
 
 def test_the_summary_tells_what_the_reports_held(make: Make) -> None:
     rounds = make()
-    rounds.accept(answer(rounds, 0, dropped=1, held_out=2**14))
-    rounds.accept(answer(rounds, 1, held_out=3 * 2**14))
+    rounds.accept(answer(rounds, 0, dropped=1, held_out=(2**14,)))
+    rounds.accept(answer(rounds, 1, held_out=(3 * 2**14,)))
     rounds.close_if_due()
     summary = rounds.store.summaries(rounds.run.id)[0]
     assert (summary["reports"], summary["probes"], summary["dropped"], summary["held_out"]) == (2, 12, 1, 2.0)
@@ -1052,3 +1053,87 @@ def test_devices_that_are_compared_walk_one_tree(make: Make) -> None:
         assert plan.root.shape == usual
     other = Shape((1,)) if usual != Shape((1,)) else Shape((1, 3), (stages - 1,))
     assert rounds.accept(report(0, plan=plan.id, shape=other, scalars=(1,) * other.scalars)) is Verdict.LATE
+
+
+# --- the autopilot ---
+
+
+def work_until(rounds: Rounds, losses: Sequence[float], last: int) -> None:
+    """Both devices report every round; where they are asked, the loss for that round."""
+    while rounds.round <= last and not (rounds.finished or rounds.paused):
+        number = rounds.round
+        for device in range(2):
+            plan = rounds.plan(device, "fp32")
+            assert plan is not None
+            held_out = (int(losses[number - 1] * 2**14),) if plan.measure_held_out else ()
+            rounds.accept(answer(rounds, device, number, plan=plan.id, held_out=held_out))
+        rounds.close_if_due()
+
+
+def test_losses_that_rise_take_the_fleet_back_exactly_to_the_best_entry(make: Make) -> None:
+    rounds = make(2, rounds=30)
+    work_until(rounds, [1.0] * 2, 2)
+    best = rounds.digest()
+    work_until(rounds, [1.0, 1.0, 0.5, 0.5, 1.5, 1.5, 1.5], 7)
+    assert kinds(rounds) == ["autopilot: go back", "rolled back"]
+    assert rounds.digest() == best  # of entry 2, where the loss was lowest
+    assert rounds.entry == 8
+    assert rounds._factors(rounds.round)["body"] < 0.5
+    again = make(2, rounds=30)
+    assert state(again)[:4] == state(rounds)[:4]
+    assert again.autopilot.pace.factors == rounds.autopilot.pace.factors
+
+
+def test_after_three_ways_back_the_run_pauses_until_it_is_started_again(make: Make) -> None:
+    rounds = make(2, rounds=90)
+    start = rounds.digest()
+    work_until(rounds, [1.0] + [2.0] * 90, 90)
+    assert rounds.paused
+    assert rounds.digest() == start
+    assert [kind for kind in kinds(rounds) if kind.startswith("autopilot")] == ["autopilot: go back"] * 2 + ["autopilot: pause"]
+    assert rounds.plan(0, "fp32") is None
+    assert "paused" in rounds.why_waiting()
+    assert rounds.store.run("run").state == "paused"
+    again = make(2, rounds=90)
+    assert not again.paused
+    assert again.plan(0, "fp32") is not None
+    assert again.store.run("run").state == "running"
+
+
+def test_a_run_that_gains_nothing_stops_and_stays_stopped(make: Make) -> None:
+    rounds = make(2, rounds=200, least_gain=0.001)
+    for number in range(1, 200):
+        if rounds.finished:
+            break
+        for device in range(2):
+            plan = rounds.plan(device, "fp32")
+            assert plan is not None
+            held_out, spent = ((2**14,) if plan.measure_held_out else ()), Spent(milliseconds=9000)
+            rounds.accept(answer(rounds, device, number, plan=plan.id, held_out=held_out, spent=spent))
+        rounds.close_if_due()
+    assert rounds.round < 100
+    assert rounds.finished
+    assert kinds(rounds) == ["autopilot: stop"]
+    assert make(2, rounds=200, least_gain=0.001).finished
+
+
+def test_rates_that_are_stated_are_left_as_they_are(make: Make) -> None:
+    rounds = make(1, rate=Rate(body=0.1, head=0.1, final=1.0), round=Round(1, 1, 5.0), rounds=20)
+    for number in range(1, 10):
+        plan = rounds.plan(0, "fp32")
+        assert plan is not None
+        held_out = (2**14, *[2**13, 2**15] * 2)[: 5 if plan.stride else 1] if plan.measure_held_out else ()
+        rounds.accept(answer(rounds, 0, number, plan=plan.id, held_out=held_out))
+        rounds.close_if_due()
+    assert rounds._factors(rounds.round) == {"body": 1.0, "head": 1.0}
+
+
+def test_a_device_that_reports_far_too_much_is_named_once_and_hardly_counts(make: Make) -> None:
+    rounds = make(3, round=Round(3, 3, 5.0))
+    for number in (1, 2):
+        for device, size in enumerate((1, 1, 100)):
+            rounds.accept(answer(rounds, device, number, scalars=(300 * size, -200 * size, 100 * size)))
+        rounds.close_if_due()
+    assert kinds(rounds) == ["tempered"]
+    steps = [abs(int(term.steps.sum())) for term in rounds.store.entries(rounds.run.id)[0].terms]
+    assert max(steps) <= 5 * min(step for step in steps if step)

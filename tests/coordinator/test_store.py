@@ -209,7 +209,7 @@ class StoreContract:
     def test_a_report_counts_once_under_run_round_and_device(self, opened: Opened) -> None:
         store = opened()
         run, other = begun(store), store.open_run("other", BUNDLE, DIGEST).id
-        first = report(1, digest=bytes(range(32)), held_out=-3)
+        first = report(1, digest=bytes(range(32)), held_out=(-3, 7))
         assert store.add_report(first)
         for again in (opened(), store):
             assert not again.add_report(report(1, scalars=(7, 7, 7)))

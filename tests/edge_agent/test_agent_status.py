@@ -128,3 +128,20 @@ def test_what_is_no_status_is_told_in_a_line(content: str | bytes | None, tmp_pa
         (tmp_path / STATUS).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(StorageError, match="holds no status of an agent"):
         status.read(tmp_path)
+
+
+def test_an_agent_that_is_gone_or_silent_is_not_well(make: Make, tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    made = make()
+    made.facts["pid"] = ended.pid
+    made.write()
+    facts = status.read(tmp_path) | {"alive": True}
+    assert status.ill(facts) == ""
+    assert "said nothing" in status.ill(facts | {"at": facts["at"] - status.SILENCE - 1})
+    assert "no agent works" in status.ill(facts | {"alive": False})
+    found = subprocess.run(
+        [sys.executable, "-m", "edge_agent.cli", "status", "--state", str(tmp_path), "--check"], capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    assert found.stderr == f"edge-agent: {tmp_path}: no agent works here\n"

@@ -116,6 +116,16 @@ def working(daemon: Daemon) -> Iterator[None]:
     assert not thread.is_alive()
 
 
+class Told(Daemon):
+    """Keeps what is told of progress."""
+
+    TURN = 0.02
+
+    def __init__(self, config: AgentConfig, stop: threading.Event, disk: Disk | None) -> None:
+        self.states: list[str] = []
+        super().__init__(config, stop, disk, lambda facts: self.states.append(facts["state"]))
+
+
 class Listening(Service):
     """Keeps what devices say of their stages, and their reports' shapes."""
 
@@ -963,3 +973,21 @@ def test_a_report_made_before_a_restart_with_another_base_is_not_sent_for_it(bun
         with working(second):
             wait_until(lambda: coordinator.call(lambda s: len(s.rounds.reports)) == 1)
         assert coordinator.call(lambda s: s.rounds.reports[0].precision) == "fp32"
+
+
+def test_progress_is_told_between_probes_pieces_and_tries_and_in_pauses(make: Make, bert_bundle: Bundle, tmp_path: Path) -> None:
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", round=Round(1, 1, 30.0), rounds=2) as coordinator:
+        agent = make(coordinator.address, kind=Told)
+        agent.run()
+    joining, working = agent.states.count("joining"), agent.states.count("working")
+    assert joining >= len(list(bert_bundle.folder.iterdir()))  # each file is a piece at least
+    assert working >= 2 * 3  # directions
+    before = len(agent.states)
+    agent._pause(0.2)
+    assert len(agent.states) >= before + 3
+
+
+def test_an_agent_that_finds_nobody_tells_progress_too(make: Make) -> None:
+    agent = make(f"127.0.0.1:{free_port()}", kind=Told)
+    with working(agent):
+        wait_until(lambda: agent.states.count("unreachable") > 10)

@@ -73,7 +73,7 @@ def fetched(link: Link, joined: JoinReply, folder: Path, given: str = "", **chan
     state = State(folder / "agent", 50e6)
     try:
         config = AgentConfig("unused", bundle=given, **changed)
-        return download.bundle(link, joined, folder, Chooser(config, state, lambda: None), config)
+        return download.bundle(link.ask, joined, folder, Chooser(config, state, lambda: None), config)
     finally:
         state.close()
 

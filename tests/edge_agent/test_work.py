@@ -1,7 +1,7 @@
 """From a plan to a report."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.bench import tiny_models
 from edge_agent.data import Dataset
-from edge_agent.work import held_out_loss, work
+from edge_agent.work import work
 from zo.batches import Batch
 from zo.bundle import Bundle
 from zo.engine import Engine
@@ -17,6 +17,8 @@ from zo.estimators import Grid
 from zo.messages import Report
 from zo.plan import Node, Shape, WorkPlan
 from zo.planning import kinds, one_level, seeded, tree
+from zo.stride import losses
+from zo.terms import Term
 
 GRID, PLAN = Grid(14, 2.0), 2**32 - 7
 
@@ -24,10 +26,10 @@ GRID, PLAN = Grid(14, 2.0), 2**32 - 7
 class Losing(Engine):
     """Gives the losses it is told to."""
 
-    losses: tuple[float, ...] = ()
+    told: tuple[float, ...] = ()
 
     def probe(self, node: Node, batch: Batch, go_on: Callable[[], None] = lambda: None) -> np.ndarray:
-        return np.array(self.losses) if self.losses else super().probe(node, batch, go_on)
+        return np.array(self.told) if self.told else super().probe(node, batch, go_on)
 
 
 @pytest.fixture
@@ -60,19 +62,18 @@ def test_a_report_answers_its_plan(engine: Losing, dataset: Dataset) -> None:
     assert found.scalars.shape == (4,)
     assert np.any(found.scalars)
     assert found.digest == before == engine.parameters.digest()
-    loss = held_out_loss(engine, dataset, 6, go_on)
-    assert loss is not None
-    assert found.held_out == round(loss * 2**14)
+    (loss,) = losses(engine, dataset.held_out_batches(6))
+    assert found.held_out == (round(loss * 2**14),)
     assert found.spent.peak_memory_mib > 10
 
 
 def test_what_is_not_asked_for_is_not_reported(engine: Losing, dataset: Dataset) -> None:
     found = work(plan(engine), engine, dataset, go_on)
-    assert (found.held_out, found.digest) == (None, None)
+    assert (found.held_out, found.digest) == ((), None)
 
 
 def scalars(engine: Losing, dataset: Dataset, *losses: float) -> Report:
-    engine.losses = losses
+    engine.told = losses
     return work(plan(engine, len(losses) // 2), engine, dataset, go_on)
 
 
@@ -114,26 +115,30 @@ def test_a_stop_between_probes_ends_the_work_with_the_parameters_restored(bundle
     assert engine.parameters.digest() == before
 
 
-def test_the_held_out_loss_is_the_mean_over_examples_whatever_the_batch(engine: Losing, dataset: Dataset) -> None:
-    losses = [held_out_loss(engine, dataset, size, go_on) for size in (1, 4, 6)]
-    assert np.allclose(losses, losses[0], rtol=1e-5)  # type: ignore[arg-type]
+def test_the_held_out_losses_along_the_stride_are_reported_and_the_parameters_restored(engine: Losing, dataset: Dataset) -> None:
+    ids = tuple(group.id for group in engine.manifest.groups)
+    stride, before = (Term(ids, 5, np.array([1 << 14, -(1 << 13)])),), engine.parameters.digest()
+    found = work(plan(engine, measure=True), engine, dataset, go_on, stride)
+    assert found.held_out == tuple(round(each * 2**14) for each in losses(engine, dataset.held_out_batches(6), stride))
+    assert len(set(found.held_out)) == len(found.held_out) == 5
+    assert engine.parameters.digest() == before
 
 
 class Blown(Losing):
     """Its loss is not finite."""
 
-    def loss(self, batch: Batch) -> float:
-        return float("nan")
+    def losses(self, batch: Batch, changes: Sequence[Sequence[Term]]) -> np.ndarray:
+        return np.full(len(changes), np.nan)
 
 
 def test_a_held_out_loss_that_is_not_finite_is_not_reported(bert_bundle: Bundle, dataset: Dataset) -> None:
     engine = Blown(bert_bundle, bert_bundle.parameters())
-    assert work(plan(engine, measure=True), engine, dataset, go_on).held_out is None
+    assert work(plan(engine, measure=True), engine, dataset, go_on).held_out == ()
 
 
 def test_without_held_out_examples_there_is_no_held_out_loss(engine: Losing, dataset: Dataset) -> None:
     dataset.held_out = []
-    assert held_out_loss(engine, dataset, 4, go_on) is None
+    assert work(plan(engine, measure=True), engine, dataset, go_on).held_out == ()
 
 
 TREES = [
@@ -156,6 +161,6 @@ def test_the_report_of_a_tree_tells_its_shape_and_a_scalar_of_every_direction(sh
     assert found.scalars.shape == (shape.scalars,)
     assert np.count_nonzero(found.scalars) > shape.scalars // 2
     assert found.digest == before == engine.parameters.digest()
-    engine.losses = (1.0, float("nan"), *[1.5, 1.0] * (shape.scalars - 1))
+    engine.told = (1.0, float("nan"), *[1.5, 1.0] * (shape.scalars - 1))
     found = work(asked, engine, dataset, go_on)
     assert (found.dropped, found.scalars.tolist()) == (1, [0] + [2**12] * (shape.scalars - 1))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zo import aggregation, reference
-from zo.aggregation import Rates, aggregate, by_level, decay, rates
+from zo.aggregation import TEMPER, Rates, aggregate, by_level, decay, rates, tempered
 from zo.bundle import Bundle
 from zo.directions import signs
 from zo.errors import BundleError, ConfigError
@@ -36,6 +36,10 @@ def manifest(bert_bundle: Bundle) -> Manifest:
 GIVEN = Rates(signal={"body": 0.3, "head": 0.4}, by_kind={"body": 0.25, "head": 0.5}, log2_eps={"body": -4, "head": -6})
 
 
+def factors(share: float) -> dict[str, float]:
+    return {"body": share, "head": share}
+
+
 def report(device: int, number: int = 1, scalars: tuple[int, ...] = (), examples: int = 4) -> Report:
     return Report(1, device, number, np.array(scalars), examples, "fp32")
 
@@ -51,7 +55,7 @@ def steps_of(terms: tuple, group: int) -> dict[int, int]:
 
 def test_equals_what_is_computed_by_hand(manifest: Manifest) -> None:
     reports = [report(0, scalars=(1 << 13, -(1 << 12))), report(1, scalars=(1 << 11, 0), examples=4)]
-    found = aggregate(reports, nodes(manifest, [2, 2]), GIVEN, 0.5, manifest, GRID)
+    found = aggregate(reports, nodes(manifest, [2, 2]), GIVEN, factors(0.5), manifest, GRID)
     # growth 4 directions, weight 4 * 4 / 8 / 2 = 1; body: -0.5 * 0.25 * (1/2) / 0.5 * 2**16 units = -2**13 for the first
     assert steps_of(found, 0) == {0: -(2**13), 1: 2**12, 1000: -(2**11)}
     # head: twice the rate, E = 2**-6 / 2**-18 = 2**12
@@ -62,7 +66,8 @@ def test_the_order_of_reports_does_not_matter(manifest: Manifest) -> None:
     reports = [report(device, scalars=(301 + device, -77, 5), examples=1 + device) for device in range(3)]
     plans = nodes(manifest, [3, 3, 3])
     found = [
-        aggregate([reports[n] for n in order], [plans[n] for n in order], GIVEN, 1.0, manifest, GRID) for order in permutations(range(3))
+        aggregate([reports[n] for n in order], [plans[n] for n in order], GIVEN, factors(1.0), manifest, GRID)
+        for order in permutations(range(3))
     ]
     assert found[0]
     assert all(each == found[0] for each in found)
@@ -71,7 +76,7 @@ def test_the_order_of_reports_does_not_matter(manifest: Manifest) -> None:
 def test_the_same_reports_are_always_rounded_alike_and_those_of_other_seeds_or_rounds_otherwise(manifest: Manifest) -> None:
     def found(first_seed: int, device: int = 0, number: int = 1) -> tuple[list[int], list[int]]:
         node = one_level(manifest, GIVEN.log2_eps, first_seed, 64)
-        terms = aggregate([report(device, number, scalars=tuple(range(1, 65)))], [node], GIVEN, 0.05, manifest, GRID)
+        terms = aggregate([report(device, number, scalars=tuple(range(1, 65)))], [node], GIVEN, factors(0.05), manifest, GRID)
         body, head = (steps_of(terms, group) for group in (0, 1))
         return tuple([steps.get(first_seed + place, 0) for place in range(64)] for steps in (body, head))  # type: ignore[return-value]
 
@@ -86,15 +91,15 @@ def test_the_same_reports_are_always_rounded_alike_and_those_of_other_seeds_or_r
 def test_reports_on_the_same_slot_of_a_pool_are_summed_seed_by_seed(manifest: Manifest) -> None:
     node = one_level(manifest, GIVEN.log2_eps, 8, 2)
     reports = [report(0, scalars=(1 << 13, 1 << 12)), report(1, scalars=(1 << 13, -(1 << 12)))]
-    steps = steps_of(aggregate(reports, [node, node], GIVEN, 1.0, manifest, GRID), 0)
+    steps = steps_of(aggregate(reports, [node, node], GIVEN, factors(1.0), manifest, GRID), 0)
     assert steps == {8: -(2**15)}  # the second seed cancels
-    terms = aggregate(reports, [node, node], GIVEN, 1.0, manifest, GRID)
+    terms = aggregate(reports, [node, node], GIVEN, factors(1.0), manifest, GRID)
     assert all(term.steps.size == 1 for term in terms)
 
 
 def test_groups_are_rounded_apart(manifest: Manifest) -> None:
     alike = dataclasses.replace(GIVEN, by_kind={"body": 0.25, "head": 4.0})  # the same real step in units of either group
-    terms = aggregate([report(0, scalars=(1,) * 64)], nodes(manifest, [64]), alike, 0.25, manifest, GRID)
+    terms = aggregate([report(0, scalars=(1,) * 64)], nodes(manifest, [64]), alike, factors(0.25), manifest, GRID)
     body, head = ([steps_of(terms, group).get(seed, 0) for seed in range(64)] for group in (0, 1))
     assert set(body) == set(head) == {-1, 0}
     assert body != head
@@ -102,14 +107,14 @@ def test_groups_are_rounded_apart(manifest: Manifest) -> None:
 
 def test_a_report_weighs_as_much_as_its_examples(manifest: Manifest) -> None:
     reports = [report(0, scalars=(1 << 13,), examples=1), report(1, scalars=(1 << 13,), examples=3)]
-    steps = steps_of(aggregate(reports, nodes(manifest, [1, 1]), GIVEN, 1.0, manifest, GRID), 0)
+    steps = steps_of(aggregate(reports, nodes(manifest, [1, 1]), GIVEN, factors(1.0), manifest, GRID), 0)
     assert (steps[0], steps[1000]) == (-(2**13), -3 * 2**13)
 
 
 def test_more_directions_than_a_certain_count_only_steady_the_update(manifest: Manifest) -> None:
     def length(count: int) -> int:
         reports = [report(0, scalars=(1 << 13,) * count)]
-        return -sum(steps_of(aggregate(reports, nodes(manifest, [count]), GIVEN, 1.0, manifest, GRID), 0).values())
+        return -sum(steps_of(aggregate(reports, nodes(manifest, [count]), GIVEN, factors(1.0), manifest, GRID), 0).values())
 
     most = aggregation.MOST_DIRECTIONS
     assert length(most) == most * length(1)
@@ -122,7 +127,7 @@ def test_devices_with_other_probe_sizes_move_the_parameters_alike_for_the_same_s
     body, head = 2**-2 / 2**-4, 2**-3 / 2**-6
     for group, times in ((0, body), (1, head)):
         reports = [report(0, scalars=(1 << 8,)), report(1, scalars=(int((1 << 8) * times),))]  # the same slope along each direction
-        terms = aggregate(reports, [*nodes(manifest, [1]), node], GIVEN, 1.0, manifest, GRID)
+        terms = aggregate(reports, [*nodes(manifest, [1]), node], GIVEN, factors(1.0), manifest, GRID)
         steps = steps_of(terms, group)
         assert steps[0] == steps[1000] != 0
 
@@ -131,14 +136,15 @@ def test_the_order_of_reports_of_other_probe_sizes_does_not_matter(manifest: Man
     plans = [*nodes(manifest, [3, 3]), one_level(manifest, {"body": -1, "head": -7}, 5000, 3)]
     reports = [report(device, scalars=(301 + device, -77, 5), examples=1 + device) for device in range(3)]
     found = [
-        aggregate([reports[n] for n in order], [plans[n] for n in order], GIVEN, 1.0, manifest, GRID) for order in permutations(range(3))
+        aggregate([reports[n] for n in order], [plans[n] for n in order], GIVEN, factors(1.0), manifest, GRID)
+        for order in permutations(range(3))
     ]
     assert found[0]
     assert all(each == found[0] for each in found)
 
 
 def test_scalars_of_zero_leave_no_terms(manifest: Manifest) -> None:
-    assert aggregate([report(0, scalars=(0, 0))], nodes(manifest, [2]), GIVEN, 1.0, manifest, GRID) == ()
+    assert aggregate([report(0, scalars=(0, 0))], nodes(manifest, [2]), GIVEN, factors(1.0), manifest, GRID) == ()
 
 
 def test_the_rate_falls_linearly_to_its_share() -> None:
@@ -239,7 +245,9 @@ def test_joint_half_differences_are_told_apart_first(staged: Manifest) -> None:
 
 
 def test_every_level_of_a_tree_is_averaged_over_its_own_directions(staged: Manifest) -> None:
-    found = aggregate([report(0, scalars=(1 << 12, 1 << 11, -(1 << 11)))], [root(staged, Shape((1, 2), (2,)))], GIVEN, 1.0, staged, GRID)
+    found = aggregate(
+        [report(0, scalars=(1 << 12, 1 << 11, -(1 << 11)))], [root(staged, Shape((1, 2), (2,)))], GIVEN, factors(1.0), staged, GRID
+    )
     # body: growth 1, alone as at calibration: -0.25 * (1/4) / 0.3 * 2**14 units, rounded; head: growth 2 by a mean over 2
     assert list(steps_of(found, 0)) == [START]
     assert steps_of(found, 0)[START] == pytest.approx(-0.25 / 4 / 0.3 * 2**14, abs=1)
@@ -257,7 +265,7 @@ def test_a_part_tried_apart_moves_by_its_probe_up_to_a_reach_and_no_further(log2
     given = Rates({"body": 1.0, "head": 1.0}, {"body": 1.0, "head": 1.0}, {"body": log2_eps, "head": log2_eps})
     apart = tree(staged, given.log2_eps, Shape((1, 1), (len(staged.stages) - 1,), joint))
     for node, reach in ((one_level(staged, given.log2_eps, 0, 1), log2_eps), (apart, log2_eps if joint else min(log2_eps, -6))):
-        found = aggregate([report(0, scalars=(1 << 14,) * node.scalars)], [node], given, 1.0, staged, GRID)
+        found = aggregate([report(0, scalars=(1 << 14,) * node.scalars)], [node], given, factors(1.0), staged, GRID)
         signal = aggregation._signal(node, given, staged)
         unit = next(group.log2_unit for group in staged.groups if group.id == 2)
         assert steps_of(found, 2) == {0: pytest.approx(-(2.0 ** (reach - unit)) / (signal if node.joint or not node.child else 1.0), abs=1)}
@@ -266,9 +274,9 @@ def test_a_part_tried_apart_moves_by_its_probe_up_to_a_reach_and_no_further(log2
 
 def test_a_part_of_a_kind_expects_the_share_of_its_signal_that_its_groups_are(staged: Manifest) -> None:
     """Half of the body's groups: by half the squared signal. Jointly all that is perturbed together."""
-    apart = aggregate([report(0, scalars=(1 << 12, 0))], [root(staged, Shape((1, 1), (1,)))], GIVEN, 1.0, staged, GRID)
+    apart = aggregate([report(0, scalars=(1 << 12, 0))], [root(staged, Shape((1, 1), (1,)))], GIVEN, factors(1.0), staged, GRID)
     assert steps_of(apart, 0)[START] == pytest.approx(-0.25 / 4 / (0.3 / 2**0.5) * 2**14, abs=1)
-    jointly = aggregate([report(0, scalars=(1 << 12,))], [root(staged, Shape((1, 1), (1,), joint=True))], GIVEN, 1.0, staged, GRID)
+    jointly = aggregate([report(0, scalars=(1 << 12,))], [root(staged, Shape((1, 1), (1,), joint=True))], GIVEN, factors(1.0), staged, GRID)
     assert steps_of(jointly, 0)[START] == pytest.approx(-0.25 / 4 / 0.5 * 2**16, abs=1)
     assert steps_of(jointly, 1) == steps_of(jointly, 0)
 
@@ -279,14 +287,14 @@ def test_joint_probes_of_one_direction_on_each_output_are_the_terms_of_plain_mez
     scalars = [(301, -77, 5)[:p1], (-4000, 3, 1)[:p1]]
     reports = [report(device, scalars=each, examples=1 + device) for device, each in enumerate(scalars)]
     plain, joint = ([root(staged, shape, device) for device in range(2)] for shape in (Shape((p1,)), Shape((p1, 1), (cut,), joint=True)))
-    expected = aggregate(reports, plain, GIVEN, 0.3, staged, GRID)
-    assert aggregate(reports, joint, GIVEN, 0.3, staged, GRID) == expected
+    expected = aggregate(reports, plain, GIVEN, factors(0.3), staged, GRID)
+    assert aggregate(reports, joint, GIVEN, factors(0.3), staged, GRID) == expected
     assert len(expected) > 0
 
 
 def test_groups_of_one_kind_and_unit_are_rounded_alike_in_whichever_part_and_others_apart(staged: Manifest) -> None:
     scalars = (1,) * 64
-    terms = aggregate([report(0, scalars=scalars)], [root(staged, Shape((64, 1), (1,), joint=True))], GIVEN, 0.05, staged, GRID)
+    terms = aggregate([report(0, scalars=scalars)], [root(staged, Shape((64, 1), (1,), joint=True))], GIVEN, factors(0.05), staged, GRID)
     one, other, head = (steps_of(terms, group) for group in range(3))
     assert one == other
     assert 0 < len(one) < 64
@@ -301,7 +309,7 @@ def test_a_group_is_averaged_over_the_reports_that_perturbed_it_by_their_example
         report(1, scalars=(1 << 13,), examples=6),
         report(2, scalars=(1 << 13,), examples=3),
     ]
-    found = aggregate(reports, nodes, GIVEN, 1.0, staged, GRID)
+    found = aggregate(reports, nodes, GIVEN, factors(1.0), staged, GRID)
     body, head = steps_of(found, 0), steps_of(found, 2)
     unit = -0.25 / 2 / 0.5 * 2**16  # of one direction of everything together
     assert (body[START], body[START + 2]) == (pytest.approx(unit * 2 * 1 / 4, abs=1), pytest.approx(unit * 2 * 3 / 4, abs=1))
@@ -324,7 +332,8 @@ def mixed(manifest: Manifest) -> tuple[list[Report], list[Node]]:
 def test_the_order_of_reports_of_other_shapes_does_not_matter(staged: Manifest) -> None:
     reports, nodes = mixed(staged)
     found = [
-        aggregate([reports[n] for n in order], [nodes[n] for n in order], GIVEN, 1.0, staged, GRID) for order in permutations(range(5))
+        aggregate([reports[n] for n in order], [nodes[n] for n in order], GIVEN, factors(1.0), staged, GRID)
+        for order in permutations(range(5))
     ]
     assert {group for term in found[0] for group in term.groups} == {0, 1, 2}
     assert all(each == found[0] for each in found)
@@ -333,13 +342,13 @@ def test_the_order_of_reports_of_other_shapes_does_not_matter(staged: Manifest) 
 def test_shapes_of_one_round_add_up_each_with_its_weight(staged: Manifest) -> None:
     """What a report alone gives, by its share of a group's examples and by how many more directions the round has."""
     reports, nodes = mixed(staged)
-    together = aggregate(reports, nodes, GIVEN, 1.0, staged, GRID)
+    together = aggregate(reports, nodes, GIVEN, factors(1.0), staged, GRID)
     counts = [{group: total for level, total in node.levels() for size in level.probe_sizes for group in size.groups} for node in nodes]
     for group in range(3):
         expected: dict[int, float] = {}
         for each, node, count in zip(reports, nodes, counts, strict=True):
             growth = sum(other[group] for other in counts) / count[group] * each.examples / sum(other.examples for other in reports)
-            for seed, steps in steps_of(aggregate([each], [node], GIVEN, 1.0, staged, GRID), group).items():
+            for seed, steps in steps_of(aggregate([each], [node], GIVEN, factors(1.0), staged, GRID), group).items():
                 expected[seed] = expected.get(seed, 0) + steps * growth
         found = steps_of(together, group)
         for seed in expected.keys() | found.keys():
@@ -349,7 +358,7 @@ def test_shapes_of_one_round_add_up_each_with_its_weight(staged: Manifest) -> No
 def test_growth_is_bounded_group_by_group(staged: Manifest) -> None:
     most = aggregation.MOST_DIRECTIONS
     made = root(staged, Shape((2, most), (2,)))
-    found = aggregate([report(0, scalars=(1 << 12,) * made.scalars)], [made], GIVEN, 1.0, staged, GRID)
+    found = aggregate([report(0, scalars=(1 << 12,) * made.scalars)], [made], GIVEN, factors(1.0), staged, GRID)
     assert sum(steps_of(found, 0).values()) == pytest.approx(2 * -0.25 / 4 / 0.3 * 2**14, abs=2)
     assert sum(steps_of(found, 2).values()) == pytest.approx(most * -0.5 / 4 / 0.4 * 2**12, rel=1e-3)
 
@@ -367,7 +376,7 @@ def test_the_expected_update_of_every_part_points_down_its_slope(joint: bool, st
     losses = reference.probe(parameters, made, lambda now: sum(0.5 * float(((now[n] - targets[n]) ** 2).sum()) for n in targets))
     given = Rates({"body": 0.05, "head": 0.05}, {"body": 0.1, "head": 0.1}, {"body": -6, "head": -6})
     answer = dataclasses.replace(report(0), scalars=Grid(20, 2.0).integers(half_differences(losses)))
-    parameters.add(aggregate([answer], [made], given, 1.0, staged, Grid(20, 2.0)))
+    parameters.add(aggregate([answer], [made], given, factors(1.0), staged, Grid(20, 2.0)))
     for name, least in (("w", 0.6 if joint else 0.8), ("x", 0.9), ("v", 0.9)):
         step, downhill = parameters.tensor(name) - before[name], targets[name] - before[name]
         assert step @ downhill / np.linalg.norm(step) / np.linalg.norm(downhill) > least, name
@@ -390,7 +399,7 @@ def one_round(parameters: Parameters, targets: dict[str, np.ndarray], manifest: 
     each = float(np.sqrt(np.mean(half**2) / 2))  # of both kinds together it is what was measured
     given = Rates({"body": each, "head": each}, {"body": 0.1, "head": 0.1}, {"body": -6, "head": -6})
     answer = dataclasses.replace(report(0, number), scalars=Grid(20, 2.0).integers(half))
-    return aggregate([answer], [node], given, 1.0, manifest, Grid(20, 2.0))
+    return aggregate([answer], [node], given, factors(1.0), manifest, Grid(20, 2.0))
 
 
 def test_the_expected_update_points_down_the_slope(manifest: Manifest) -> None:
@@ -429,3 +438,23 @@ def test_more_classes_have_a_smaller_default_rate() -> None:
     two, eight = (Task("classification", 16, "linear", tuple(map(str, range(classes)))) for classes in (2, 8))
     assert aggregation.default_rate(two) == pytest.approx(2 * aggregation.default_rate(eight))
     assert aggregation.default_rate(Task("language-modelling", 16, "vocabulary")) == 0.3
+
+
+# --- tempered ---
+
+
+def test_a_device_that_reports_a_hundred_times_too_much_counts_as_four(manifest: Manifest) -> None:
+    usual = [report(device, scalars=(300 + device, -400)) for device in range(4)]
+    wild = report(4, scalars=(20_000, -32_000))
+    made, too_large = tempered([*usual, wild], nodes(manifest, [2] * 5))
+    assert too_large == [4]
+    assert [each.scalars.tolist() for each in made[:4]] == [each.scalars.tolist() for each in usual]
+    root_mean_square = np.sqrt(np.mean(made[4].scalars ** 2.0))
+    assert root_mean_square == pytest.approx(TEMPER * np.median([np.sqrt(np.mean(each.scalars**2.0)) for each in [*usual, wild]]), rel=1e-3)
+    assert made[4].scalars[0] / made[4].scalars[1] == pytest.approx(-20 / 32, rel=0.01)
+
+
+def test_devices_that_differ_as_devices_do_are_left_alone_and_so_are_two(manifest: Manifest) -> None:
+    for values in ((100, 200, 390), (100, 30_000), (0, 0, 500)):
+        reports = [report(device, scalars=(value, -value)) for device, value in enumerate(values)]
+        assert tempered(reports, nodes(manifest, [2] * len(values))) == (reports, [])

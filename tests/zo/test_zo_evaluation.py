@@ -10,7 +10,8 @@ from coordinator.bench import tiny_models
 from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.errors import DataError
-from zo.evaluation import batches, evaluate
+from zo.evaluation import answers, batches, evaluate, gain
+from zo.terms import Term
 
 
 def write(path: Path, lines: list[dict[str, object]]) -> Path:
@@ -77,3 +78,17 @@ def test_texts_too_short_to_predict_anything_are_no_usable_data(llama_bundle: Bu
     path = write(tmp_path / "text.jsonl", [{"text": "ba"}, {"text": "bee"}])
     with pytest.raises(DataError, match=r"text\.jsonl"):
         batches(llama_bundle, path)
+
+
+def test_the_gain_is_that_of_the_balanced_loss_on_the_same_rows(bert_bundle: Bundle, validation: Path) -> None:
+    engine, given = Engine(bert_bundle, bert_bundle.parameters()), batches(bert_bundle, validation)
+    before, first = answers(engine, given), evaluate(engine, given)
+    group = bert_bundle.manifest.groups[-1]
+    engine.parameters.add([Term((group.id,), 1, np.array([1 << max(0, -4 - group.log2_unit)]))])
+    after, second = answers(engine, given), evaluate(engine, given)
+    mean, error = gain(before, after, bert_bundle.manifest.task)
+    assert mean == pytest.approx(first["balanced_loss"] - second["balanced_loss"], rel=1e-9)
+    lower = before.losses - after.losses
+    parts = [lower[before.labels == label] for label in (0, 1)]
+    assert error == pytest.approx(0.5 * np.sqrt(sum(np.var(each, ddof=1) / len(each) for each in parts)))
+    assert gain(before, before, bert_bundle.manifest.task) == (0.0, 0.0)

@@ -1,6 +1,6 @@
 """The engine: losses of work plans on batches (DESIGN section 5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from zo.engine.stages import Stages, Values, share
 from zo.engine.walk import Cache, Walk
 from zo.parameters import Parameters
 from zo.plan import Node
+from zo.terms import Term, negated
 
 MAX_ROWS = 384  # keeps MiniLM int8 well under 200 MB resident, and more gains no time (docs/performance.md)
 
@@ -69,6 +70,26 @@ class Engine:
         parts = batch.split(max(1, self.max_rows // batch.tokens))
         losses = [self._below(part, len(self.stages))["loss"].numpy()[0] for part in parts]
         return sum(float(loss) * part.losses for loss, part in zip(losses, parts, strict=True)) / batch.losses
+
+    def losses(self, batch: Batch, changes: Sequence[Sequence[Term]]) -> np.ndarray:
+        """Loss (nats, mean over rows) with each of some changes of the parameters, made alone and undone exactly: float64 [changes].
+
+        RangeError where one leaves the lattice.
+        """
+        parts = batch.split(max(1, self.max_rows // batch.tokens))
+        head, found = len(self.stages) - 1, np.zeros(len(changes))
+        still = [self._below(part, head) for part in parts]
+        for place, change in enumerate(changes):
+            only_head = {group for term in change for group in term.groups} <= set(self.manifest.stages[head].groups)
+            self.parameters.add(change)
+            try:
+                for part, below in zip(parts, still, strict=True):
+                    values = below if only_head else self._below(part, head)
+                    values = self.stages.run(values, head, head + 1, self.live)
+                    found[place] += float(values["loss"].numpy()[0]) * part.losses / batch.losses
+            finally:
+                self.parameters.add(negated(change))
+        return found
 
     def head_input(self, batch: Batch) -> np.ndarray:
         """What the stage before the head gives for the unperturbed model: [rows, width]."""

@@ -63,12 +63,13 @@ class Grid(_message.Message):
     def __init__(self, log2_levels: _Optional[int] = ..., clip: _Optional[float] = ...) -> None: ...
 
 class WorkPlan(_message.Message):
-    __slots__ = ("round", "entry", "root", "examples", "measure_held_out", "want_digest", "grid", "id")
+    __slots__ = ("round", "entry", "root", "examples", "measure_held_out", "stride", "want_digest", "grid", "id")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     MEASURE_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
     WANT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -77,7 +78,8 @@ class WorkPlan(_message.Message):
     root: Node
     examples: int
     measure_held_out: bool
+    stride: int
     want_digest: bool
     grid: Grid
     id: int
-    def __init__(self, round: _Optional[int] = ..., entry: _Optional[int] = ..., root: _Optional[_Union[Node, _Mapping]] = ..., examples: _Optional[int] = ..., measure_held_out: _Optional[bool] = ..., want_digest: _Optional[bool] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., id: _Optional[int] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., entry: _Optional[int] = ..., root: _Optional[_Union[Node, _Mapping]] = ..., examples: _Optional[int] = ..., measure_held_out: _Optional[bool] = ..., stride: _Optional[int] = ..., want_digest: _Optional[bool] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., id: _Optional[int] = ...) -> None: ...

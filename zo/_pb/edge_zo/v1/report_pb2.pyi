@@ -39,9 +39,9 @@ class Report(_message.Message):
     examples: int
     precision: _plan_pb2.Precision
     dropped: int
-    held_out: int
+    held_out: _containers.RepeatedScalarFieldContainer[int]
     spent: Spent
     digest: _ledger_pb2.Digest
     plan: int
     shape: _plan_pb2.Shape
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., dropped: _Optional[int] = ..., held_out: _Optional[int] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ..., plan: _Optional[int] = ..., shape: _Optional[_Union[_plan_pb2.Shape, _Mapping]] = ...) -> None: ...
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., round: _Optional[int] = ..., scalars: _Optional[_Iterable[int]] = ..., examples: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., dropped: _Optional[int] = ..., held_out: _Optional[_Iterable[int]] = ..., spent: _Optional[_Union[Spent, _Mapping]] = ..., digest: _Optional[_Union[_ledger_pb2.Digest, _Mapping]] = ..., plan: _Optional[int] = ..., shape: _Optional[_Union[_plan_pb2.Shape, _Mapping]] = ...) -> None: ...

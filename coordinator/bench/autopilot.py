@@ -1,0 +1,144 @@
+"""`scripts/bench autopilot`: runs with every setting at 'auto' against the best of a sweep by hand, in simulated fleets on real data."""
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+from coordinator import replay
+from coordinator import task as task_file
+from coordinator.bench.split import build_bundle
+from coordinator.build.layers import Training
+from coordinator.config import Round, RunConfig
+from coordinator.demo import shares
+from coordinator.simulation import Simulation
+from zo import aggregation, evaluation, examples
+from zo.bundle import Bundle, open_bundle
+from zo.manifest import Precision, TrainableSet
+from zo.recipe import Probe, Rate
+
+DEVICES, VALIDATION, TEST, LOOKS = 8, 256, 512, 8
+CASES: tuple[tuple[TrainableSet, Precision], ...] = (("lora-fa", "int8"), ("lora-fa", "fp32"), ("norms", "fp32"), ("full", "fp32"))
+SWEPT = (("lora-fa", "int8"),)  # the others would take too long for what they add
+RATES, EPS = (0.5, 1.0, 2.0, 4.0), (-2, 0, 2)  # times the default rate; log2 of times the calibrated probe size
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. rate: times the default one, with `log2_eps` added to the probe sizes; both None on autopilot."""
+
+    data: Path
+    bundle: Path
+    case: tuple[str, str]
+    seed: int
+    rounds: int
+    rate: float | None = None
+    log2_eps: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Class-balanced losses (nats): test file at the start and at the exported entry; validation file there, by probes on the way."""
+
+    job: Job
+    test: tuple[float, float]
+    validation: float
+    way: tuple[tuple[int, float], ...]
+    told: tuple[str, ...]
+
+    def probes_to(self, share: float) -> int:
+        """Probes until this share of the whole gain in validation loss was reached."""
+        start, target = self.way[0][1], self.way[0][1] - share * (self.way[0][1] - self.validation)
+        return next(probes for probes, loss in self.way if loss <= target or start <= self.validation)
+
+
+def fly(job: Job) -> Outcome:
+    """Run it."""
+    bundle = open_bundle(job.bundle)
+    private = examples.read(job.data / "train.jsonl", bundle.manifest.task).examples
+    held = {
+        name: evaluation.batches(bundle, job.data / f"{name}.jsonl", most) for name, most in (("validation", VALIDATION), ("test", TEST))
+    }
+    simulation = Simulation(bundle, _settings(job, bundle), shares.divide(private, DEVICES, job.seed), job.seed)
+    rounds, task, every = simulation.rounds, bundle.manifest.task, max(1, job.rounds // LOOKS)
+    start, way = evaluation.answers(simulation.engine, held["validation"]), []
+    before = evaluation.evaluate(simulation.engine, held["test"])["balanced_loss"]
+    for point in simulation.run(held["validation"], range(0, job.rounds, every)):
+        gain, error = evaluation.gain(start, evaluation.answers(simulation.engine, held["validation"]), task)
+        rounds.store.add_evaluation(rounds.run.id, rounds.entry, "validation", point.metrics | {"gain": gain, "gain_error": error})
+        way.append((point.probes, point.metrics["balanced_loss"]))
+    best = replay.best_entry(rounds.store, rounds.run.id)
+    replay.move(rounds.replica, rounds.store, rounds.run, best)
+    after = evaluation.evaluate(simulation.engine, held["test"])["balanced_loss"]
+    found = rounds.store.evaluations(rounds.run.id, "validation")[best]["balanced_loss"]
+    told = tuple(f"{kind}: {text}" for _, kind, text in rounds.store.events(rounds.run.id))
+    return Outcome(job, (before, after), found, tuple(way), told)
+
+
+def measure(data: Sequence[Path], model: Path, seeds: int, rounds: int, max_tokens: int) -> dict[str, Any]:
+    """All runs of all data sets, as many at once as there are processors."""
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
+        jobs = []
+        for folder in data:
+            labels = folder / "labels.json"
+            task = task_file.read(labels if labels.exists() else None, max_tokens)
+            for case in CASES:
+                bundle = Path(scratch, f"{folder.name}-{'-'.join(case)}")
+                build_bundle(model, bundle, folder, task, Training(*case))
+                jobs += [Job(folder, bundle, case, seed, rounds) for seed in range(seeds)]
+                jobs += [Job(folder, bundle, case, 0, rounds, rate, eps) for rate in RATES for eps in EPS if case in SWEPT]
+        return _summed(list(pool.map(fly, jobs)))
+
+
+def _settings(job: Job, bundle: Bundle) -> RunConfig:
+    """On autopilot as they come, but for the count of rounds; or by hand."""
+    base = RunConfig(str(job.bundle), rounds=job.rounds, round=Round(DEVICES, DEVICES))
+    if job.rate is None:
+        return base
+    rate = job.rate * aggregation.default_rate(bundle.manifest.task)
+    eps = {kind: log2 + (job.log2_eps or 0) for kind, log2 in aggregation.sizes(Probe(), bundle.manifest).items()}
+    probe = Probe(log2_eps_body=eps["body"], log2_eps_head=eps.get("head", "auto"))
+    return RunConfig(str(job.bundle), rounds=job.rounds, round=base.round, probe=probe, rate=Rate(rate, rate), least_gain=0.0)
+
+
+def _summed(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    alone = [each for each in outcomes if each.job.rate is None]
+    swept: dict[tuple[Path, tuple[str, str]], list[Outcome]] = {}
+    for each in outcomes:
+        if each.job.rate is not None:
+            swept.setdefault((each.job.data, each.job.case), []).append(each)
+    best = {key: min(each.validation for each in found) for key, found in swept.items()}
+    over = [each.validation / best[each.job.data, each.job.case] for each in alone if (each.job.data, each.job.case) in best]
+    found: dict[str, Any] = {"worse_than_start": sum(each.test[1] > each.test[0] for each in alone)}
+    found["loss_over_best_sweep"] = {"median": round(statistics.median(over), 3), "worst": round(max(over), 3)}
+    found["probes_to_90_percent_of_gain"] = statistics.median(each.probes_to(0.9) for each in alone)
+    found["runs"] = [_row(each) for each in alone]
+    found["sweeps"] = [_row(each) | {"rate": each.job.rate, "log2_eps": each.job.log2_eps} for rows in swept.values() for each in rows]
+    return found
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    job = outcome.job
+    row = {"data": job.data.name, "trainable": job.case[0], "precision": job.case[1], "seed": job.seed}
+    losses = {"test_before": outcome.test[0], "test_after": outcome.test[1], "validation": outcome.validation}
+    return row | {name: round(loss, 4) for name, loss in losses.items()} | {"probes": outcome.way[-1][0], "events": list(outcome.told)}
+
+
+def told(found: dict[str, Any]) -> str:
+    """The figures for a person."""
+    lines = ["data             trained  base  seed  test loss          validation  events"]
+    for row in found["runs"]:
+        name = f"{row['data']:16} {row['trainable']:8} {row['precision']:5} {row['seed']:4}"
+        kinds = ", ".join(event.partition(": ")[0] + ": " + event.split(": ")[1] for event in row["events"])
+        lines.append(f"{name}  {row['test_before']:.4f} -> {row['test_after']:.4f}  {row['validation']:10.4f}  {kinds}")
+    lines.append("by hand: validation loss by rate (times the default) and probe size (log2 of times the calibrated)")
+    lines += [f"{row['data']:16} x {row['rate']:<4g} {row['log2_eps']:+3d}  {row['validation']:.4f}" for row in found["sweeps"]]
+    ratio = found["loss_over_best_sweep"]
+    lines.append(f"worse than the start: {found['worse_than_start']} of {len(found['runs'])} runs")
+    lines.append(f"validation loss over the best of the sweep: median {ratio['median']}, worst {ratio['worst']}")
+    return "\n".join([*lines, f"probes to 90 % of the gain: {found['probes_to_90_percent_of_gain']:g}"])
