@@ -8,6 +8,7 @@ from zo.config import setting
 from zo.plan import MOST_DIRECTIONS, Shape
 
 Algorithm = Literal["auto", "mezo", "fedspzo"]
+Aggregation = Literal["mean", "trimmed-mean", "median"]
 Auto = Literal["auto"]
 Aggregation = Literal["mean", "trimmed-mean", "median"]
 

@@ -38,6 +38,7 @@ SETTINGS = {
     "round.deadline": "1",
     "digest_every": "5",
     "seeds.pool": "4096",
+    "least_gain": "0",
 }
 PATIENCE = 30.0  # seconds
 

@@ -52,7 +52,7 @@ def fetched(liar: Liar, state: Path, names: tuple[str, ...] = (), digest: bytes 
     joined = JoinReply(1, 0, "run", digest, names or tuple(liar.files), bytes(32))
     config, own = AgentConfig("unused", **changed), State(state / "agent", 50e6)
     try:
-        return download.bundle(liar, joined, state, Chooser(config, own, lambda: None), config)  # type: ignore[arg-type]
+        return download.bundle(liar.ask, joined, state, Chooser(config, own, lambda: None), config)  # type: ignore[arg-type]
     finally:
         own.close()
 

@@ -95,7 +95,7 @@ def test_with_noise_only_the_noisy_scalars_leave_and_the_budget_ends_it(tap: Tap
     reports = [wire.decoder(Report)(data) for name, data in tap.heard if name == "Report"]
     assert len(reports) == 2  # epsilon 0.38 and 0.54; a third would make it 0.67
     for report in reports:
-        assert (report.held_out, report.dropped, report.spent) == (None, 0, Spent())
+        assert (report.held_out, report.dropped, report.spent) == ((), 0, Spent())
         assert np.abs(report.scalars).max() > 0.05 * 2**14  # what a vector of that length cannot hold without noise
 
 

@@ -72,7 +72,7 @@ def terms(manifest: Manifest, rows: list[list[int]], how: Aggregation, eps: list
     nodes = [seeded(tree(manifest, one, shape), manifest.run_key, 1, 0) for one in eps or [GIVEN.log2_eps] * len(rows)]
     claims = [4] * (len(rows) - 1) + [examples]
     reports = [Report(1, device, 1, np.array(row), claims[device], "fp32") for device, row in enumerate(rows)]
-    found = aggregate(reports, nodes, GIVEN, 1.0, manifest, GRID, how, shared=True)
+    found = aggregate(reports, nodes, GIVEN, {"body": 1.0, "head": 1.0}, manifest, GRID, how, shared=True)
     return {(g, int(s)): int(n) for t in found for g in t.groups for s, n in zip(t.seeds, t.steps, strict=True)}
 
 

@@ -67,7 +67,7 @@ nodes = st.recursive(leaves, lambda inner: st.builds(Node, u32, u64, u32, sizes,
 shapes = st.sampled_from(
     [Shape((8,)), Shape((4096,)), Shape((8, 256), (2,)), Shape((8, 256), (2,), joint=True), Shape((1, 2, 3), (1, 2**32 - 1), clean=True)]
 )
-plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans(), grids, u32)
+plans = st.builds(WorkPlan, u64, u64, nodes, u32, st.booleans(), st.booleans(), grids, u32, u32)
 
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     EnrolRequest: st.builds(EnrolRequest, digests, digests),
@@ -91,7 +91,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         u32,
         precisions,
         u32,
-        st.none() | s64,
+        tuples(s64),
         st.builds(Spent, u32, u32, u32, u32, u32, st.sampled_from(get_args(EnergySource))),
         st.none() | digests,
         u32,
