@@ -10,7 +10,6 @@ from zo.plan import MOST_DIRECTIONS, Shape
 Algorithm = Literal["auto", "mezo", "fedspzo"]
 Aggregation = Literal["mean", "trimmed-mean", "median"]
 Auto = Literal["auto"]
-Aggregation = Literal["mean", "trimmed-mean", "median"]
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ def test_losses_that_are_not_finite_come_through(trainable: str, bundles: Callab
 def test_a_stage_that_is_no_graph_is_named(bert_bundle: Bundle, tmp_path) -> None:
     for name in bert_bundle.manifest.files:
         (tmp_path / name).write_bytes(b"no graph" if name == "fp32.stage_1.onnx" else (bert_bundle.folder / name).read_bytes())
-    with pytest.raises(BundleError, match=r"stage_1\.onnx cannot be loaded"):
+    with pytest.raises(BundleError, match=r"stage_1\.onnx is no ONNX graph"):
         Engine(dataclasses.replace(bert_bundle, folder=tmp_path), bert_bundle.parameters())
 
 
