@@ -51,7 +51,7 @@ class Look:
 class Autopilot:
     """What the fleet's own held-out losses say of a run.
 
-    paced: kinds of group whose rates it sets. seldomest: most rounds between looks. least_gain: nats a minute of a device.
+    paced: kinds of group whose rates it sets. seldomest: most rounds between looks; 0 for none. least_gain: nats a minute of a device.
     summaries: of the entries so far, oldest first.
     """
 
@@ -68,7 +68,7 @@ class Autopilot:
     @property
     def looks(self) -> bool:
         """Whether the next round's devices should measure where they are."""
-        return self._entry >= self._due
+        return self._seldomest > 0 and self._entry >= self._due
 
     @property
     def best_entry(self) -> int | None:

@@ -92,7 +92,7 @@ class RunConfig:
     certificate_days: float = setting("days that a device's certificate is valid; it is renewed when a third is left", 365.0)
     insecure_loopback: bool = setting("serve plaintext, without certificates, on a loopback address only", False)
     rounds: int = setting("rounds until the run is over", 100)
-    held_out_every: int = setting("most rounds between reports of the devices' held-out losses", 16)
+    held_out_every: int = setting("most rounds between reports of the devices' held-out losses; 0 never asks, and leaves the rates", 16)
     least_gain: float = setting("nats a minute of a device under which the run is over; 0 goes on to the last round", 0.001)
     digest_every: int = setting("rounds between checks of the devices' digests", 10)
     keep_entries: int = setting("last entries whose terms are kept; older ones are folded into a checkpoint; 0 keeps all", 0)
@@ -114,15 +114,16 @@ class RunConfig:
     tiles: TileSettings = setting("", TileSettings())
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "held_out_every", "digest_every"):
+        for name in ("rounds", "digest_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
         if not 0 < self.certificate_days < 36525:
             raise ValueError(f"certificate_days = {self.certificate_days} must be positive, and at most a century")
         if self.aggregation != "mean" and not self.seeds.shared:
             raise ValueError(f"aggregation = {self.aggregation!r} compares devices along the same directions; it needs seeds.shared = true")
-        if self.keep_entries < 0:
-            raise ValueError(f"keep_entries = {self.keep_entries} must not be negative")
+        for name in ("keep_entries", "held_out_every", "least_gain"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must not be negative")
         if self.tiles.folder and 0 < self.keep_entries < 2 * TILE:
             raise ValueError(f"keep_entries = {self.keep_entries} must be 0, or at least {2 * TILE}, where tiles are written")
         if self.evaluation.validation and 0 < self.keep_entries < 2 * self.evaluation.every:

@@ -117,7 +117,7 @@ class Rounds:
             entry=self.entry,
             root=root,
             examples=self.config.probe.examples,
-            measure_held_out=self.autopilot.looks or self.round == self.config.rounds,
+            measure_held_out=self.autopilot.looks or (self.config.held_out_every > 0 and self.round == self.config.rounds),
             stride=self.autopilot.stride,
             want_digest=self.round % self.config.digest_every == 0,
             grid=self.grid,

@@ -65,7 +65,7 @@ class AgentConfig:
     link_speed: float = setting("bytes a second that catching up may count on; a low value spares a metered line", 125_000.0)
     disk_bytes_per_day: float = setting("most bytes written to the state folder in 24 hours, the bundle not counted", 50e6)
     bundle_bytes: float = setting("most bytes of a bundle that is downloaded; what is larger is refused", 4e9)
-    audit_bytes: float = setting("most bytes for the record of all that was sent, which 'edge-agent audit' prints", 64e6)
+    audit_bytes: float = setting("most bytes for the record of all that was sent, which 'edge-agent audit' prints; 0 keeps none", 64e6)
     dp: Privacy = setting("", Privacy())
     memory: Memory = setting("", Memory())
     cpu: Cpu = setting("", Cpu())
@@ -80,8 +80,8 @@ class AgentConfig:
             raise ValueError("threads and max_rows must be at least 1")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share = {self.held_out_share} must be from 0 to below 1")
-        if not 1e4 <= self.audit_bytes < math.inf:
-            raise ValueError(f"audit_bytes = {self.audit_bytes} must be at least 10000")
+        if self.audit_bytes and not 1e4 <= self.audit_bytes < math.inf:
+            raise ValueError(f"audit_bytes = {self.audit_bytes} must be 0, or at least 10000")
         if self.link_speed <= 0 or self.disk_bytes_per_day < 0:
             raise ValueError("link_speed must be positive, disk_bytes_per_day not negative")
         if self.held_out_most < 0:

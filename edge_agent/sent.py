@@ -38,11 +38,16 @@ class Message(NamedTuple):
 
 
 class Sent:
-    """The record, for writing. most: bytes that it may take. StorageError where it cannot be kept: then nothing is to be sent."""
+    """The record, for writing. most: bytes that it may take; 0 keeps none.
+
+    StorageError where it cannot be kept: then nothing is to be sent.
+    """
 
     def __init__(self, state: Path, most: float, budget: WriteBudget | None = None) -> None:
         self.path, self._most, self._budget = state / NAME, most, budget
         self._counted, self._pending = 0.0, 0
+        if not most:
+            return
         try:
             whole = sum(HEAD.size + len(each.name) + len(each.content) for each in read_file(self.path))
             with self.path.open("ab") as file:
@@ -52,6 +57,8 @@ class Sent:
 
     def add(self, name: str, content: bytes) -> None:
         """Note a message that is about to be sent."""
+        if not self._most:
+            return
         record = HEAD.pack(len(content), time.time(), len(name)) + name.encode() + content
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -73,7 +80,9 @@ class Sent:
         self.path.write_bytes(HEAD.pack(len(content), time.time(), len(EARLIER)) + EARLIER.encode() + content)
 
     def _failure(self, error: OSError) -> StorageError:
-        return StorageError(f"{self.path}: {error.strerror}; nothing is sent that is not noted there: make room, or allow writing")
+        return StorageError(
+            f"{self.path}: {error.strerror}; nothing is sent that is not noted there: make room, allow writing, or keep no record with --audit-bytes 0"
+        )
 
 
 def messages(state: Path) -> Iterator[Message]:

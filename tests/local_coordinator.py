@@ -26,7 +26,15 @@ PROBE = Probe(directions=3, examples=4)
 def settings(bundle: Bundle, **changed: Any) -> RunConfig:
     """A run of a tiny bundle: three directions, two reports a round."""
     return RunConfig(
-        **{"bundle": str(bundle.folder), "rounds": 4, "round": Round(2, 1, 30.0), "probe": PROBE, "algorithm": "mezo", "least_gain": 0.0}
+        **{
+            "bundle": str(bundle.folder),
+            "rounds": 4,
+            "round": Round(2, 1, 30.0),
+            "probe": PROBE,
+            "algorithm": "mezo",
+            "least_gain": 0.0,
+            "held_out_every": 0,
+        }
         | changed
     )
 

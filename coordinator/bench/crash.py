@@ -117,7 +117,7 @@ def measure(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     settings = (
         {"bundle": str(bundle.folder), "store": str(folder / "store/run.sqlite"), "listen": f"127.0.0.1:{port}"}
         | SETTINGS
-        | {"least_gain": "0"}
+        | {"held_out_every": "0"}
     )
     serve = [sys.executable, "-m", "coordinator.bench.crashing", "--insecure-loopback", *flags(settings)]
     coordinator = Process("coordinator", folder / "store", [*serve, f"--rounds={ENDLESS}"], of_coordinator)

@@ -38,7 +38,7 @@ SETTINGS = {
     "round.deadline": "1",
     "digest_every": "5",
     "seeds.pool": "4096",
-    "least_gain": "0",
+    "held_out_every": "0",
 }
 PATIENCE = 30.0  # seconds
 

@@ -34,6 +34,12 @@ def test_it_looks_often_at_first_and_then_as_seldom_as_is_allowed() -> None:
     assert found == [(0, 0), (2, 2), (4, 2), (8, 4), (16, 8), (24, 8), (32, 8)]
 
 
+def test_where_no_losses_are_asked_for_it_does_nothing() -> None:
+    pilot = Autopilot(["body"], ["body"], 0, 1.0)
+    assert {*fly(pilot, *[2.0 + entry for entry in range(40)])} == {"go on"}
+    assert pilot.pace.factors == {"body": 1.0}
+
+
 def test_losses_that_rise_twice_in_a_row_lead_back_to_the_best_entry_at_half_the_rates() -> None:
     pilot = autopilot()
     assert fly(pilot, 2.0, 2.0, 1.5, 1.5) == ["go on"] * 4  # looked at 0, 2; next at 4

@@ -405,7 +405,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
 def served(bert_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """A run that is over, all of it published, while its coordinator still serves; agents `one` and `two` came one after the other."""
     made = Processes(
-        bert_bundle, tmp_path_factory.mktemp("served"), "--digest-every=5", "--tiles.every=0", f"--rounds={LAST}", "--least-gain=0"
+        bert_bundle, tmp_path_factory.mktemp("served"), "--digest-every=5", "--tiles.every=0", f"--rounds={LAST}", "--held-out-every=0"
     )
     try:
         with Watch(made.folder) as watch:
@@ -494,7 +494,7 @@ def test_what_is_not_right_is_said_in_one_line(
 
 
 def test_a_coordinator_that_is_told_to_stop_publishes_the_rest(bert_bundle: Bundle, tmp_path: Path) -> None:
-    made = Processes(bert_bundle, tmp_path, "--tiles.every=1000", "--rounds=6")
+    made = Processes(bert_bundle, tmp_path, "--tiles.every=1000", "--rounds=6", "--held-out-every=0")
     try:
         wait_until((tmp_path / "tiles" / HEAD).exists)
         assert made.agent("one") == 0, made.log("one")

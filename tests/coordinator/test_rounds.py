@@ -1023,7 +1023,7 @@ def work_until(rounds: Rounds, losses: Sequence[float], last: int) -> None:
 
 
 def test_losses_that_rise_take_the_fleet_back_exactly_to_the_best_entry(make: Make) -> None:
-    rounds = make(2, rounds=30)
+    rounds = make(2, rounds=30, held_out_every=16)
     work_until(rounds, [1.0] * 2, 2)
     best = rounds.digest()
     work_until(rounds, [1.0, 1.0, 0.5, 0.5, 1.5, 1.5, 1.5], 7)
@@ -1031,13 +1031,13 @@ def test_losses_that_rise_take_the_fleet_back_exactly_to_the_best_entry(make: Ma
     assert rounds.digest() == best  # of entry 2, where the loss was lowest
     assert rounds.entry == 8
     assert rounds._factors(rounds.round)["body"] < 0.5
-    again = make(2, rounds=30)
+    again = make(2, rounds=30, held_out_every=16)
     assert state(again)[:4] == state(rounds)[:4]
     assert again.autopilot.pace.factors == rounds.autopilot.pace.factors
 
 
 def test_after_three_ways_back_the_run_pauses_until_it_is_started_again(make: Make) -> None:
-    rounds = make(2, rounds=90)
+    rounds = make(2, rounds=90, held_out_every=16)
     start = rounds.digest()
     work_until(rounds, [1.0] + [2.0] * 90, 90)
     assert rounds.paused
@@ -1046,14 +1046,14 @@ def test_after_three_ways_back_the_run_pauses_until_it_is_started_again(make: Ma
     assert rounds.plan(0, "fp32") is None
     assert "paused" in rounds.why_waiting()
     assert rounds.store.run("run").state == "paused"
-    again = make(2, rounds=90)
+    again = make(2, rounds=90, held_out_every=16)
     assert not again.paused
     assert again.plan(0, "fp32") is not None
     assert again.store.run("run").state == "running"
 
 
 def test_a_run_that_gains_nothing_stops_and_stays_stopped(make: Make) -> None:
-    rounds = make(2, rounds=200, least_gain=0.001)
+    rounds = make(2, rounds=200, least_gain=0.001, held_out_every=16)
     for number in range(1, 200):
         if rounds.finished:
             break
@@ -1066,11 +1066,11 @@ def test_a_run_that_gains_nothing_stops_and_stays_stopped(make: Make) -> None:
     assert rounds.round < 100
     assert rounds.finished
     assert kinds(rounds) == ["autopilot: stop"]
-    assert make(2, rounds=200, least_gain=0.001).finished
+    assert make(2, rounds=200, least_gain=0.001, held_out_every=16).finished
 
 
 def test_rates_that_are_stated_are_left_as_they_are(make: Make) -> None:
-    rounds = make(1, rate=Rate(body=0.1, head=0.1, final=1.0), round=Round(1, 1, 5.0), rounds=20)
+    rounds = make(1, rate=Rate(body=0.1, head=0.1, final=1.0), round=Round(1, 1, 5.0), rounds=20, held_out_every=16)
     for number in range(1, 10):
         plan = rounds.plan(0, "fp32")
         assert plan is not None

@@ -1,6 +1,7 @@
 """What a coordinator that means harm can do to a device: waste its time, and nothing else."""
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from edge_agent import download, plan_limits
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
+from edge_agent.guest import Guest
 from edge_agent.precision import Chooser
 from edge_agent.state import State
 from edge_agent.work import work
@@ -156,7 +158,7 @@ def usual(engine: Engine, **changed: Any) -> WorkPlan:
 def test_an_honest_plan_is_worked(engine: Engine, dataset: Dataset) -> None:
     plan = usual(engine)
     plan_limits.check(plan, engine.manifest)
-    assert work(plan, engine, dataset, lambda: None).scalars.shape == (2,)
+    assert work(plan, engine, dataset, Guest(threading.Event())).scalars.shape == (2,)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_every_status_is_tried_again_or_joined_again_or_final(code: grpc.StatusC
 def test_an_answer_comes_back_as_a_message(serve: Serve) -> None:
     link = serve(lambda data, _: wire.encode(ReportReply(Verdict(wire.decoder(WorkRequest)(data).device))))
     path = next(method.path for method in wire.METHODS if method.request is WorkRequest)
-    link._calls[WorkRequest] = link._channel.unary_unary(path, wire.encode, wire.decoder(ReportReply))
+    link._calls[WorkRequest] = link._channel.unary_unary(path, None, wire.decoder(ReportReply))
     assert link.ask(WorkRequest(1, 3, 0, 0, "fp32")) == ReportReply(Verdict.LATE)
 
 

@@ -20,7 +20,7 @@ from edge_agent import sent
 from edge_agent.cli import main
 from edge_agent.config import AgentConfig, Privacy
 from edge_agent.daemon import Daemon
-from edge_agent.sent import Sent
+from edge_agent.sent import Sent, messages
 from zo import wire
 from zo.address import free_port
 from zo.bundle import Bundle
@@ -97,6 +97,11 @@ def test_with_noise_only_the_noisy_scalars_leave_and_the_budget_ends_it(tap: Tap
     for report in reports:
         assert (report.held_out, report.dropped, report.spent) == ((), 0, Spent())
         assert np.abs(report.scalars).max() > 0.05 * 2**14  # what a vector of that length cannot hold without noise
+
+
+def test_without_room_for_it_no_record_is_kept(tmp_path: Path) -> None:
+    Sent(tmp_path / "nowhere", 0).add("Report", b"content")
+    assert not list(messages(tmp_path))
 
 
 def test_what_cannot_be_noted_is_not_sent(tap: Tap, tmp_path: Path) -> None:
