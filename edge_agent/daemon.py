@@ -156,6 +156,7 @@ class Daemon:
         config = self.config
         self.follower = None
         self.__dict__.pop("engine", None)  # before another is made: memory is short
+        self.guest.release()
         self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
         parameters = bundle.parameters(config.threads)
         self.engine = engine(config, bundle, parameters, self.state)

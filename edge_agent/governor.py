@@ -9,11 +9,13 @@ from typing import Any
 
 from edge_agent.manners import Objection
 from edge_agent.pressure import OWN, Line
+from zo.errors import DoesNotFit
 
 log = logging.getLogger(__name__)
 
 FLOOR = 32  # rows of a run that are not divided any more: a pair of branches of a short text
 SETTLE = 0.2  # seconds that a smaller run is given to take effect
+GIVE_UP = 60.0  # seconds over the hard line by what is its own alone, with the smallest runs
 CALM = 3.0  # seconds well below the soft line after which runs grow again
 WELL_BELOW = 0.9  # of the soft line
 INTERRUPTIBLE = 0.7  # seconds that a run may take: what it takes is how long stopping takes
@@ -57,6 +59,7 @@ class Governor:
         self.most = self.rows = self._prompt = rows
         self._lines, self._trim, self._growth, self._clock = lines, trim, growth, clock
         self._acted, self._calm_since, self._paused, self._others_near = float("-inf"), clock(), False, False
+        self._fitted = clock()
         self.counts, self.worst = Counts(), Line("resident", 0, 1, 1)
 
     def look(self) -> Level:
@@ -68,8 +71,15 @@ class Governor:
         return max((Level(int(line.used >= line.soft) + int(line.used >= line.hard)) for line in read), default=Level.FREE)
 
     def objection(self) -> Objection | None:
-        """Looks, and acts: makes runs smaller, or larger again, or says that it must pause until there is room."""
+        """Looks, and acts: makes runs smaller, or larger again, or says that it must pause until there is room.
+
+        DoesNotFit where there is none for a while though nobody else takes any.
+        """
         level, now = self.look(), self._clock()
+        if level is not Level.HARD or self._others_near:
+            self._fitted = now
+        elif now - self._fitted > GIVE_UP:
+            raise DoesNotFit(f"{self.worst.told} even with the smallest runs; allow more with --memory.budget, or take a smaller base")
         if level is Level.FREE and not (self._paused and self._others_near):
             self._paused = False
             self._grow(now)

@@ -51,6 +51,10 @@ class Guest:
         """Let the governor decide how many rows the engine's runs have."""
         self._engine, self.governor = engine, governor
 
+    def release(self) -> None:
+        """Let go of the engine: another takes its place."""
+        self._engine = self.governor = None
+
     def check_stop(self) -> None:
         """Stopped where the agent was told to stop."""
         self._alive()
@@ -85,6 +89,8 @@ class Guest:
         """Ask every policy; while one objects, wait."""
         began = self._clock()
         while (objection := self._objection()) and objection.rest:
+            if self._engine and not (self._told and self._told.rest):
+                self._engine.trim()  # it may be for hours
             self._tell(objection)
             self._alive()
             if self._stop.wait(WAIT):
@@ -118,6 +124,8 @@ class Guest:
 
     def _rest(self) -> None:
         """Leave the processor to others for their share of the time."""
+        if self._share >= 1:
+            return
         passed, worked = self._clock() - self._began[0], (time.process_time() - self._began[1]) / self._threads
         rest = worked / self._share - passed
         if rest > SHORTEST_REST and self._stop.wait(rest):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.governor import CALM, FLOOR, INTERRUPTIBLE, QUICK, SETTLE, Governor, Level
+from edge_agent.governor import CALM, FLOOR, GIVE_UP, INTERRUPTIBLE, QUICK, SETTLE, Governor, Level
 from edge_agent.pressure import OWN, Line
+from zo.errors import DoesNotFit
 
 STEP = 1.1 * SETTLE
 
@@ -85,6 +86,17 @@ def test_what_is_its_own_is_not_waited_for() -> None:
     assert machine.after(1, own=101) != ""
 
 
+def test_what_does_not_fit_with_the_smallest_runs_either_ends_the_agent() -> None:
+    machine = Machine(own=101)
+    for _ in range(4):
+        assert machine.after(GIVE_UP / 4) != ""
+    with pytest.raises(DoesNotFit, match=r"resident: 0\.0 MB of 0\.0 MB even with the smallest runs"):
+        machine.after(1)
+    patient = Machine(own=101, others=90)  # others may leave
+    for _ in range(10):
+        assert patient.after(GIVE_UP / 4) != ""
+
+
 def test_over_the_hard_line_a_probe_is_given_up_and_it_pauses_at_once(caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine(others=99)
     assert not machine.governor.must_abandon()
@@ -126,11 +138,11 @@ def test_runs_that_cannot_be_waited_for_become_shorter_and_longer_again() -> Non
     assert machine.governor.rows == 256
 
 
-@given(st.lists(st.tuples(st.floats(0, 200), st.floats(0, 200), st.floats(0.01, 5)), max_size=40))
+@given(st.lists(st.tuples(st.floats(0, 200), st.floats(0, 200), st.floats(0.01, 1.4)), max_size=40))
 def test_whatever_happens_rows_stay_within_bounds_and_the_hard_line_is_never_worked_over(steps: list[tuple[float, float, float]]) -> None:
     machine = Machine()
     for others, own, seconds in steps:
-        told = machine.after(seconds, others, own)
+        told = machine.after(seconds, others, own)  # 40 steps of at most a second are not enough to give up
         assert FLOOR <= machine.governor.rows <= 256
         if max(others, own) >= 100:
             assert told
