@@ -250,7 +250,7 @@ class Daemon:
         return self._patiently(lambda: self._call(request))
 
     def _call(self, request: Any) -> Any:
-        self.guest.check_stop()
+        self.guest.go_on()
         return self.link.ask(request)
 
     def _patiently(self, call: Callable[[], T]) -> T:

@@ -14,15 +14,16 @@ from zo.engine import Engine, EnoughProbed
 log = logging.getLogger(__name__)
 
 WAIT = 0.2  # seconds between looks while it rests
-SHORTEST_REST = 0.01  # seconds
+SHORTEST_REST, LONGEST_WAIT = 0.01, 5.0  # seconds of rest for a share of the processor, and between signs of life meanwhile
 STRETCH = 10.0  # seconds over which the share of the processor is kept
 
 
 class Guest:
     """Everything that may hold the agent back. Its decisions are log lines, and `held_back` and `memory` among the facts told.
 
-    stop: what ends all waiting. policies: of the owner; `govern` adds memory. tell: notes facts for `status`. share: of the time
-    of `threads` processors that it works; it rests for the other part. alive: called whenever it works or rests for a reason.
+    stop: what ends all waiting. policies: of the owner; `govern` adds memory. tell: notes facts for `status`.
+    alive: called between runs of the model, and now and then in a pause. share: of the time
+    of `threads` processors that it works; it rests for the other part.
     """
 
     LOOK = 0.1  # seconds between looks at the policies
@@ -32,14 +33,14 @@ class Guest:
         stop: threading.Event,
         policies: Sequence[Policy] = (),
         tell: Callable[..., object] = lambda **facts: None,
+        alive: Callable[[], object] = lambda: None,
         *,
         share: float = 1.0,
         threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
-        alive: Callable[[], object] = lambda: None,
     ) -> None:
-        self._alive = alive
-        self._stop, self._policies, self._tell_status, self._share, self._threads, self._clock = stop, policies, tell, share, threads, clock
+        self._stop, self._policies, self._tell_status, self._alive = stop, policies, tell, alive
+        self._share, self._threads, self._clock = share, threads, clock
         self._looked, self._began, self._ran_from = float("-inf"), (clock(), time.process_time()), 0.0
         self._told: Objection | None = None
         self._engine: Engine | None = None
@@ -57,9 +58,9 @@ class Guest:
 
     def check_stop(self) -> None:
         """Stopped where the agent was told to stop."""
-        self._alive()
         if self._stop.is_set():
             raise Stopped
+        self._alive()
 
     def go_on(self) -> None:
         """Return when work may go on. Raises Stopped."""
@@ -92,9 +93,8 @@ class Guest:
             if self._engine and not (self._told and self._told.rest):
                 self._engine.trim()  # it may be for hours
             self._tell(objection)
-            self._alive()
-            if self._stop.wait(WAIT):
-                raise Stopped
+            self._stop.wait(WAIT)
+            self.check_stop()
         self._tell(objection)
         self._looked = self._clock()
         if self._looked - began > WAIT:
@@ -128,8 +128,10 @@ class Guest:
             return
         passed, worked = self._clock() - self._began[0], (time.process_time() - self._began[1]) / self._threads
         rest = worked / self._share - passed
-        if rest > SHORTEST_REST and self._stop.wait(rest):
-            raise Stopped
+        until = self._clock() + rest
+        while rest > SHORTEST_REST and (left := until - self._clock()) > 0:
+            self._stop.wait(min(left, LONGEST_WAIT))
+            self.check_stop()
         if rest > SHORTEST_REST or passed > STRETCH:
             self._began = self._clock(), time.process_time()
 

@@ -80,9 +80,8 @@ class Sent:
         self.path.write_bytes(HEAD.pack(len(content), time.time(), len(EARLIER)) + EARLIER.encode() + content)
 
     def _failure(self, error: OSError) -> StorageError:
-        return StorageError(
-            f"{self.path}: {error.strerror}; nothing is sent that is not noted there: make room, allow writing, or keep no record with --audit-bytes 0"
-        )
+        said = "nothing is sent that is not noted there: make room, allow writing, or keep no record with --audit-bytes 0"
+        return StorageError(f"{self.path}: {error.strerror}; {said}")
 
 
 def messages(state: Path) -> Iterator[Message]:
