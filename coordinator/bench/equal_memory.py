@@ -135,7 +135,7 @@ def _train(step: Callable[[], object], score: Callable[[], float], seconds: floa
         began = time.process_time()
         step()
         spent += time.process_time() - began
-        if spent >= look:
+        if 0 < look <= spent:  # nothing is scored in a trial of no seconds
             trace.append((round(spent, 2), round(score(), 4)))
             look = next(each for each in looks if each > spent)
         if number >= TRIAL and spent >= seconds:
