@@ -28,5 +28,6 @@ class Counting:
         if "loss" in values and stage == len(self._stages) - 1:
             return values["loss"].shape()[0] * values["labels"].shape()[0] // self._batch.losses
         last = [value for name, value in values.items() if name.startswith("hidden")][-1]
-        branches, examples = last.shape()[:2]
-        return branches * examples // self._batch.examples
+        branches, rows = last.shape()[:2]
+        selected = stage == len(self._stages) - 2  # what goes into the head: positions with a label, or one state an example
+        return branches * rows // (self._batch.losses if selected else self._batch.examples)

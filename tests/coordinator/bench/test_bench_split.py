@@ -5,12 +5,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import Bundles
+from tiny_walks import SIZES, batch_of, moved, tree_of
 
 from coordinator.bench import split, tiny_models
+from coordinator.bench.counting import Counting
 from coordinator.bench.fleets import DEVICES, EXAMPLES, Fleets, Trace
 from coordinator.demo import shares
 from zo.bundle import Bundle
+from zo.engine import Engine
 from zo.plan import Shape
+from zo.planning import lowest_stage
+from zo.split import forwards
 
 
 @pytest.fixture
@@ -27,6 +33,17 @@ def test_forward_passes_are_as_many_as_predicted(shape: Shape, data: Path, bert_
     found = Fleets(bert_bundle, data, 2, shape).measured(1)
     assert found["forward_ratio"] == found["forward_ratio_predicted"] > (0.5 if shape.clean else 1)
     assert found["time_ratio"] > 0
+
+
+@pytest.mark.parametrize("shape", [Shape((3,)), Shape((1, 2), (1,)), Shape((2, 3), (1,), clean=True), Shape((3,), clean=True)])
+@pytest.mark.parametrize("model", ["bert", "llama"])
+def test_what_is_counted_of_any_model_is_what_is_predicted(model: str, shape: Shape, bundles: Bundles) -> None:
+    bundle = bundles(model, "full")
+    engine, batch, cost = Engine(bundle, moved(bundle)), batch_of(bundle), (0.5, 0.3, 0.2)
+    engine.stages = counting = Counting(engine.stages, batch)  # type: ignore[assignment]
+    engine.probe(tree_of(bundle, shape), batch)
+    counted = sum(each * counting.branches[stage] for stage, each in enumerate(cost))
+    assert counted == pytest.approx(forwards(shape, cost, lowest_stage(bundle.manifest, SIZES)))
 
 
 def test_savings_and_gains_are_told_of_runs_on_real_rounds(data: Path, bert_bundle: Bundle, tmp_path: Path) -> None:
