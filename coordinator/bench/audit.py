@@ -25,7 +25,8 @@ class Notes:
         self.sent: dict[tuple[int, int], list[Report]] = {}
         self.accepted: set[tuple[int, int]] = set()
         self.heard: set[tuple[int, int]] = set()
-        for fact in (json.loads(line) for path in paths for line in path.read_text().splitlines()):
+        present = (path for path in paths if path.exists())  # a device may have come to the end by a checkpoint alone
+        for fact in (json.loads(line) for path in present for line in path.read_text().splitlines()):
             if "sent" in fact:
                 self._add(wire.decoder(Report)(bytes.fromhex(fact["sent"])))
             elif "verdict" in fact:
