@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     equal = commands.add_parser("equal-memory", help="the whole model trained forward-only, against what backprop can train in that memory")
     equal.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and labels.json")
     equal.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the forward-only run [int8]")
+    equal.add_argument(
+        "--memory", type=float, default=0.0, metavar="MB", help="for backprop, beyond imports [what the forward-only run took]"
+    )
     equal.add_argument("--seconds", type=float, default=60.0, help="of training, each [60]")
     equal.add_argument("--plot", type=Path, help="write a picture of accuracy over time")
     equal.set_defaults(command=_equal_memory)
@@ -185,7 +188,7 @@ def _equal_memory(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         training = Training("lora-fa", given.precision)
         bundle = split.build_bundle(packaged_model(), Path(scratch) / "bundle", given.data, task, training)
-        found = equal_memory.measure(bundle.folder, packaged_model(), given.data, given.seconds, given.plot)
+        found = equal_memory.measure(bundle.folder, packaged_model(), given.data, given.seconds, given.memory, given.plot)
     _show(given, equal_memory.told(found), found)
 
 

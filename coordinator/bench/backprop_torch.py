@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch.nn import functional
 
 from coordinator.bench.mezo_torch import MezoTorch
@@ -16,7 +16,7 @@ RANK, COSINE_SCALE = 8, 20.0
 
 
 class BackpropTorch(MezoTorch):
-    """An encoder cut to `blocks` blocks, mean pooling, label prototypes, Adam; one thread. Embeddings stay mapped and frozen.
+    """An encoder cut to `blocks` blocks, mean pooling, label prototypes, Adam; one thread. Embeddings are frozen.
 
     adapters: LoRA on query and value; else all weights of the blocks are trained. labels: the sentences that prototypes begin at.
     """
@@ -26,9 +26,8 @@ class BackpropTorch(MezoTorch):
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         self.heads, self.blocks, self.epsilon = config["num_attention_heads"], blocks, config["layer_norm_eps"]
         kept = [f"encoder.layer.{number}." for number in range(blocks)]
-        self.weights = {
-            name: values for name, values in load_file(model / "model.safetensors").items() if name.startswith(("embeddings.", *kept))
-        }
+        with safe_open(model / "model.safetensors", "pt") as file:
+            self.weights = {name: file.get_tensor(name) for name in file.keys() if name.startswith(("embeddings.", *kept))}  # noqa: SIM118
         self.adapters, width = {}, config["hidden_size"]
         trained: list[torch.Tensor] = []
         for name in list(self.weights):

@@ -38,11 +38,11 @@ RATES = {"full": 5e-5, "adapters": 1e-3}
 Trace = list[tuple[float, float]]  # seconds of training, balanced accuracy
 
 
-def measure(bundle: Path, model: Path, data: Path, seconds: float, plot: Path | None) -> dict[str, Any]:
-    """Memory, depth and traces of all three. seconds: of training, each."""
+def measure(bundle: Path, model: Path, data: Path, seconds: float, memory: float, plot: Path | None) -> dict[str, Any]:
+    """Memory, depth and traces of all three. seconds: of training, each. memory: MB for backprop; 0: what the forward-only run took."""
     whole = open_bundle(bundle).manifest.dimensions.blocks
     rows = {"forward-only": {"blocks": whole} | _child("forward", bundle, model, data, seconds)}
-    allowed = rows["forward-only"]["memory_mb"]
+    allowed = memory or rows["forward-only"]["memory_mb"]
     for way in RATES:
         taken = {blocks: _memory(bundle, model, data, way, blocks) for blocks in range(whole + 1)}
         depth = max((blocks for blocks, each in taken.items() if each <= allowed), default=None)
@@ -51,7 +51,7 @@ def measure(bundle: Path, model: Path, data: Path, seconds: float, plot: Path | 
         rows[name] |= {} if depth is None else _child(way, bundle, model, data, seconds, depth)
     if plot:
         _draw({name: row["trace"] for name, row in rows.items() if "trace" in row}, plot)
-    return {"rows": rows}
+    return {"allowed_mb": allowed, "rows": rows}
 
 
 def told(found: dict[str, Any]) -> str:
@@ -61,7 +61,11 @@ def told(found: dict[str, Any]) -> str:
         blocks = "" if "trace" not in row and "memory_mb" in row else str(row.get("blocks"))
         points = "  ".join(f"{accuracy:.3f} ({seconds:.0f} s)" for seconds, accuracy in _few(row.get("trace", [])))
         lines.append(f"{name:30}{blocks:>6}{row.get('memory_mb', float('nan')):18.1f}   {points}")
-    return "\n".join(lines)
+        if "memory_mb_by_blocks" in row:
+            lines.append(
+                "    needs, by blocks: " + ", ".join(f"{blocks}: {size:.0f}" for blocks, size in row["memory_mb_by_blocks"].items())
+            )
+    return "\n".join([*lines, f"backprop was allowed {found['allowed_mb']:.0f} MB beyond imports"])
 
 
 def _few(trace: Trace) -> Trace:

@@ -40,11 +40,14 @@ def test_predictions_are_told_beside_what_was_measured() -> None:
 def test_equal_memory_is_told_with_a_few_points_of_every_trace() -> None:
     trace = [(float(place), place / 10) for place in range(10)]
     rows = {"forward-only": {"blocks": 6, "memory_mb": 50.0, "trace": trace}, "backprop, full, Adam": {"blocks": None}}
-    told = equal_memory.told({"rows": rows}).splitlines()
+    rows["backprop, full, Adam"]["memory_mb_by_blocks"] = {0: 99.6, 1: 150.2}
+    told = equal_memory.told({"allowed_mb": 50.0, "rows": rows}).splitlines()
     assert told[1].split()[:3] == ["forward-only", "6", "50.0"]
     assert "0.000 (0 s)" in told[1]
     assert "0.900 (9 s)" in told[1]
     assert "None" in told[2]
+    assert told[3].strip() == "needs, by blocks: 0: 100, 1: 150"
+    assert told[4] == "backprop was allowed 50 MB beyond imports"
 
 
 def test_the_budget_is_told_line_by_line() -> None:
