@@ -13,7 +13,7 @@ from coordinator.demo import shares
 from coordinator.simulation import Point, Simulation
 from zo import aggregation, evaluation, examples, split
 from zo.bundle import Bundle
-from zo.plan import Shape
+from zo.plan import Shape, WorkPlan
 from zo.planning import lowest_stage, tree
 from zo.recipe import Algorithm, Probe, Rate, Split
 from zo.timing import stage_ns, turns
@@ -115,7 +115,14 @@ class Fleets:
             split=Split(shape.cuts, shape.counts[1:], shape.joint, shape.clean),
             rate=rate,
         )
-        return Simulation(self.bundle, config, shares.divide(self._private, DEVICES, seed), seed)
+        return Steady(self.bundle, config, shares.divide(self._private, DEVICES, seed), seed)
+
+
+class Steady(Simulation):
+    """Its devices do not say what they hold out, so the autopilot leaves rates and the run as they are."""
+
+    def _measured(self, device: int, plan: WorkPlan) -> tuple[int, ...]:
+        return ()
 
 
 def _algorithm(shape: Shape) -> Algorithm:
