@@ -19,7 +19,7 @@ WORSE = 0.02  # share of the loss: less is not worth going back for
 RUIN = 0.5  # share of the loss: so much more is no accident, however few devices say so
 TRIES = 3  # ways back in a row, after which a person should look
 SLOWER = 0.5  # times the rates, after a way back
-WINDOW = 3  # looks over which the gain of a run is judged
+WINDOW = 3  # looks over which the gain of a run is judged, once they are as seldom as they come to be
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Autopilot:
         assert self._best is not None
         since = self._looks[0]
         minutes = self._minutes - since.minutes
-        if len(self._looks) <= WINDOW or minutes <= 0:
+        if len(self._looks) <= WINDOW or self._entry - since.entry < WINDOW * self._seldomest or minutes <= 0:
             return Advice("go on", self.told)
         paired = np.array([since.losses[device] - loss for device, loss in self._best.losses.items() if device in since.losses])
         gain, error = mean_and_error(paired) if len(paired) else (0.0, 0.0)
