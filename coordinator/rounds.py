@@ -223,7 +223,8 @@ class Rounds:
         except RangeError as error:
             self.note("refused", f"round {self.round} changed nothing: {error}; lower the rate")
             terms = ()
-        due = self.round % self.config.digest_every == 0 or self.round == self.config.rounds
+        may_be_last = self.round == self.config.rounds or self.autopilot.looks
+        due = self.round % self.config.digest_every == 0 or may_be_last
         digest = self.parameters.digest() if due else None
         entry = Entry(self.entry + 1, self.round, len(reports), terms, digest)
         summary = self._summary(reports) | ({"digest": digest.hex()} if digest else {})

@@ -35,7 +35,13 @@ def measure(rounds: int) -> dict[str, Any]:
         build(packaged_model(), folder / "bundle", TASK, Training("lora-fa", "int8"), [])
         bundle = open_bundle(folder / "bundle")
         _write_texts(bundle, folder / "data.jsonl")
-        settings = {"rounds": str(rounds), "round.goal": "1", "probe.examples": str(EXAMPLES), "probe.directions": str(DIRECTIONS)}
+        settings = {
+            "rounds": str(rounds),
+            "held_out_every": "0",
+            "round.goal": "1",
+            "probe.examples": str(EXAMPLES),
+            "probe.directions": str(DIRECTIONS),
+        }
         fleet = Fleet(folder / "fleet", bundle.folder, settings | {"algorithm": "mezo"})
         with MemoryGroup(LIMIT) as group:
             neighbour = psutil.Popen(group.command(sys.executable, "-m", "coordinator.bench.hog", *map(str, PEAKS)))
