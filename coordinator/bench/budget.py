@@ -37,7 +37,7 @@ def measure(rounds: int) -> dict[str, Any]:
         _write_texts(bundle, folder / "data.jsonl")
         settings = {
             "rounds": str(rounds),
-            "held_out_every": "0",
+            "held-out-every": "0",
             "round.goal": "1",
             "probe.examples": str(EXAMPLES),
             "probe.directions": str(DIRECTIONS),
