@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_agent import download, identity, join, memory, plan_limits
+from edge_agent import download, identity, memory, plan_limits
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
 from edge_agent.energy import meter
@@ -235,6 +235,8 @@ class Daemon:
 
     def _renew(self, present: identity.Identity) -> None:
         """A new certificate in time; where that fails, the present one serves on, and it is tried again later."""
+        from edge_agent import join  # with all that makes keys
+
         if time.monotonic() < self._renew_after:
             return
         self._renew_after = time.monotonic() + RENEWALS

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from edge_agent import catchup, tile_source
+from edge_agent import catchup
 from edge_agent.config import AgentConfig
 from edge_agent.link import Rejoin
 from edge_agent.state import State
@@ -103,6 +103,8 @@ class Follower:
 
     def _follow_tiles(self) -> None:
         """Begin with the tiles. A head followed before that the coordinator does not know (its store was restored) is forgotten."""
+        from edge_agent import tile_source  # what speaks HTTP takes 3 MB, and few agents need it
+
         key = self.joined.tiles_key
         if tile_source.follow(self._tiles, key, self._state, self.replica, self._go_on, self.spend):
             return

@@ -7,7 +7,6 @@ from typing import Any
 
 import grpc
 
-from edge_agent import reach
 from edge_agent.identity import Identity
 from edge_agent.stopping import Stopped
 from zo import wire
@@ -101,6 +100,8 @@ class Link:
 
     def why(self, error: object) -> str:
         """Why calls fail, in words: the step that does not succeed, and what to try; `error` where that cannot be seen from outside."""
+        from edge_agent import reach  # what speaks HTTP takes 3 MB, and few agents need it
+
         try:
             if self._identity:
                 reach.check(self.address, self._identity)

@@ -24,6 +24,8 @@ from zo.memory.units import told
 
 log = logging.getLogger(__name__)
 
+AMPLE = 4  # times what is predicted: then nothing need be measured, which takes some memory of its own
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -96,15 +98,17 @@ def plan(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -
 
 
 def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State, go_on: Callable[[], None]) -> Device:
-    """What this device needs for the bundle: measured on first use, then as the state folder says."""
+    """What this device needs for the bundle, where memory is not ample: measured on first use, then as the state folder says."""
     key = f"{bundle.digest.hex()} {bundle.manifest.precision} {processor()} {config.threads}"
     kept = state.memory()
     if kept.get("key") == key:
         return Device(int(kept["imports"]), float(kept["hidden"]))
     allowed, usual = room(config).allowed, here()
+    if AMPLE * predicted(bundle.manifest, config.max_rows, config, usual).total < allowed:
+        return usual
 
     def fits(rows: int, tokens: int) -> bool:
-        return need(bundle.manifest, rows, tokens, usual).total <= allowed
+        return rows <= config.max_rows and need(bundle.manifest, rows, tokens, usual).total <= allowed
 
     points = memory_calibration.measure(engine, bundle.folder / bundle.manifest.base.file, fits, go_on)
     engine.trim()

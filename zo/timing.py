@@ -1,6 +1,5 @@
 """What a base's probes take here, and what they are worth: signal per second (DESIGN sections 5 and 6)."""
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ HEAD_BRANCHES = 256
 
 def alternating(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     """Median milliseconds of each call, taken in turns so that drifts of the machine hit all alike; the first turn warms up."""
-    return [statistics.median(times) for times in turns(calls, repeats)]
+    return [float(np.median(times)) for times in turns(calls, repeats)]
 
 
 def turns(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
