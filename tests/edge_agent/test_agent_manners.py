@@ -270,10 +270,17 @@ def test_calibration_is_kept_and_not_made_again(bert_bundle: Bundle, make: Make,
     caplog.set_level("INFO")
     with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", rounds=2, round=ROUND) as coordinator:
         for _ in range(2):
-            agent = make(coordinator.address, House())
+            agent = make(coordinator.address, House(), memory=Memory("700MB"))
             agent.run()
     assert len([message for message in caplog.messages if message.startswith("memory of ")]) == 1
     assert agent.state.memory()["imports"] > 10**7
+
+
+def test_where_memory_is_ample_nothing_is_measured(bert_bundle: Bundle, make: Make, tmp_path: Path) -> None:
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", rounds=2, round=ROUND) as coordinator:
+        agent = make(coordinator.address, House(), memory=Memory("100GB"))
+        agent.run()
+    assert agent.state.memory() == {}
 
 
 def test_what_is_sent_and_received_is_counted_and_goes_on_after_a_restart(bert_bundle: Bundle, make: Make, tmp_path: Path) -> None:
