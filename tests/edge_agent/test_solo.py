@@ -434,7 +434,7 @@ def test_a_signal_ends_it_soon_and_it_goes_on(
     number: int, processes: Callable[[int], Process], configure: Configure, bert_bundle: Bundle
 ) -> None:
     first = processes(10**6)
-    first.wait_for("before any weights")  # memory is measured, and training begins
+    first.wait_for("training on top of")
     time.sleep(0.3)
     first.process.send_signal(number)
     assert first.process.wait(5) == 0, first.log
