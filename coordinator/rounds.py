@@ -216,8 +216,8 @@ class Rounds:
 
         Where somebody else has appended to the ledger, nothing is committed; `follow` takes that in.
         """
-        reports = self._tempered([self.reports[device] for device in sorted(self.reports)])
-        terms = self._terms(reports)
+        reports, nodes = self._tempered([self.reports[device] for device in sorted(self.reports)])
+        terms = self._terms(reports, nodes)
         try:
             self.parameters.add(terms)
         except RangeError as error:
@@ -227,7 +227,7 @@ class Rounds:
         due = self.round % self.config.digest_every == 0 or may_be_last
         digest = self.parameters.digest() if due else None
         entry = Entry(self.entry + 1, self.round, len(reports), terms, digest)
-        summary = self._summary(reports) | ({"digest": digest.hex()} if digest else {})
+        summary = self._summary(reports, nodes) | ({"digest": digest.hex()} if digest else {})
         try:
             self.store.commit(self.run.id, entry, self.replica.head, signs(terms, self.replica.sizes), summary)
         except BaseException:
@@ -237,15 +237,16 @@ class Rounds:
         self.planner.learn(summary["slopes"])
         self._heed(self.autopilot.learn(summary), entry.round + 1)
 
-    def _tempered(self, reports: list[Report]) -> list[Report]:
-        """The reports, none much larger than the others; whoever sent one is named once."""
-        made, too_large = aggregation.tempered(reports, [self._node_of(report) for report in reports])
+    def _tempered(self, reports: list[Report]) -> tuple[list[Report], list[Node]]:
+        """The reports, none much larger than the others, and the plans that they answer; whoever sent a larger one is named once."""
+        nodes = [self._node_of(report) for report in reports]
+        made, too_large = aggregation.tempered(reports, nodes)
         for device in set(too_large) - self._named:
             self.note(
                 "tempered", f"device {device} reports slopes of more than {aggregation.TEMPER:g} times the others'; they count as so much"
             )
         self._named.update(too_large)
-        return made
+        return made, nodes
 
     def _heed(self, advice: Advice, round_number: int) -> None:
         """Do what the autopilot advises, then open a round."""
@@ -338,11 +339,10 @@ class Rounds:
 
     def terms(self, reports: list[Report]) -> tuple[Term, ...]:
         """What the reports of a round, by device, come to; nothing where that cannot be."""
-        return self._terms(self._tempered(reports))
+        return self._terms(*self._tempered(reports))
 
-    def _terms(self, reports: list[Report]) -> tuple[Term, ...]:
+    def _terms(self, reports: list[Report], nodes: list[Node]) -> tuple[Term, ...]:
         number = reports[0].round
-        nodes = [self._node_of(report) for report in reports]
         try:
             return aggregation.aggregate(
                 reports,
@@ -363,9 +363,8 @@ class Rounds:
         share = aggregation.decay(self.config.rate, round_number, self.config.rounds)
         return {kind: share * factor for kind, factor in self.autopilot.pace.factors.items()}
 
-    def _summary(self, reports: list[Report]) -> dict[str, Any]:
+    def _summary(self, reports: list[Report], nodes: list[Node]) -> dict[str, Any]:
         """What `status` and the demo show of a round; no scalars."""
-        nodes = [self._node_of(report) for report in reports]
         looks = {str(report.device): self.grid.values(np.array(report.held_out)).tolist() for report in reports if report.held_out}
         return {
             "round": self.round,

@@ -149,11 +149,8 @@ def _rms(values: np.ndarray) -> float:
 
 def _parts(report: Report, node: Node) -> list[tuple[int, np.ndarray]]:
     """A report's scalars by the stage that their level begins at; all of them together in the joint form."""
-    if node.joint:
-        return [(node.stage, report.scalars)]
-    levels = list(node.levels())
-    pieces = np.split(report.scalars, np.cumsum([total for _, total in levels])[:-1])
-    return [(level.stage, piece) for (level, _), piece in zip(levels, pieces, strict=True)]
+    parts = [(node, report.scalars)] if node.joint else by_level(node, report.scalars)
+    return [(level.stage, part) for level, part in parts]
 
 
 def combined(rows: np.ndarray, how: Aggregation) -> np.ndarray:
@@ -178,7 +175,7 @@ def _log2_eps(level: Node, group: Group) -> int:
 
 
 def by_level(root: Node, half: np.ndarray) -> list[tuple[Node, np.ndarray]]:
-    """The half differences of a report, [scalars], by the level of the plan that they belong to."""
+    """The scalars or half differences of a report, [scalars], by the level of the plan that they belong to."""
     if root.child is None:
         return [(root, half)]
     levels = list(root.levels())
