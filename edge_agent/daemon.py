@@ -259,7 +259,6 @@ class Daemon:
         """The call's result, trying again while the coordinator is not there."""
         bound, began = FIRST_PAUSE, time.monotonic()
         while True:
-            self.guest.go_on()
             try:
                 return call()
             except Unreachable as error:

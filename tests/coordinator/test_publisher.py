@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from local_coordinator import answer, settings
 from store_faults import FailingSync
+from waiting import wait_until
 
 from coordinator import cli
 from coordinator.bench import tiny_models
@@ -392,13 +393,6 @@ class Watch:
                 if store.head(1)[0] < entries or store.head(1, entries)[1].hex() not in text:
                     self.ahead.append(text)
         store.close()
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

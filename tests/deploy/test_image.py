@@ -2,14 +2,14 @@
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from arm64 import Image, emulated, packages, size
 from local_coordinator import LocalCoordinator
 from machine import ROOT, lacks
+from waiting import wait_until
 
 from coordinator.bench import tiny_models
 from coordinator.config import Round
@@ -63,13 +63,6 @@ def check(image: Image, folder: Path) -> int:
     return image.start(*CHECK[1:], binds={}, log=folder / "check").wait(120)
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.1)
-
-
 def test_two_rounds_with_an_x86_coordinator_end_with_equal_digests(image: Image, bert_bundle: Bundle, tmp_path: Path) -> None:
     shares.write(tmp_path / "data/a.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 30, seed=1))
     shares.write(tmp_path / "here/a.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 30, seed=2))
@@ -77,7 +70,7 @@ def test_two_rounds_with_an_x86_coordinator_end_with_equal_digests(image: Image,
     with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", rounds=2, round=Round(2, 2, 300.0)) as coordinator:
         there = {"EDGE_AGENT_COORDINATOR": coordinator.address, "EDGE_AGENT_INSECURE_LOOPBACK": "true"}
         agent = image.start("edge-agent", "run", "--state=/state", "--data=/data", binds={tmp_path / "data": "/data"}, log=log, **there)
-        wait_until(lambda: (image.root / "state/status.json").exists())
+        wait_until(lambda: (image.root / "state/status.json").exists(), 120)
         assert check(image, tmp_path) == 0
         data, state = str(tmp_path / "here"), str(tmp_path / "state")
         here = Daemon(AgentConfig(data, coordinator.address, state, insecure_loopback=True), threading.Event())

@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import pytest
 from conftest import Bundles
 from local_coordinator import LocalCoordinator
+from test_daemon import working
+from waiting import wait_until
 
 from coordinator.bench import tiny_models
 from coordinator.config import Round
@@ -115,25 +116,6 @@ def make(tmp_path: Path) -> Iterator[Make]:
     for each in made:
         each._stop.set()
         each.state.close()
-
-
-@contextmanager
-def working(agent: Daemon) -> Iterator[threading.Thread]:
-    thread = threading.Thread(target=agent.run)
-    thread.start()
-    try:
-        yield thread
-    finally:
-        agent._stop.set()
-        thread.join(30)
-    assert not thread.is_alive()
-
-
-def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def written(agent: Daemon) -> dict[str, Any]:

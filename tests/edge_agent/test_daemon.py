@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import Bundles, recalibrated
 from local_coordinator import LocalCoordinator
+from waiting import wait_until
 
 from coordinator import history
 from coordinator.bench import tiny_models
@@ -96,20 +97,13 @@ def run_all(daemons: list[Daemon]) -> None:
         assert not thread.is_alive()
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.02)
-
-
 @contextmanager
-def working(daemon: Daemon) -> Iterator[None]:
-    """The agent runs meanwhile; at the end it is told to stop."""
+def working(daemon: Daemon) -> Iterator[threading.Thread]:
+    """The agent runs meanwhile, in that thread; at the end it is told to stop."""
     thread = threading.Thread(target=daemon.run)
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         daemon._stop.set()
         thread.join(30)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from local_coordinator import LocalCoordinator
-from test_daemon import PAIR, ROUNDS, Eager, EntriesOnly, advance, digest, ends_equal, has_reported, messages, wait_until, working
+from test_daemon import PAIR, ROUNDS, Eager, EntriesOnly, advance, digest, ends_equal, has_reported, messages, working
+from waiting import wait_until
 
 from coordinator.bench import tiny_models
 from coordinator.config import Round, TileSettings
