@@ -14,7 +14,7 @@ from coordinator.sqlite_store import SqliteStore
 from zo.batches import Batch
 from zo.engine import Engine
 from zo.errors import UserError
-from zo.evaluation import Rows, answers, batches, gain, metrics
+from zo.evaluation import Rows, answers, batches, compared
 
 
 def main() -> int:
@@ -41,9 +41,8 @@ def main() -> int:
                 replay.move(replica, store, run, 0)
                 start[split] = answers(engine, read[split])
             replay.move(replica, store, run, request["entry"])
-            found = answers(engine, read[split])
-            gained, error = gain(start[split], found, bundle.manifest.task)
-            print(json.dumps(metrics(found, bundle.manifest.task) | {"gain": gained, "gain_error": error}), flush=True)
+            found = answers(engine, read[split]) if request["entry"] else start[split]
+            print(json.dumps(compared(start[split], found, bundle.manifest.task)), flush=True)
     except UserError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return error.exit_code

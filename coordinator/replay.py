@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from coordinator.autopilot import SURE
 from coordinator.store import RunRow, Store
 from zo.bundle import Bundle, open_bundle
 from zo.errors import StorageError
 from zo.replica import LedgerError, Replica
 
 log = logging.getLogger(__name__)
-
-SURE = 2.0  # standard errors of the gain
 
 
 def replica(store: Store, run: RunRow, bundle: Bundle, entry: int | None = None) -> Replica:

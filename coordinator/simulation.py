@@ -18,6 +18,7 @@ from zo.batches import Batch, encode
 from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.estimators import scalars
+from zo.evaluation import Rows
 from zo.examples import Example
 from zo.messages import Report, Spent
 from zo.plan import WorkPlan
@@ -31,7 +32,10 @@ HELD_OUT = (0.1, 16)  # share of the examples, and most, that a device measures 
 
 @dataclass(frozen=True)
 class Point:
-    """What a fleet has come to. probes: of the whole model, by all devices. seconds: of their work, one after the other."""
+    """What a fleet has come to. probes: of the whole model, by all devices. seconds: of their work, one after the other.
+
+    metrics: as `zo.evaluation.compared` with the start gives them.
+    """
 
     round: int
     probes: int
@@ -54,6 +58,7 @@ class Simulation:
             self._held_out.append(measuring_batches(held, task, True, config.probe.examples))
         self.stage_ns = stage_ns(self.engine, self._samplers[0].draw(config.probe.examples))
         self._seconds, self._probes = 0.0, 0
+        self._start: Rows | None = None
 
     def run(self, validation: Sequence[Batch], looks: Collection[int], stop: Callable[[Point], bool] = lambda _: False) -> Iterator[Point]:
         """Where the fleet is at the start, after the rounds of `looks` and the last, until the run or `stop` says that it is over."""
@@ -109,7 +114,10 @@ class Simulation:
 
     def _measured(self, device: int, plan: WorkPlan) -> tuple[int, ...]:
         found = losses(self.engine, self._held_out[device], self.rounds.replica.stride(plan.stride))
-        return tuple(round(loss * 2**plan.grid.log2_levels) for loss in found)
+        return tuple(map(plan.grid.nearest, found))
 
     def _look(self, validation: Sequence[Batch]) -> Point:
-        return Point(self.rounds.entry, self._probes, self._seconds, evaluation.evaluate(self.engine, validation))
+        found = evaluation.answers(self.engine, validation)
+        self._start = self._start or found
+        metrics = evaluation.compared(self._start, found, self.engine.manifest.task)
+        return Point(self.rounds.entry, self._probes, self._seconds, metrics)

@@ -9,7 +9,7 @@ from edge_agent.data import Dataset
 from edge_agent.energy import Meter
 from edge_agent.guest import Guest
 from zo.engine import Engine
-from zo.estimators import Grid, scalars
+from zo.estimators import scalars
 from zo.memory import process
 from zo.messages import Report, Spent
 from zo.plan import WorkPlan
@@ -66,16 +66,12 @@ def work(
         examples=batch.examples,
         precision=engine.manifest.precision,
         dropped=dropped,
-        held_out=tuple(_on_grid(each, plan.grid) for each in held_out),
+        held_out=tuple(map(plan.grid.nearest, held_out)),
         spent=account.spent(int(np.isfinite(probed).sum())),
         digest=engine.parameters.digest() if plan.want_digest else None,
         plan=plan.id,
         shape=plan.root.shape,
     )
-
-
-def _on_grid(value: float, grid: Grid) -> int:
-    return round(value * 2**grid.log2_levels)
 
 
 def _thousandths(value: float) -> int:

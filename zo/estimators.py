@@ -38,6 +38,10 @@ class Grid:
             raise ValueError("a scalar is not finite")
         return np.clip(np.rint(np.ldexp(np.asarray(values, np.float64), self.log2_levels)), -self.limit, self.limit).astype(np.int64)
 
+    def nearest(self, value: float) -> int:
+        """The integer nearest to a value in nats, not clipped: for losses, which have no range."""
+        return round(value * 2**self.log2_levels)
+
     def values(self, integers: np.ndarray) -> np.ndarray:
         """What the integers stand for, in nats: float64."""
         return np.ldexp(np.asarray(integers, np.float64), -self.log2_levels)

@@ -65,6 +65,12 @@ def gain(before: Rows, after: Rows, task: Task) -> tuple[float, float]:
     return float(np.mean([each.mean() for each in by_class])), float(error)
 
 
+def compared(start: Rows, found: Rows, task: Task) -> dict[str, Any]:
+    """The metrics of `found`, and as "gain" and "gain_error" its gain over `start`."""
+    mean, error = gain(start, found, task)
+    return metrics(found, task) | {"gain": mean, "gain_error": error}
+
+
 def _by_class(rows: Rows, task: Task) -> list[np.ndarray]:
     return [rows.labels == each for each in np.unique(rows.labels)] if task.labels else [np.full(len(rows.labels), True)]
 

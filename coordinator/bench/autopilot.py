@@ -65,12 +65,10 @@ def fly(job: Job) -> Outcome:
         name: evaluation.batches(bundle, job.data / f"{name}.jsonl", most) for name, most in (("validation", VALIDATION), ("test", TEST))
     }
     simulation = Simulation(bundle, _settings(job, bundle), shares.divide(private, DEVICES, job.seed), job.seed)
-    rounds, task, every = simulation.rounds, bundle.manifest.task, max(1, job.rounds // LOOKS)
-    start, way = evaluation.answers(simulation.engine, held["validation"]), []
+    rounds, every, way = simulation.rounds, max(1, job.rounds // LOOKS), []
     before = evaluation.evaluate(simulation.engine, held["test"])["balanced_loss"]
     for point in simulation.run(held["validation"], range(0, job.rounds, every)):
-        gain, error = evaluation.gain(start, evaluation.answers(simulation.engine, held["validation"]), task)
-        rounds.store.add_evaluation(rounds.run.id, rounds.entry, "validation", point.metrics | {"gain": gain, "gain_error": error})
+        rounds.store.add_evaluation(rounds.run.id, rounds.entry, "validation", point.metrics)
         way.append((point.probes, point.metrics["balanced_loss"]))
     best = replay.best_entry(rounds.store, rounds.run.id)
     replay.move(rounds.replica, rounds.store, rounds.run, best)
@@ -103,7 +101,7 @@ def _settings(job: Job, bundle: Bundle) -> RunConfig:
     rate = job.rate * aggregation.default_rate(bundle.manifest.task)
     eps = {kind: log2 + (job.log2_eps or 0) for kind, log2 in aggregation.sizes(Probe(), bundle.manifest).items()}
     probe = Probe(log2_eps_body=eps["body"], log2_eps_head=eps.get("head", "auto"))
-    return RunConfig(str(job.bundle), rounds=job.rounds, round=base.round, probe=probe, rate=Rate(rate, rate), least_gain=0.0)
+    return RunConfig(str(job.bundle), rounds=job.rounds, round=base.round, probe=probe, rate=Rate(rate, rate), held_out_every=0)
 
 
 def _summed(outcomes: Sequence[Outcome]) -> dict[str, Any]:

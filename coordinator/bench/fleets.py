@@ -13,7 +13,7 @@ from coordinator.demo import shares
 from coordinator.simulation import Point, Simulation
 from zo import aggregation, evaluation, examples, split
 from zo.bundle import Bundle
-from zo.plan import Shape, WorkPlan
+from zo.plan import Shape
 from zo.planning import lowest_stage, tree
 from zo.recipe import Algorithm, Probe, Rate, Split
 from zo.timing import stage_ns, turns
@@ -109,20 +109,14 @@ class Fleets:
         config = RunConfig(
             str(self.bundle.folder),
             rounds=rounds,
+            held_out_every=0,  # the autopilot leaves rates and the run as they are
             round=Round(DEVICES, DEVICES),
             algorithm=_algorithm(shape),
             probe=Probe(directions=shape.counts[0], examples=batch),
             split=Split(shape.cuts, shape.counts[1:], shape.joint, shape.clean),
             rate=rate,
         )
-        return Steady(self.bundle, config, shares.divide(self._private, DEVICES, seed), seed)
-
-
-class Steady(Simulation):
-    """Its devices do not say what they hold out, so the autopilot leaves rates and the run as they are."""
-
-    def _measured(self, device: int, plan: WorkPlan) -> tuple[int, ...]:
-        return ()
+        return Simulation(self.bundle, config, shares.divide(self._private, DEVICES, seed), seed)
 
 
 def _algorithm(shape: Shape) -> Algorithm:

@@ -10,6 +10,7 @@ from zo.bundle import Bundle
 from zo.engine.prefix import Prefix
 from zo.engine.stages import Stages, Values, share
 from zo.engine.walk import Cache, Walk
+from zo.memory.engine import HEAD_ROOM
 from zo.parameters import Parameters
 from zo.plan import Node
 from zo.terms import Term, negated
@@ -26,7 +27,7 @@ class Engine:
     BundleError where a graph cannot be loaded. Not safe for concurrent calls.
     """
 
-    HEAD_ROOM = 8 << 20  # bytes that the branches of the head may take in one run
+    HEAD_ROOM = HEAD_ROOM
 
     def __init__(
         self, bundle: Bundle, parameters: Parameters, *, threads: int = 1, max_rows: int = MAX_ROWS, prefix: Prefix | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from zo.memory.engine import Device, Need, base_bytes, row_bytes
+from zo.memory.engine import HEAD_ROOM, Device, Need, base_bytes, row_bytes
 from zo.memory.shapes import ModelShape, table_bytes, weight_bytes
 from zo.memory.units import FLOAT
 
@@ -46,7 +46,7 @@ def backprop(
     precision: str = "fp32",
 ) -> Need:
     """states: values of the optimiser for each trained one (SGD 0, Adam 2). adapters: LoRA on a frozen base of that precision."""
-    trained = _adapters(model) if adapters else model.blocks * model.block_weights + model.head_weights
+    trained = model.adapters(RANK) if adapters else model.blocks * model.block_weights + model.head_weights
     base = base_bytes(model, precision) - (0 if adapters else weight_bytes(precision, trained, model.width))
     block = saved_row_bytes(model, adapters)
     kept = model.blocks * FLOAT * model.width + block if checkpoints else model.blocks * block
@@ -93,7 +93,7 @@ def mezo_full(model: ModelShape, work: Work, device: Device) -> Need:
 
 def mezo_adapters(model: ModelShape, work: Work, device: Device, *, precision: str = "fp32") -> Need:
     """Adapters, all branches side by side on one base."""
-    branches, trained = 2 * work.directions, _adapters(model)
+    branches, trained = 2 * work.directions, model.adapters(RANK)
     return Need(
         imports=device.imports,
         base=base_bytes(model, precision),
@@ -109,7 +109,7 @@ def fedspzo(model: ModelShape, work: Work, device: Device, *, precision: str = "
     """Adapters, and HEAD_DIRECTIONS of the head on both outputs that each direction of the adapters leaves (arXiv 2502.10239)."""
     below = mezo_adapters(model, replace(work, directions=1), device, precision=precision)
     outputs = 2 * _losses(work) * model.width * FLOAT
-    head = min(8 << 20, 2 * HEAD_DIRECTIONS * FLOAT * (3 * model.width * CLASSES + 4 * _losses(work) * CLASSES))
+    head = min(HEAD_ROOM, 2 * HEAD_DIRECTIONS * FLOAT * (3 * model.width * CLASSES + 4 * _losses(work) * CLASSES))
     return replace(below, caches=outputs, logits=max(below.logits, head))
 
 
@@ -127,10 +127,6 @@ METHODS: dict[str, Method] = {
     "FedSPZO, adapters, int8 base": partial(fedspzo, precision="int8"),
     "FedSPZO, adapters, w4 base": partial(fedspzo, precision="w4"),
 }
-
-
-def _adapters(model: ModelShape) -> int:
-    return model.adapters(RANK)
 
 
 def _losses(work: Work) -> int:
