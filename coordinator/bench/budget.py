@@ -23,7 +23,7 @@ from zo.memory.engine import Device
 
 LIMIT = 300_000_000  # bytes of the cgroup
 BUDGET = 220_000_000  # that the owner allows the agent
-PEAKS = (120_000_000, 172_000_000)  # of the neighbour, in turn
+PEAKS = (172_000_000, 120_000_000)  # of the neighbour, in turn; with the first there is too little for both
 ROWS, DIRECTIONS, EXAMPLES, TOKENS = 4096, 8, 8, 32
 LOOK = 0.02  # seconds between looks at the memory of both
 
@@ -44,23 +44,35 @@ def measure(rounds: int) -> dict[str, Any]:
         }
         fleet = Fleet(folder / "fleet", bundle.folder, settings | {"algorithm": "mezo"})
         with MemoryGroup(LIMIT) as group:
-            neighbour = psutil.Popen(group.command(sys.executable, "-m", "coordinator.bench.hog", *map(str, PEAKS)))
+            neighbour = None
             try:
                 fleet.start_coordinator()
                 flags = (f"--memory.budget={BUDGET}", f"--max-rows={ROWS}")
                 fleet.start_agent("agent", folder / "data.jsonl", *flags, before=group.command())
+                _wait_for_a_round(fleet)
+                neighbour = psutil.Popen(group.command(sys.executable, "-m", "coordinator.bench.hog", *map(str, PEAKS)))
                 seen = _watch(fleet, group, neighbour)
                 fleet.check()
                 return seen | _outcome(fleet, bundle, group, seen)
             finally:
                 fleet.stop()
-                neighbour.kill()
-                neighbour.wait()
+                if neighbour:
+                    neighbour.kill()
+                    neighbour.wait()
 
 
 def told(found: dict[str, Any]) -> str:
     """A list for a person."""
     return "\n".join(f"{key.replace('_', ' '):32} {value}" for key, value in found.items())
+
+
+def _wait_for_a_round(fleet: Fleet) -> None:
+    """So that what the neighbour takes meets an agent at work, on a slow machine and on a fast one."""
+    store = fleet.store()
+    while not store.summaries(store.runs()[0].id):
+        fleet.check()
+        time.sleep(LOOK)
+    store.close()
 
 
 def _watch(fleet: Fleet, group: MemoryGroup, neighbour: psutil.Popen) -> dict[str, Any]:

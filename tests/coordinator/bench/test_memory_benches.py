@@ -85,9 +85,9 @@ def test_a_memory_group_kills_what_goes_beyond_it_and_counts_it() -> None:
 def test_an_agent_shares_a_group_with_a_greedy_neighbour_and_neither_is_killed() -> None:
     if os.geteuid() != 0 or not ((ROOT / "memory").exists() or "memory" in (ROOT / "cgroup.controllers").read_text()):
         pytest.skip("needs root, and a memory cgroup")
-    found = budget.measure(40)
+    found = budget.measure(80)
     assert found["oom_kills"] == 0
     assert found["over_budget_minus_micro_batch_mb"] <= 0
     assert found["sheds"] > 0
-    assert found["rounds_completed"] == 40
+    assert found["rounds_completed"] == 80
     assert found["digests_equal"]
