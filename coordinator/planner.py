@@ -17,7 +17,7 @@ from zo.estimators import Grid
 from zo.manifest import Manifest, Precision
 from zo.messages import Report
 from zo.plan import Node, Shape
-from zo.planning import kept_bytes, tree
+from zo.planning import kept_bytes, tree, within
 from zo.recipe import Aggregation, directions, stated_shape
 
 log = logging.getLogger(__name__)
@@ -40,40 +40,57 @@ class Planner:
         self._config, self._manifest = config, manifest
         self._slopes = [summary.get("slopes", {}) for summary in summaries[-LOOK_BACK:]]
         self._told, self._learnt = set[Shape](), 0
+        self._tried, self._every = _tried(config, manifest), tuple(group.id for group in manifest.groups)
         self._fixed = stated_shape(config.algorithm, config.probe, config.split)
-        self.usual = self._fixed or split.choose(self.table(manifest.precision, ())).shape
+        if self._fixed:
+            tree(manifest, sizes(config.probe, manifest), self._fixed)  # refuses cuts that the bundle has not
+            self._fixed = self._within(manifest, self._fixed, self._tried)
+        self.usual = self._fixed or self._within(manifest, split.choose(self.table(manifest.precision, (), self._tried)).shape, self._tried)
         for precision in manifest.bases:
             self.tree(precision, self.usual)
 
-    def shape(self, precision: Precision, stage_ns: tuple[int, ...]) -> Shape:
-        """For a device with that base. stage_ns: what its stages cost it; empty where that is not known."""
-        if self._fixed:
-            return self._fixed
+    def shape(self, precision: Precision, stage_ns: tuple[int, ...], among: tuple[int, ...] = (), rank: int = 0) -> Shape:
+        """For a device with that base. stage_ns: what its stages cost it; empty where that is not known. among: the groups that it
+        tries, all of those that the run trains if left out. rank: to which adapters are cut for it.
+        """
+        tried = tuple(group for group in self._tried if group in among) if among else self._tried
         total = sum(stage_ns) or 1
-        return self._planned(precision, tuple(round(2 * math.log2(max(each, 1) / total)) for each in stage_ns))
+        half_octaves = tuple(round(2 * math.log2(max(each, 1) / total)) for each in stage_ns)
+        return replace(self._fixed_within(tried) if self._fixed else self._planned(precision, half_octaves, tried), rank=rank)
 
     @lru_cache(maxsize=1024)  # noqa: B019  lives as long as the run does
-    def _planned(self, precision: Precision, half_octaves: tuple[int, ...]) -> Shape:
+    def _fixed_within(self, tried: tuple[int, ...]) -> Shape:
+        assert self._fixed is not None
+        return self._within(self._manifest, self._fixed, tried)
+
+    def _within(self, manifest: Manifest, shape: Shape, tried: tuple[int, ...]) -> Shape:
+        return within(manifest, sizes(self._config.probe, manifest), shape, tried)
+
+    @lru_cache(maxsize=1024)  # noqa: B019
+    def _planned(self, precision: Precision, half_octaves: tuple[int, ...], tried: tuple[int, ...]) -> Shape:
         """The cheapest shape where stages cost 2**(half octaves / 2)."""
         stage_ns = tuple(round(1e6 * 2 ** (each / 2)) + 1 for each in half_octaves)
-        rows = self.table(precision, stage_ns)
-        shape = split.choose(rows).shape
+        rows = self.table(precision, stage_ns, tried)
+        shape = self._within(self._manifest, split.choose(rows).shape, tried)
         if shape not in self._told:
             log.info("the cheapest way to equal progress, for a device with base %s:\n%s", precision, split.told(rows))
             self._told.add(shape)
         return shape
 
-    def table(self, precision: Precision, stage_ns: tuple[int, ...]) -> list[split.Prediction]:
-        """What is predicted of every cut that fits the run's limits."""
+    def table(self, precision: Precision, stage_ns: tuple[int, ...], tried: tuple[int, ...] = ()) -> list[split.Prediction]:
+        """What is predicted of every cut that fits the run's limits. tried: groups; all of them if left out."""
         manifest = self._manifest.at(precision)
         probe, count = self._config.probe, directions(self._config.algorithm, self._config.probe)
-        return split.plan_table(manifest, sizes(probe, manifest), count, stage_ns, self._mean(), self._fits, self._config.split.clean)
+        log2_eps, clean = sizes(probe, manifest), self._config.split.clean
+        return split.plan_table(manifest, log2_eps, count, stage_ns, self._mean(), self._fits, clean, tried)
 
     @lru_cache(maxsize=256)  # noqa: B019
     def tree(self, precision: Precision, shape: Shape) -> Node:
         """With all seeds from 0 on. ConfigError where the bundle has no such base or stages, ShapeRefused where the run no such shape."""
         manifest, count = self._manifest.at(precision), directions(self._config.algorithm, self._config.probe)
-        if self._fixed and shape != self._fixed:
+        if not set(shape.groups or self._every).issubset(self._tried):
+            raise ShapeRefused(f"the run trains groups {list(self._tried)}, not all of {list(shape.groups)}")
+        if self._fixed and replace(shape, rank=0) != self._fixed_within(shape.groups):
             raise ShapeRefused(f"the run asks for {self._fixed}, not {shape}")
         if not self._fixed and (shape.joint or shape.clean > self._config.split.clean or shape.counts[0] != count):
             raise ShapeRefused(f"the run asks for {count} directions of the lowest part, and tries one part at a time, not {shape}")
@@ -129,6 +146,15 @@ class Planner:
 
     def _kept(self, shape: Shape) -> int:
         return kept_bytes(self._manifest, shape, self._config.probe.examples)
+
+
+def _tried(config: RunConfig, manifest: Manifest) -> tuple[int, ...]:
+    """Groups of the kinds that are trained at all. ConfigError where none is."""
+    stated = {"body": config.rate.body, "head": config.rate.head}
+    found = tuple(group.id for group in manifest.groups if stated[group.kind] != 0)
+    if not found:
+        raise ConfigError("rate.body and rate.head are 0 for all that the bundle trains; nothing would be learnt")
+    return found
 
 
 def slopes(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid, how: Aggregation = "mean") -> dict[str, float]:

@@ -53,7 +53,7 @@ class Rounds:
         self.learn(store.summaries(run.id))
         self._id_start = zlib.crc32(run.genesis + wire.encode(self.grid))
         self.replica = replay.replica(store, run, bundle)
-        self._digest: tuple[int, bytes] | None = None
+        self._digests: tuple[int, dict[tuple[int, ...], bytes]] = (-1, {})
         self.devices = store.device_count(run.id)
         self.round = 1 + (store.headers(run.id, self.entry - 1)[-1][0].round if self.entry else 0)
         self._open()
@@ -81,11 +81,14 @@ class Rounds:
         """The fleet's parameters at the last entry."""
         return self.replica.parameters
 
-    def digest(self) -> bytes:
-        """Of the parameters at the last entry; computed once an entry."""
-        if self._digest is None or self._digest[0] != self.entry:
-            self._digest = (self.entry, self.parameters.digest())
-        return self._digest[1]
+    def digest(self, among: tuple[int, ...] = ()) -> bytes:
+        """Of these groups of the parameters at the last entry, or of all; computed once an entry."""
+        if self._digests[0] != self.entry:
+            self._digests = (self.entry, {})
+        known = self._digests[1]
+        if among not in known:
+            known[among] = self.parameters.digest(among)
+        return known[among]
 
     @property
     def finished(self) -> bool:
@@ -100,15 +103,18 @@ class Rounds:
         self.devices = max(self.devices, number + 1)
         return number
 
-    def plan(self, device: int, precision: Precision, stage_ns: tuple[int, ...] = ()) -> WorkPlan | None:
+    def plan(
+        self, device: int, precision: Precision, stage_ns: tuple[int, ...] = (), among: tuple[int, ...] = (), rank: int = 0
+    ) -> WorkPlan | None:
         """What a device (at the last entry, with that base) is to do; None if it has reported or the run is over.
 
-        stage_ns: what its stages cost it, as far as it has said.
+        stage_ns: what its stages cost it, as far as it has said. among: the groups that it tries, all if left out. rank: to which
+        adapters are cut for it.
         """
         if self.finished or self.paused or device in self.reports:
             return None
         try:
-            shape = self.planner.shape(precision, stage_ns) if self.config.aggregation == "mean" else self.planner.usual
+            shape = self.planner.shape(precision, stage_ns, among, rank) if self.config.aggregation == "mean" else self.planner.usual
         except ConfigError as error:
             raise ReportRefused(str(error)) from None
         root = self.node(self.round, device, precision, shape)
@@ -122,6 +128,7 @@ class Rounds:
             want_digest=self.round % self.config.digest_every == 0,
             grid=self.grid,
             id=self._plan_id(root),
+            groups=shape.groups,
         )
 
     def plan_id(self, device: int, precision: Precision, shape: Shape | None = None) -> int:
@@ -195,7 +202,7 @@ class Rounds:
             raise ReportRefused(f"a scalar is beyond the clip of {self.grid.limit}")
         if not 1 <= report.examples <= self.config.probe.examples:
             raise ReportRefused(f"{report.examples} examples are not between 1 and {self.config.probe.examples}")
-        if report.digest is not None and report.digest != self.digest():
+        if report.digest is not None and report.digest != self.digest(report.shape.groups if report.shape else ()):
             self.note("diverged", f"device {report.device} holds other parameters at entry {self.entry}; it was told to rebuild them")
             return Verdict.DIVERGED
         return Verdict.ACCEPTED

@@ -96,7 +96,7 @@ class Simulation:
         taken = time.perf_counter() - began
         self._seconds += taken
         self._probes += 2 * plan.root.count
-        run, digest = self.rounds.run.id, self.rounds.digest() if plan.want_digest else None
+        run, digest = self.rounds.run.id, self.rounds.digest(plan.groups) if plan.want_digest else None
         return Report(
             run,
             device,
@@ -109,7 +109,7 @@ class Simulation:
             Spent(0, round(1000 * taken)),
             digest,
             plan.id,
-            plan.root.shape,
+            plan.shape,
         )
 
     def _measured(self, device: int, plan: WorkPlan) -> tuple[int, ...]:

@@ -20,12 +20,15 @@ def check(plan: WorkPlan, manifest: Manifest) -> None:
 
 
 def _check(plan: WorkPlan, manifest: Manifest) -> None:
-    shape = plan.root.shape  # ValueError where its counts or cuts cannot be
+    shape = plan.shape  # ValueError where its counts, cuts or groups cannot be
     if not 1 <= plan.examples <= MOST_EXAMPLES:
         raise ValueError(f"a batch of {plan.examples} examples")
     bounds = (plan.root.stage, *shape.cuts, len(manifest.stages))
     if not all(low < high for low, high in itertools.pairwise(bounds)):
         raise ValueError(f"parts that begin at stages {list(bounds[:-1])} of {bounds[-1]}")
+    tried = [group for node, _ in plan.root.levels() for size in node.probe_sizes for group in size.groups]
+    if plan.groups and set(plan.groups) != set(tried):
+        raise ValueError(f"groups {list(plan.groups[:8])}, and directions of groups {tried[:8]}")
     for (node, total), (low, high) in zip(plan.root.levels(), itertools.pairwise(bounds), strict=True):
         here = {group for stage in manifest.stages[low:high] for group in stage.groups}
         asked = [group for size in node.probe_sizes for group in size.groups]

@@ -68,9 +68,9 @@ def work(
         dropped=dropped,
         held_out=tuple(map(plan.grid.nearest, held_out)),
         spent=account.spent(int(np.isfinite(probed).sum())),
-        digest=engine.parameters.digest() if plan.want_digest else None,
+        digest=engine.parameters.digest(plan.groups) if plan.want_digest else None,
         plan=plan.id,
-        shape=plan.root.shape,
+        shape=plan.shape,
     )
 
 

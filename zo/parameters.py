@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -203,9 +203,9 @@ class Parameters:
         """BLAKE2b-256 over the group's little-endian float32 bytes."""
         return hashlib.blake2b(self.flat(group).astype("<f4", copy=False).data, digest_size=32).digest()
 
-    def digest(self) -> bytes:
-        """BLAKE2b-256 over the digests of all groups held, in order of id."""
-        return hashlib.blake2b(b"".join(self.group_digest(g) for g in sorted(self.groups)), digest_size=32).digest()
+    def digest(self, among: Collection[int] = ()) -> bytes:
+        """BLAKE2b-256 over the digests of these groups, or of all that are held, in order of id."""
+        return hashlib.blake2b(b"".join(self.group_digest(g) for g in sorted(among or self.groups)), digest_size=32).digest()
 
     def _branched(self, group: Group, seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """The group's values in every branch: float32 [P, size]; RangeError where one leaves the exact range."""

@@ -4,7 +4,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Node:
     a child the part goes to the end; plain MeZO is one node. joint: the child's directions are tried together with this
     node's, + with + and - with -, instead of this node's with the child unperturbed. clean, of the lowest node: the directions
     of all nodes are tried alone and at +E only, on what the parts below put out unperturbed; at -E the loss is taken to be as far
-    on the other side of the unperturbed one.
+    on the other side of the unperturbed one. rank, of the lowest node: adapters are cut to it for all of the tree; 0 leaves them whole.
     """
 
     stage: int
@@ -42,6 +42,7 @@ class Node:
     child: "Node | None" = None
     joint: bool = False
     clean: bool = False
+    rank: int = 0
 
     def terms(self, direction: int, sign: int) -> tuple[Term, ...]:
         """The perturbation of one direction: `sign` +1 or -1 times E along its seed; 2 undoes and crosses."""
@@ -58,9 +59,9 @@ class Node:
 
     @property
     def shape(self) -> "Shape":
-        """What the tree was made from."""
+        """What the tree was made from, all groups being tried."""
         nodes = [node for node, _ in self.levels()]
-        return Shape(tuple(node.count for node in nodes), tuple(node.stage for node in nodes[1:]), self.joint, self.clean)
+        return Shape(tuple(node.count for node in nodes), tuple(node.stage for node in nodes[1:]), self.joint, self.clean, rank=self.rank)
 
     @property
     def scalars(self) -> int:
@@ -70,16 +71,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Shape:
-    """How many directions, and where they branch: what a tree is made from.
+    """How many directions, of what, and where they branch: what a tree is made from.
 
     counts: of every part, lowest first; those of a part are tried on each output of the part below. cuts: the stages at which
-    the parts but the lowest begin. joint, clean: see Node. ValueError names what cannot be.
+    the parts but the lowest begin. joint, clean, rank: see Node. groups: ids of those that are tried, growing; all of them where it
+    is empty. ValueError names what cannot be.
     """
 
     counts: tuple[int, ...]
     cuts: tuple[int, ...] = ()
     joint: bool = False
     clean: bool = False
+    groups: tuple[int, ...] = ()
+    rank: int = 0
 
     def __post_init__(self) -> None:
         if len(self.counts) != len(self.cuts) + 1:
@@ -92,6 +96,8 @@ class Shape:
             raise ValueError(f"joint probes need one cut, not cuts = {list(self.cuts)}")
         if self.clean and self.joint:
             raise ValueError("probes are clean or joint, not both")
+        if list(self.groups) != sorted(set(self.groups)):
+            raise ValueError(f"groups = {list(self.groups)} must grow")
 
     @property
     def scalars(self) -> int:
@@ -106,8 +112,8 @@ class WorkPlan:
 
     entry: the ledger position its parameters must have. examples: batch size. measure_held_out: also report the loss on the device's
     own fixed held-out examples, and along what the last `stride` entries did (zo.stride). want_digest: also report the digest of the
-    parameters. grid: of the report. id: repeated in the report, so that the answer to a plan of other settings is not taken for
-    one to this.
+    parameters that are tried. grid: of the report. id: repeated in the report, so that the answer to a plan of other settings is not
+    taken for one to this. groups: those that are tried, where they are not all of them.
     """
 
     round: int
@@ -119,3 +125,9 @@ class WorkPlan:
     grid: Grid
     id: int
     stride: int = 0
+    groups: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> Shape:
+        """What its tree was made from."""
+        return replace(self.root.shape, groups=self.groups)

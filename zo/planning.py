@@ -1,5 +1,6 @@
 """From settings to the tree of directions that every device walks."""
 
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -23,15 +24,33 @@ def probe_sizes(manifest: Manifest, log2_eps: Mapping[str, int], among: Collecti
     return tuple(ProbeSize(tuple(groups), log2_e) for (_, log2_e), groups in sorted(alike.items()))
 
 
-def lowest_stage(manifest: Manifest, log2_eps: Mapping[str, int]) -> int:
-    """Index of the first stage that holds a group of one of these kinds."""
-    perturbed = {group for size in probe_sizes(manifest, log2_eps) for group in size.groups}
+def lowest_stage(manifest: Manifest, log2_eps: Mapping[str, int], among: Collection[int] = ()) -> int:
+    """Index of the first stage that holds a group of one of these kinds (and in `among`, where that holds any)."""
+    perturbed = {group for size in probe_sizes(manifest, log2_eps, among or None) for group in size.groups}
     return min(number for number, stage in enumerate(manifest.stages) if perturbed & set(stage.groups))
 
 
+def within(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape, among: Collection[int]) -> Shape:
+    """The shape for a device that tries these groups only: parts that would try nothing are left out, with their directions."""
+    tried = {group for size in probe_sizes(manifest, log2_eps, among or None) for group in size.groups}
+    bounds, counts, cuts, pending = (0, *shape.cuts, len(manifest.stages)), list[int](), list[int](), 1
+    for count, (start, stop) in zip(shape.counts, itertools.pairwise(bounds), strict=True):
+        pending *= count
+        if any(tried.intersection(stage.groups) for stage in manifest.stages[start:stop]):
+            cuts += [start] if counts else []
+            counts.append(pending)
+            pending = 1
+    every = {group.id for group in manifest.groups}
+    groups = () if tried == every else tuple(sorted(tried))
+    return replace(shape, counts=tuple(counts), cuts=tuple(cuts), joint=shape.joint and bool(cuts), groups=groups)
+
+
 def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
-    """The tree of a shape, with all seeds from 0 on. ConfigError where the bundle has no such stages, or a part trains nothing."""
-    stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps)
+    """The tree of a shape, with all seeds from 0 on. ConfigError where the bundle has no such stages or groups, or a part tries nothing."""
+    unknown = set(shape.groups) - {group.id for group in manifest.groups}
+    if unknown:
+        raise ConfigError(f"groups = {list(shape.groups)}: this bundle has no group {min(unknown)}")
+    stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps, shape.groups)
     for cut in shape.cuts:
         if not lowest < cut < stages:
             raise ConfigError(f"cuts = {list(shape.cuts)}: this bundle can be cut before stages {lowest + 1} to {stages - 1}")
@@ -39,12 +58,13 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
     node = None
     for place in reversed(range(len(shape.counts))):
         start, stop = bounds[place : place + 2]
-        sizes = probe_sizes(manifest, log2_eps, {group for stage in manifest.stages[start:stop] for group in stage.groups})
+        here = {group for stage in manifest.stages[start:stop] for group in stage.groups}
+        sizes = probe_sizes(manifest, log2_eps, here.intersection(shape.groups) if shape.groups else here)
         if not sizes:
             raise ConfigError(f"cuts = {list(shape.cuts)}: nothing is trained in stages {start} to {stop - 1}")
         node = Node(start, 0, shape.counts[place], sizes, node, shape.joint and node is not None, shape.clean and place == 0)
     assert node is not None
-    return node
+    return replace(node, rank=shape.rank)
 
 
 def kept_bytes(manifest: Manifest, shape: Shape, examples: int) -> int:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from zo.manifest import Manifest
@@ -117,9 +117,16 @@ def choose(rows: Sequence[Prediction]) -> Prediction:
     return best if best.ratio < WORTH_IT else rows[0]
 
 
-def shares(manifest: Manifest, log2_eps: Mapping[str, int], stage_ns: Sequence[int], slopes: Mapping[int, float] | None = None) -> Shares:
+def shares(
+    manifest: Manifest,
+    log2_eps: Mapping[str, int],
+    stage_ns: Sequence[int],
+    slopes: Mapping[int, float] | None = None,
+    among: Collection[int] = (),
+) -> Shares:
     """What is known of the stages. stage_ns: of a device; else cost goes by the values of the groups. slopes: mean squared slope of
     every group's probes so far, by group; else as calibrated, a kind's spread evenly over its groups. Curvature is as calibrated.
+    among: groups that are tried, where they are not all of them; the others count for nothing but their cost.
     """
     count = {kind: sum(group.kind == kind for group in manifest.groups) for kind in log2_eps}
     energy, curvature, size = {}, {}, {group.id: float(group.size) for group in manifest.groups}
@@ -133,7 +140,8 @@ def shares(manifest: Manifest, log2_eps: Mapping[str, int], stage_ns: Sequence[i
     ids = [stage.groups for stage in manifest.stages]
     known = len(stage_ns) == len(ids) and sum(stage_ns) > 0
     cost = [float(each) for each in stage_ns] if known else [sum(size[group] for group in held) for held in ids]
-    spread = ([sum(share[group] for group in held) for held in ids] for share in (energy, curvature))
+    tried = set(among) or set(size)
+    spread = ([sum(share[group] for group in held if group in tried) for held in ids] for share in (energy, curvature))
     return Shares(_shares(cost), *map(_shares, spread))
 
 
@@ -145,10 +153,12 @@ def plan_table(
     slopes: Mapping[int, float] | None = None,
     fits: Callable[[Shape], bool] = lambda _: True,
     clean: bool = False,
+    among: Collection[int] = (),
 ) -> list[Prediction]:
-    """`table` of a bundle."""
-    held = [bool(stage.groups) for stage in manifest.stages]
-    return table(directions, shares(manifest, log2_eps, stage_ns, slopes), lowest_stage(manifest, log2_eps), held, fits, clean)
+    """`table` of a bundle. among: groups that are tried, where they are not all of them."""
+    held = [any(group in among for group in stage.groups) if among else bool(stage.groups) for stage in manifest.stages]
+    known = shares(manifest, log2_eps, stage_ns, slopes, among)
+    return table(directions, known, lowest_stage(manifest, log2_eps, among), held, fits, clean)
 
 
 def told(rows: Sequence[Prediction]) -> str:

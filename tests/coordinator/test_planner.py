@@ -113,6 +113,32 @@ def test_times_that_cannot_be_give_a_shape_all_the_same(stage_ns: tuple[int, ...
     assert made.tree("fp32", made.shape("fp32", stage_ns)).shape == made.shape("fp32", stage_ns)
 
 
+def test_a_device_that_tries_some_groups_gets_a_tree_of_those(bert_bundle: Bundle) -> None:
+    *body, head = (group.id for group in bert_bundle.manifest.groups)
+    for made in (planner(bert_bundle), planner(bert_bundle, split=Split((2,), (4,)))):
+        shape = made.shape("fp32", (100, 100, 1), (body[-1], head), 2)
+        assert (shape.groups, shape.rank) == ((body[-1], head), 2)
+        tree = made.tree("fp32", shape)
+        assert (tree.rank, sorted(g for node, _ in tree.levels() for size in node.probe_sizes for g in size.groups)) == (
+            2,
+            [body[-1], head],
+        )
+        assert made.shape("fp32", (100, 100, 1), (body[0],)).cuts == ()
+
+
+def test_what_has_a_rate_of_zero_is_not_tried_by_anyone(bert_bundle: Bundle) -> None:
+    *body, head = (group.id for group in bert_bundle.manifest.groups)
+    for made in (planner(bert_bundle, rate=Rate(head=0.0)), planner(bert_bundle, rate=Rate(head=0.0), split=Split((2,), (4,)))):
+        assert made.usual.groups == made.shape("fp32", ()).groups == tuple(body)
+        assert made.usual.cuts == ()
+        with pytest.raises(ShapeRefused, match="the run trains groups"):
+            made.tree("fp32", Shape(made.usual.counts, groups=(head,)))
+        with pytest.raises(ShapeRefused, match="the run trains groups"):
+            made.tree("fp32", Shape(made.usual.counts))
+    with pytest.raises(ConfigError, match=r"rate\.body and rate\.head are 0"):
+        planner(bert_bundle, rate=Rate(0.0, 0.0))
+
+
 def test_a_base_that_the_bundle_has_not_is_refused_by_name(bert_bundle: Bundle) -> None:
     made = planner(bert_bundle)
     with pytest.raises(ConfigError, match="no base of precision 'int8'"):

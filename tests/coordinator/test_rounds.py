@@ -857,6 +857,29 @@ def test_devices_get_trees_by_what_their_stages_cost(make: Make) -> None:
         assert rounds.accept(shaped(rounds, device, plan.root.shape, plan=plan.id)) is Verdict.ACCEPTED
 
 
+def test_devices_that_try_other_groups_each_move_their_own_and_a_restart_makes_the_same(make: Make) -> None:
+    wanted = {"round": Round(2, 1, 30.0), **CUT}
+    rounds = make(devices=2, **wanted)
+    *body, head = (group.id for group in rounds.bundle.manifest.groups)
+    for device, among in enumerate([(body[0], head), (body[-1],)]):
+        plan = rounds.plan(device, "fp32", CHEAP_HEAD, among)
+        assert plan is not None
+        assert plan.groups == plan.shape.groups == among
+        digest = rounds.parameters.digest(among)
+        assert digest != rounds.digest() == rounds.digest(())
+        wrong = shaped(rounds, device, plan.shape, plan=plan.id, digest=rounds.digest())
+        assert rounds.accept(wrong) is Verdict.DIVERGED
+        if device == 1:
+            again = make(devices=0, **wanted)
+            assert kinds(again) == ["diverged"] * 2
+            assert again.reports.keys() == {0}
+            rounds = again
+        assert rounds.accept(shaped(rounds, device, plan.shape, plan=plan.id, digest=digest)) is Verdict.ACCEPTED
+    assert rounds.close_if_due()
+    (entry,) = rounds.store.entries(1)
+    assert {group for term in entry.terms for group in term.groups} == {body[0], body[-1], head}
+
+
 def test_reports_of_several_shapes_make_one_entry_and_a_restart_keeps_them_and_makes_the_same(make: Make) -> None:
     wanted = {"round": Round(4, 1, 30.0), **PLANNED}
     rounds = make(devices=4, **wanted)

@@ -11,7 +11,7 @@ from reference import PROPERTY
 from zo.bundle import Bundle
 from zo.errors import ConfigError
 from zo.plan import Node, ProbeSize, Shape
-from zo.planning import kept_bytes, lowest_stage, one_level, seeded, tree
+from zo.planning import kept_bytes, lowest_stage, one_level, seeded, tree, within
 from zo.seeds import ALONE, MOST_DEVICES, SEEDS_PER_ROUND
 
 SIZES = {"body": -6, "head": -3}
@@ -22,6 +22,41 @@ def groups(node: Node) -> list[int]:
 
 
 # --- parts ---
+
+
+def test_a_tree_tries_the_groups_of_its_shape_alone_from_the_lowest_stage_that_holds_one(bundles: Bundles) -> None:
+    manifest = bundles("bert", stages=3).manifest
+    top = manifest.stages[2].groups
+    body, head = (node for node, _ in tree(manifest, SIZES, Shape((2, 3), (3,), groups=(*top, *manifest.stages[3].groups))).levels())
+    assert (body.stage, groups(body)) == (2, list(top))
+    assert (head.stage, groups(head)) == (3, list(manifest.stages[3].groups))
+    assert lowest_stage(manifest, SIZES, top) == 2
+    assert tree(manifest, SIZES, Shape((2,), rank=4)).rank == 4
+    with pytest.raises(ConfigError, match=r"groups = \[0, 99\]: this bundle has no group 99"):
+        tree(manifest, SIZES, Shape((2,), groups=(0, 99)))
+    with pytest.raises(ConfigError, match="nothing is trained in stages 3 to 3"):
+        tree(manifest, SIZES, Shape((2, 3), (3,), groups=top))
+
+
+def test_parts_that_would_try_nothing_are_left_out_with_their_directions_and_those_above_keep_theirs(bundles: Bundles) -> None:
+    manifest = bundles("bert", stages=3).manifest
+    low, middle, top, head = (stage.groups for stage in manifest.stages)
+    whole = Shape((2, 3, 4), (1, 3))
+    every = tuple(group.id for group in manifest.groups)
+    for among, counts, cuts in [
+        (every, (2, 3, 4), (1, 3)),
+        ((*low, *head), (2, 12), (3,)),
+        ((*low, *top), (2, 3), (1,)),
+        ((*middle, *head), (6, 4), (3,)),
+        (head, (24,), ()),
+        (low, (2,), ()),
+    ]:
+        shape = within(manifest, SIZES, whole, among)
+        assert (shape.counts, shape.cuts) == (counts, cuts)
+        assert shape.groups == (() if among == every else tuple(sorted(among)))
+        tried = sorted(group for node, _ in tree(manifest, SIZES, shape).levels() for group in groups(node))
+        assert tried == sorted(among)
+    assert not within(manifest, SIZES, Shape((2, 3), (3,), joint=True), low).joint
 
 
 def test_every_part_perturbs_the_groups_of_its_stages_and_no_others(bundles: Bundles) -> None:

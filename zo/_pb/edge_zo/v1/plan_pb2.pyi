@@ -29,7 +29,7 @@ class ProbeSize(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[int]] = ..., log2_e: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("stage", "first_seed", "count", "probe_sizes", "child", "joint", "clean")
+    __slots__ = ("stage", "first_seed", "count", "probe_sizes", "child", "joint", "clean", "rank")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEED_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class Node(_message.Message):
     CHILD_FIELD_NUMBER: _ClassVar[int]
     JOINT_FIELD_NUMBER: _ClassVar[int]
     CLEAN_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     stage: int
     first_seed: int
     count: int
@@ -44,19 +45,24 @@ class Node(_message.Message):
     child: Node
     joint: bool
     clean: bool
-    def __init__(self, stage: _Optional[int] = ..., first_seed: _Optional[int] = ..., count: _Optional[int] = ..., probe_sizes: _Optional[_Iterable[_Union[ProbeSize, _Mapping]]] = ..., child: _Optional[_Union[Node, _Mapping]] = ..., joint: _Optional[bool] = ..., clean: _Optional[bool] = ...) -> None: ...
+    rank: int
+    def __init__(self, stage: _Optional[int] = ..., first_seed: _Optional[int] = ..., count: _Optional[int] = ..., probe_sizes: _Optional[_Iterable[_Union[ProbeSize, _Mapping]]] = ..., child: _Optional[_Union[Node, _Mapping]] = ..., joint: _Optional[bool] = ..., clean: _Optional[bool] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Shape(_message.Message):
-    __slots__ = ("counts", "cuts", "joint", "clean")
+    __slots__ = ("counts", "cuts", "joint", "clean", "groups", "rank")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     CUTS_FIELD_NUMBER: _ClassVar[int]
     JOINT_FIELD_NUMBER: _ClassVar[int]
     CLEAN_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     cuts: _containers.RepeatedScalarFieldContainer[int]
     joint: bool
     clean: bool
-    def __init__(self, counts: _Optional[_Iterable[int]] = ..., cuts: _Optional[_Iterable[int]] = ..., joint: _Optional[bool] = ..., clean: _Optional[bool] = ...) -> None: ...
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    rank: int
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., cuts: _Optional[_Iterable[int]] = ..., joint: _Optional[bool] = ..., clean: _Optional[bool] = ..., groups: _Optional[_Iterable[int]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Grid(_message.Message):
     __slots__ = ("log2_levels", "clip")
@@ -67,7 +73,7 @@ class Grid(_message.Message):
     def __init__(self, log2_levels: _Optional[int] = ..., clip: _Optional[float] = ...) -> None: ...
 
 class WorkPlan(_message.Message):
-    __slots__ = ("round", "entry", "root", "examples", "measure_held_out", "stride", "want_digest", "grid", "id")
+    __slots__ = ("round", "entry", "root", "examples", "measure_held_out", "stride", "want_digest", "grid", "groups", "id")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +82,7 @@ class WorkPlan(_message.Message):
     STRIDE_FIELD_NUMBER: _ClassVar[int]
     WANT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     round: int
     entry: int
@@ -85,5 +92,6 @@ class WorkPlan(_message.Message):
     stride: int
     want_digest: bool
     grid: Grid
+    groups: _containers.RepeatedScalarFieldContainer[int]
     id: int
-    def __init__(self, round: _Optional[int] = ..., entry: _Optional[int] = ..., root: _Optional[_Union[Node, _Mapping]] = ..., examples: _Optional[int] = ..., measure_held_out: _Optional[bool] = ..., stride: _Optional[int] = ..., want_digest: _Optional[bool] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., id: _Optional[int] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., entry: _Optional[int] = ..., root: _Optional[_Union[Node, _Mapping]] = ..., examples: _Optional[int] = ..., measure_held_out: _Optional[bool] = ..., stride: _Optional[int] = ..., want_digest: _Optional[bool] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., groups: _Optional[_Iterable[int]] = ..., id: _Optional[int] = ...) -> None: ...
