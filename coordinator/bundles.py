@@ -5,13 +5,12 @@ import dataclasses
 import json
 import secrets
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from zo import bundle as bundle_files
 from zo import examples
 from zo.errors import BundleError, ConfigError
-from zo.manifest import PRECISIONS, Calibration, Manifest, Precision
+from zo.manifest import PRECISIONS, Manifest, Precision
 
 
 def build(given: argparse.Namespace) -> None:
@@ -19,6 +18,7 @@ def build(given: argparse.Namespace) -> None:
     from coordinator import task as task_file
     from coordinator.build import build as builder
     from coordinator.build.layers import Training
+    from zo import calibration
 
     task = task_file.read(given.task, given.max_tokens)
     if given.rank < 1:
@@ -30,7 +30,7 @@ def build(given: argparse.Namespace) -> None:
     training = Training(given.trainable, precision, given.rank, given.alpha, run_key, given.top_blocks)
     found = examples.read(given.data, task).examples if given.data else []
     measured = builder.build(given.model, given.out, task, training, found, given.stages, others)
-    print("\n".join(f"{precision}:\n{table(found)}" for precision, found in measured.items()))
+    print("\n".join(f"{precision}:\n{calibration.told(found)}" for precision, found in measured.items()))
     inspect(argparse.Namespace(bundle=given.out, json=False))
 
 
@@ -63,6 +63,7 @@ def verify(given: argparse.Namespace) -> None:
 def calibrate(given: argparse.Namespace) -> None:
     """bundle calibrate BUNDLE"""
     from coordinator.build import build as builder
+    from zo import calibration
 
     bundle = bundle_files.open_whole(given.bundle)
     bases = bundle.manifest.bases
@@ -73,7 +74,7 @@ def calibrate(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         exact = bundle.at("fp32") if "fp32" in bases else builder.exact_twin(bundle, given.model, Path(scratch) / "exact")
         for precision in bases:
-            print(f"{precision}:\n{table(builder.calibrate(bundle.at(precision), exact, batches))}", flush=True)
+            print(f"{precision}:\n{calibration.told(builder.calibrate(bundle.at(precision), exact, batches))}", flush=True)
 
 
 def pack(given: argparse.Namespace) -> None:
@@ -88,19 +89,6 @@ def unpack(given: argparse.Namespace) -> None:
     if given.folder.exists():
         raise BundleError(f"{given.folder} exists already; choose another folder, or remove it")
     bundle_files.unpack(given.archive, given.folder)
-
-
-def table(measured: Sequence[Calibration]) -> str:
-    """Calibration for a person; the chosen eps of each kind is starred."""
-    from zo.calibration import choose
-
-    chosen = {calibration.kind: calibration.log2_eps for calibration in choose(measured)}
-    lines = ["kind   eps      signal     noise      bias   curvature  correlation   (signal, noise, curvature in nats)"]
-    for m in measured:
-        star = "*" if chosen[m.kind] == m.log2_eps else " "
-        row = f"{m.kind:5} {star}2**{m.log2_eps:<4} {m.signal:9.2e} {m.noise:9.2e} {m.bias:9.3f} {m.curvature:11.2e} {m.correlation:12.3f}"
-        lines.append(row)
-    return "\n".join(lines)
 
 
 def _described(manifest: Manifest, folder: Path) -> str:

@@ -85,6 +85,20 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--threads", type=int, default=1, help="[1]")
     plan.add_argument("--json", action="store_true", help="one JSON object")
     plan.set_defaults(command=_plan)
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="how well probes of each size measure here",
+        description=(
+            "Measure, on this processor, signal, noise and bias of probes of every size, for every base of a bundle in the folder:"
+            " against its base fp32, or of noise alone where it has none. A star marks the size that is best here."
+        ),
+    )
+    calibrate.add_argument("--bundle", type=Path, required=True, help="its folder")
+    calibrate.add_argument("--data", type=Path, help="folder of *.jsonl files, or one file [random tokens]")
+    calibrate.add_argument("--precision", choices=PRECISIONS, help="one base [all that the folder holds]")
+    calibrate.add_argument("--threads", type=int, default=1, help="[1]")
+    calibrate.add_argument("--json", action="store_true", help="one JSON object")
+    calibrate.set_defaults(command=_calibrate)
 
 
 def _add_models(commands: argparse._SubParsersAction) -> None:
@@ -154,6 +168,13 @@ def _plan(given: argparse.Namespace) -> None:
 
     found = plan.measure(given)
     print(json.dumps(found) if given.json else plan.told(found))
+
+
+def _calibrate(given: argparse.Namespace) -> None:
+    from edge_agent import calibrate
+
+    found = calibrate.measure(given)
+    print(json.dumps(found) if given.json else calibrate.told(found))
 
 
 def be_nice(niceness: int) -> None:

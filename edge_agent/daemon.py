@@ -77,6 +77,7 @@ class Daemon:
         self._chooser = Chooser(config, self.state, self.guest.go_on)
         self._reports = self._setbacks = 0
         self._renew_after = 0.0
+        self._checked_at: float | None = None  # loss
         self._kept = self.state.report()  # made before a restart, perhaps not delivered
         self.follower: Follower | None = None
 
@@ -162,14 +163,7 @@ class Daemon:
         self.engine = engine(config, bundle, parameters, self.state)
         planned = memory.govern(self.guest, self.engine, bundle, config, self.state)
         self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
-        correlation = correlation_here(self.engine, kinds(bundle.manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self.guest.go_on)
-        if correlation < POOR_CORRELATION:
-            log.warning(
-                "probes are mostly noise on this processor (correlation %.2f, base %s); take another with --precision,"
-                " or let the operator build the bundle with fp32",
-                correlation,
-                bundle.manifest.precision,
-            )
+        self._check_probes()
         self.stage_ns = stage_ns(self.engine, self.dataset.draw(4))
         replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors)
         self.follower = Follower(replica, self.joined, self.state, config, self._ask, self.guest.go_on, self.SAVE_EVERY)
@@ -179,10 +173,22 @@ class Daemon:
             device=self.joined.device,
             precision=bundle.manifest.precision,
             signal_per_second=self._chooser.signal,
-            correlation=round(correlation, 3),
             state="working",
             **self.dataset.counts,
         )
+
+    def _check_probes(self, loss: float | None = None) -> None:
+        """Warn where probes are noise here. loss: held-out, at which they are checked; they are again once it has halved."""
+        manifest, self._checked_at = self.engine.manifest, loss
+        correlation = correlation_here(self.engine, kinds(manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self.guest.go_on)
+        self.status.update(correlation=round(correlation, 3))
+        if correlation < POOR_CORRELATION:
+            log.warning(
+                "probes are mostly noise on this processor (correlation %.2f, base %s); take another with --precision,"
+                " or let the operator build the bundle with fp32",
+                correlation,
+                manifest.precision,
+            )
 
     def _apply(self, reply: WorkReply) -> None:
         """Bring the parameters up to the reply's entries. ValueError where that cannot be."""
@@ -203,7 +209,11 @@ class Daemon:
         numbers = {"run": self.joined.run, "device": self.joined.device}
         report = work(plan, self.engine, self.dataset, self.guest, stride, meter=self._meter, **numbers)
         if report.held_out:
-            self.status.update(held_out_loss=float(plan.grid.values(report.held_out[0])))  # type: ignore[arg-type]
+            loss = float(plan.grid.values(report.held_out[0]))  # type: ignore[arg-type]
+            self.status.update(held_out_loss=loss)
+            self._checked_at = self._checked_at or loss
+            if loss < self._checked_at / 2:
+                self._check_probes(loss)
         if report.dropped:
             log.warning(
                 "round %d: %d of %d directions gave no finite loss, or were given up, and are dropped",

@@ -37,6 +37,7 @@ class Apart:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def coordinator(self, listen: str = SERVER, **settings: object) -> subprocess.Popen[bytes]:
+        settings = {"held_out_every": 0} | settings  # what a tiny model gains or loses is no reason to go back
         flags = [f"--{name.replace('__', '.').replace('_', '-')}={value}" for name, value in settings.items()]
         place = [f"--bundle={self.bundle.folder}", f"--store={self.folder}/run.sqlite", f"--fleet={self.folder}/fleet"]
         made = self._start(

@@ -58,6 +58,17 @@ def choose(measured: Sequence[Calibration]) -> tuple[Calibration, ...]:
     return tuple(chosen)
 
 
+def told(measured: Sequence[Calibration]) -> str:
+    """For a person; the chosen eps of each kind is starred."""
+    chosen = {calibration.kind: calibration.log2_eps for calibration in choose(measured)}
+    lines = ["kind   eps      signal     noise      bias   curvature  correlation   (signal, noise, curvature in nats)"]
+    for m in measured:
+        star = "*" if chosen[m.kind] == m.log2_eps else " "
+        row = f"{m.kind:5} {star}2**{m.log2_eps:<4} {m.signal:9.2e} {m.noise:9.2e} {m.bias:9.3f} {m.curvature:11.2e} {m.correlation:12.3f}"
+        lines.append(row)
+    return "\n".join(lines)
+
+
 def _within(found: Sequence[Calibration], share: float) -> list[Calibration]:
     """Those of one kind whose squared correlation is at least this share of the best."""
     best = max(m.correlation for m in found)
@@ -66,13 +77,15 @@ def _within(found: Sequence[Calibration], share: float) -> list[Calibration]:
     return [m for m in found if m.correlation > 0 and m.correlation**2 >= share * best**2]
 
 
-def correlation_here(engine: Engine, kind: str, batch: Batch, directions: int, go_on: Callable[[], None] = lambda: None) -> float:
-    """Correlation of this processor's probes with noise-free ones, estimated without a float32 model.
+def correlation_here(
+    engine: Engine, kind: str, batch: Batch, directions: int, go_on: Callable[[], None] = lambda: None, log2_eps: int | None = None
+) -> float:
+    """Correlation of this processor's probes with noise-free ones, estimated without a float32 model. log2_eps: as calibrated, if left out.
 
     A smooth loss gives nearly the same derivatives after a nudge of an eighth of a probe; the staircase of a quantised
     base gives new noise. The parameters are restored exactly.
     """
-    log2_eps = engine.manifest.log2_eps(kind)
+    log2_eps = engine.manifest.log2_eps(kind) if log2_eps is None else log2_eps
     node = one_level(engine.manifest, {kind: log2_eps}, NUDGE_SEED + 1, directions)
     nudge = tuple(Term(size.groups, NUDGE_SEED, np.array([1 << max(0, size.log2_e - 3)])) for size in node.probe_sizes)
     before = half_differences(engine.probe(node, batch, go_on))
