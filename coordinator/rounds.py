@@ -65,9 +65,8 @@ class Rounds:
         """Know what is to be known after entries with these summaries, and nothing else."""
         config = self.config
         self.planner = Planner(config, self.bundle.manifest, summaries)
-        stated = {"body": config.rate.body, "head": config.rate.head}
-        paced = [kind for kind in self.rates.by_kind if stated[kind] == "auto"]
-        self.autopilot = Autopilot(tuple(self.rates.by_kind), paced, config.held_out_every, config.least_gain)
+        kinds = tuple(self.rates.by_kind)
+        self.autopilot = Autopilot(kinds, config.rate.paced(kinds), config.held_out_every, config.least_gain)
         advice = [self.autopilot.learn(summary) for summary in summaries]
         self.stopped = bool(advice) and advice[-1].act == "stop"
 

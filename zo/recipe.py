@@ -1,6 +1,7 @@
 """How to train, whoever leads: the settings that a fleet's run and a device alone have in common."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,3 +78,8 @@ class Rate:
         for value in (self.body, self.head, self.final):
             if value != "auto" and not 0 <= value < math.inf:
                 raise ValueError(f"a rate of {value} is not a positive number")
+
+    def paced(self, kinds: Iterable[str]) -> list[str]:
+        """Those of some kinds of group whose rate follows what is measured."""
+        stated = {"body": self.body, "head": self.head}
+        return [kind for kind in kinds if stated[kind] == "auto"]
