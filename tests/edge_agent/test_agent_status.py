@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from edge_agent import status
 from edge_agent.flash import cost
@@ -102,7 +103,7 @@ def test_an_agent_that_runs_is_told_so(make: Make, tmp_path: Path) -> None:
     running = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", "edge-agent"], stdin=subprocess.PIPE)
     made.facts["pid"] = running.pid
     made.write()
-    assert status.read(tmp_path)["alive"]
+    wait_until(lambda: status.read(tmp_path)["alive"])  # its command line is there a moment after it is
     running.communicate()
 
 
