@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zo.pace import AHEAD, MOST_CHANGE, REACH, Pace, mean_and_error
+from zo.pace import AHEAD, LONGER, MOST_CHANGE, REACH, Pace, mean_and_error
 
 
 def bowl(rate: float, best: float, devices: int = 6, noise: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -38,6 +38,21 @@ def test_where_the_devices_do_not_agree_nothing_changes() -> None:
     slopes = np.array([1.0, -1.0, 0.5, -0.5])
     pace.learn(np.stack([np.ones(4), 1 + slopes, 1 - slopes], axis=1), pace.factors)
     assert pace.factors == {"body": 1.0}
+
+
+def test_what_is_too_little_to_be_told_may_be_more() -> None:
+    pace, chance = Pace(["body"], ["body"]), np.array([1.0, -1.0, 0.5, -0.5]) / 100
+    pace.learn(np.stack([np.ones(4), 1 + chance, 1 - chance], axis=1), pace.factors)
+    assert pace.factors["body"] == pytest.approx(LONGER)
+    pace.learn(np.stack([np.ones(4), 1 + 10 * chance, 1 - 10 * chance], axis=1), pace.factors)
+    assert pace.factors["body"] == pytest.approx(LONGER)
+
+
+def test_lower_ahead_is_ahead_however_the_loss_seems_to_bend() -> None:
+    """Noise of the curvature is twice that of the slope, and its sign must not turn the way around."""
+    pace = Pace(["body"], ["body"])
+    pace.learn(np.array([[0.306, 0.28, 0.30]] * 4), pace.factors)
+    assert pace.factors["body"] == MOST_CHANGE
 
 
 def test_uphill_from_the_start_of_the_stride_it_slows_down() -> None:

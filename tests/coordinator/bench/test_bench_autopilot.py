@@ -37,11 +37,18 @@ def test_the_figures_are_summed_up_by_data_set_and_case() -> None:
     case = ("lora-fa", "int8")
     way = ((0, 1.0), (16, 0.6), (32, 0.45), (48, 0.4))
     alone = [Outcome(Job(Path("a"), Path(), case, seed, 3), (1.0, after), 0.4, way, ()) for seed, after in enumerate((0.5, 1.2))]
-    by_hand = [Outcome(Job(Path("a"), Path(), case, 0, 3, rate, 0), (1.0, 0.5), loss, way, ()) for rate, loss in ((1.0, 0.5), (2.0, 0.32))]
+    swept = (
+        (1.0, 0, 0.5),
+        (2.0, 0, 0.3),
+        (2.0, 1, 0.34),
+        (4.0, 0, 0.2),
+        (4.0, 1, 0.6),
+    )  # the luckiest run is of x 4, the best setting is x 2
+    by_hand = [Outcome(Job(Path("a"), Path(), case, seed, 3, rate, 0), (1.0, 0.5), loss, way, ()) for rate, seed, loss in swept]
     found = autopilot._summed([*alone, *by_hand])
     assert found["worse_than_start"] == 1
     assert found["loss_over_best_sweep"] == {"median": 1.25, "worst": 1.25}
     assert found["probes_to_90_percent_of_gain"] == 32  # 1 - 0.9 * 0.6 = 0.46
     told = autopilot.told(found)
     assert "worse than the start: 1 of 2 runs" in told
-    assert "x 2     +0  0.3200" in told
+    assert "x 2     +0    1  0.3400" in told
