@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from zo.config import setting
 from zo.estimators import Grid
@@ -106,6 +107,11 @@ class RunConfig:
     aggregation: Aggregation = setting(
         "how reports become one: 'mean', or 'trimmed-mean' or 'median', which a few dishonest devices cannot lead astray", "mean"
     )
+    blocks: Literal["auto", "all"] = setting(
+        "'auto' lets each device train the blocks that its memory and the deadline allow, all where it can; 'all' asks all of everyone",
+        "auto",
+    )
+    blocks_slack: float = setting("how much slower by the blocks' convergence proxy the fleet may be to take less memory; 0.05: 5 %", 0.0)
     probe: Probe = setting("", Probe())
     split: Split = setting("", Split())
     rate: Rate = setting("", Rate())
@@ -121,7 +127,7 @@ class RunConfig:
             raise ValueError(f"certificate_days = {self.certificate_days} must be positive, and at most a century")
         if self.aggregation != "mean" and not self.seeds.shared:
             raise ValueError(f"aggregation = {self.aggregation!r} compares devices along the same directions; it needs seeds.shared = true")
-        for name in ("keep_entries", "held_out_every", "least_gain"):
+        for name in ("keep_entries", "held_out_every", "least_gain", "blocks_slack"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must not be negative")
         if self.tiles.folder and 0 < self.keep_entries < 2 * TILE:

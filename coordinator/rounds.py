@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from coordinator import history, replay
+from coordinator.allocation import Asking
 from coordinator.autopilot import Advice, Autopilot
+from coordinator.blocks import Blocks
 from coordinator.config import RunConfig
 from coordinator.planner import Planner, ShapeRefused, slopes
 from coordinator.store import Compacted, Conflict, RunRow, Store
@@ -21,7 +23,7 @@ from zo.estimators import Grid
 from zo.lattice import RangeError
 from zo.ledger import Entry
 from zo.manifest import Precision
-from zo.messages import Report, Verdict
+from zo.messages import Profile, Report, Verdict
 from zo.parameters import Parameters
 from zo.plan import Node, Shape, WorkPlan
 from zo.planning import seeded
@@ -55,6 +57,7 @@ class Rounds:
         self.replica = replay.replica(store, run, bundle)
         self._digests: tuple[int, dict[tuple[int, ...], bytes]] = (-1, {})
         self.devices = store.device_count(run.id)
+        self.blocks = Blocks(config, bundle.manifest, store.summaries(run.id), self.note, clock)
         self.round = 1 + (store.headers(run.id, self.entry - 1)[-1][0].round if self.entry else 0)
         self._open()
         state = "finished" if self.finished else "running"
@@ -129,6 +132,16 @@ class Rounds:
             id=self._plan_id(root),
             groups=shape.groups,
         )
+
+    def work(self, device: int, precision: Precision, profile: Profile) -> WorkPlan | None:
+        """The plan of a device that can do so much; None where there is none, for now or for it (`why_waiting`)."""
+        if self.finished or self.paused or device in self.reports:
+            return None
+        try:
+            among = self.blocks.among(device, Asking(profile, precision), self.round)
+        except ConfigError as error:
+            raise ReportRefused(str(error)) from None
+        return None if among is None else self.plan(device, precision, profile.stage_ns, among)
 
     def plan_id(self, device: int, precision: Precision, shape: Shape | None = None) -> int:
         """32 bits that stand for all that gives the scalars of a device in the open round their meaning."""
@@ -300,13 +313,15 @@ class Rounds:
         self.store.add_checkpoint(self.run.id, self.replica.checkpoint())
         replay.drop_checkpoints(self.store, self.run.id, self.config.keep_entries)
 
-    def why_waiting(self) -> str:
-        """In words, what the open round still lacks."""
+    def why_waiting(self, device: int | None = None) -> str:
+        """In words, what the open round still lacks; or why it has nothing for this device."""
         limits, count = self.config.round, len(self.reports)
         if self.finished:
             return "the run is over"
         if self.paused:
             return "the run is paused: its losses rise; look at the events in 'edge-coordinator status', and start the coordinator again"
+        if device in self.blocks.too_small:
+            return self.blocks.too_small[device]
         left = limits.deadline - self._waited()
         if left > 0:
             return f"round {self.round} has {count} of {limits.goal} reports; {limits.minimum} are enough in {left:.0f} s"
@@ -386,6 +401,7 @@ class Rounds:
             "held_out": float(np.mean([each[0] for each in looks.values()])) if looks else None,
             "device_seconds": sum(report.spent.milliseconds for report in reports) / 1000,
             "autopilot": self.autopilot.told,
+            **self.blocks.noted(),
             **({} if self.autopilot.best_entry is None else {"best_entry": self.autopilot.best_entry}),
             "peak_memory_mib": max(report.spent.peak_memory_mib for report in reports),
         }

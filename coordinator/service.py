@@ -98,7 +98,7 @@ class Service:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.changed.wait(), LONG_POLL)
             reply = self._work(request)
-        return reply or WorkReply(retry_after_ms=RETRY_MS, reason=self.rounds.why_waiting())
+        return reply or WorkReply(retry_after_ms=RETRY_MS, reason=self.rounds.why_waiting(request.device))
 
     async def send_report(self, report: Report) -> ReportReply:
         """Take a report in, with those that arrive together with it; commits the round when it was the last one awaited."""
@@ -172,7 +172,7 @@ class Service:
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"entry {entries[0].number} is too large to be sent; join again")
         complete = request.entry + len(entries) == rounds.entry
         try:
-            plan = rounds.plan(request.device, request.precision, request.stage_ns) if complete else None
+            plan = rounds.work(request.device, request.precision, request.profile) if complete else None
         except ReportRefused as error:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         finished = complete and rounds.finished

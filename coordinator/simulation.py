@@ -20,7 +20,7 @@ from zo.engine import Engine
 from zo.estimators import scalars
 from zo.evaluation import Rows
 from zo.examples import Example
-from zo.messages import Report, Spent
+from zo.messages import Profile, Report, Spent
 from zo.plan import WorkPlan
 from zo.sampling import Sampler, hold_out, measuring_batches
 from zo.stride import losses
@@ -44,9 +44,14 @@ class Point:
 
 
 class Simulation:
-    """Devices with these private examples, in a run with these settings. seed: of their batches."""
+    """Devices with these private examples, in a run with these settings. seed: of their batches.
 
-    def __init__(self, bundle: Bundle, config: RunConfig, shares: Sequence[Sequence[Example]], seed: int) -> None:
+    profiles: what they tell of themselves; all of them the times measured here, if left out.
+    """
+
+    def __init__(
+        self, bundle: Bundle, config: RunConfig, shares: Sequence[Sequence[Example]], seed: int, profiles: Sequence[Profile] = ()
+    ) -> None:
         store, task, tokenizer = MemoryStore(), bundle.manifest.task, bundle.tokenizer()
         self.rounds = Rounds(store, store.open_run(config.name, bundle.folder, bundle.digest), bundle, config)
         self.engine = Engine(bundle, self.rounds.parameters, max_rows=MAX_ROWS)
@@ -56,7 +61,7 @@ class Simulation:
             held, rows = hold_out([row for example in examples for row in encode(example, task, tokenizer)], *HELD_OUT)
             self._samplers.append(Sampler(rows, task, True, np.random.default_rng([seed, device])))
             self._held_out.append(measuring_batches(held, task, True, config.probe.examples))
-        self.stage_ns = stage_ns(self.engine, self._samplers[0].draw(config.probe.examples))
+        self._profiles = profiles or [Profile(stage_ns=stage_ns(self.engine, self.draw()))] * len(shares)
         self._seconds, self._probes = 0.0, 0
         self._start: Rows | None = None
 
@@ -87,7 +92,7 @@ class Simulation:
 
     def _work(self, device: int, sampler: Sampler) -> Report:
         precision = self.engine.manifest.precision
-        plan = self.rounds.plan(device, precision, self.stage_ns)
+        plan = self.rounds.work(device, precision, self._profiles[device])
         assert plan is not None, "a device has reported twice"
         batch = sampler.draw(plan.examples)
         began = time.perf_counter()

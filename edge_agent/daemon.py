@@ -21,6 +21,7 @@ from edge_agent.manners.owner import policies
 from edge_agent.manners.policy import Policy
 from edge_agent.precision import Chooser
 from edge_agent.privacy import Guard
+from edge_agent.profile import Profiler
 from edge_agent.sent import Sent
 from edge_agent.state import State
 from edge_agent.status import Status
@@ -30,11 +31,11 @@ from zo.bundle import Bundle
 from zo.calibration import correlation_here
 from zo.disk import Disk
 from zo.errors import ConnectionFailed, UserError
+from zo.memory.engine import Device
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
 from zo.planning import kinds
 from zo.replica import Replica
-from zo.timing import stage_ns
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class Daemon:
         follower.catch_up()
         self.status.update(entry=follower.replica.entry)
         while True:
-            reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.stage_ns))
+            reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.profiler.now()))
             if reply.renew and self._identity:
                 self._renew(self._identity)
             self._apply(reply)
@@ -164,7 +165,7 @@ class Daemon:
         planned = memory.govern(self.guest, self.engine, bundle, config, self.state)
         self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
         self._check_probes()
-        self.stage_ns = stage_ns(self.engine, self.dataset.draw(4))
+        self.profiler = Profiler(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
         replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors)
         self.follower = Follower(replica, self.joined, self.state, config, self._ask, self.guest.go_on, self.SAVE_EVERY)
         self.follower.spend = self._spend

@@ -13,7 +13,7 @@ from edge_agent.state import State
 from zo.checkpoint import Checkpoint, signs
 from zo.ledger import Entry, short
 from zo.manifest import Precision
-from zo.messages import CatchUpRequest, JoinReply, Offer, Way, WorkRequest
+from zo.messages import CatchUpRequest, JoinReply, Offer, Profile, Way, WorkRequest
 from zo.replica import Replica
 
 log = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ class Follower:
             replica.restore(saved)
         self._check_promise()
 
-    def request(self, precision: Precision, stage_ns: tuple[int, ...]) -> WorkRequest:
-        """What asks for work from here, for that base, with stages that take so long."""
-        return WorkRequest(self.joined.run, self.joined.device, self.replica.entry, short(self.replica.head), precision, stage_ns)
+    def request(self, precision: Precision, profile: Profile) -> WorkRequest:
+        """What asks for work from here, for that base."""
+        return WorkRequest(self.joined.run, self.joined.device, self.replica.entry, short(self.replica.head), precision, profile)
 
     def apply(self, entries: Iterable[Entry]) -> None:
         """Go along with the ledger. ValueError where that cannot be."""

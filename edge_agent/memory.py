@@ -56,11 +56,22 @@ def room(config: AgentConfig | SoloConfig) -> Room:
     return Room(most, config.memory.soft * most)
 
 
+def left(manifest: Manifest, config: AgentConfig, device: Device) -> int:
+    """Bytes that the model may take now: up to the soft line of whatever is nearest to its own, less the process itself and the prefix."""
+    lines = [line for line in (each() for each in gauges(config.memory)) if line and not line.name.startswith("stalls")]
+    most = process.resident() + min(line.soft - line.used for line in lines)
+    return max(0, int(most) - device.imports - _prefix(manifest, config))
+
+
+def _prefix(manifest: Manifest, config: AgentConfig | SoloConfig) -> int:
+    """Bytes that outputs of the stages below every trained group may take."""
+    return 0 if manifest.stages[0].groups else int(config.prefix.memory)
+
+
 def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device) -> Need:
     """With runs of so many rows of the longest texts."""
-    kept = 0 if manifest.stages[0].groups else int(config.prefix.memory)
     tokens = manifest.task.max_tokens
-    return need(manifest, rows, tokens, device, kept, pairs=max(1, rows // (2 * tokens)))
+    return need(manifest, rows, tokens, device, _prefix(manifest, config), pairs=max(1, rows // (2 * tokens)))
 
 
 def most_rows(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> int:

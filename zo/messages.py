@@ -117,18 +117,31 @@ class CheckpointRequest:
 
 
 @dataclass(frozen=True)
-class WorkRequest:
-    """What is there to do for a device at this entry, with a base of this precision?
+class Profile:
+    """What a device can do, as it found on itself; 0 or nothing where that is not known.
 
-    chain: `ledger.short` of its head. stage_ns: what a branch of an example costs the device in each stage (`zo.timing`).
+    memory_mib: that the model may take, beside the process itself. stage_ns: what a branch of an example costs in each stage, as
+    branches run; single_ns: what an example costs unperturbed (`zo.timing`). signs_per_second: of directions, when entries are
+    replayed. bytes_per_second: of its line.
     """
+
+    memory_mib: int = 0
+    stage_ns: tuple[int, ...] = ()
+    single_ns: tuple[int, ...] = ()
+    signs_per_second: int = 0
+    bytes_per_second: int = 0
+
+
+@dataclass(frozen=True)
+class WorkRequest:
+    """What is there to do for a device at this entry, with a base of this precision? chain: `ledger.short` of its head."""
 
     run: int
     device: int
     entry: int
     chain: int
     precision: Precision
-    stage_ns: tuple[int, ...] = ()
+    profile: Profile = field(default_factory=Profile)
 
 
 @dataclass(frozen=True)

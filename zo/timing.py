@@ -52,20 +52,23 @@ def signal_per_second(correlation: float, milliseconds: float) -> float:
     return max(0.0, correlation) ** 2 * 1e3 / max(milliseconds, 1e-3)
 
 
-def stage_ns(engine: Engine, batch: Batch, repeats: int = 3) -> tuple[int, ...]:
+def stage_ns(engine: Engine, batch: Batch, repeats: int = 3, alone: bool = False) -> tuple[int, ...]:
     """Nanoseconds that a branch of an example takes in each stage, measured as branches run: two at a time, hundreds of a head's own.
 
-    Of as many examples of the batch as one run may have.
+    alone: one at a time instead, as the unperturbed model runs. Of as many examples of the batch as one run may have.
     """
     batch = batch.split(max(1, engine.max_rows // (2 * batch.tokens)))[0]
     stages, values, found = engine.stages, {name: share(array) for name, array in batch.fields.items()}, []
     engine.parameters.settle()
     for number, stage in enumerate(engine.manifest.stages):
-        tensors, branches = engine.live, 2 if number else 1  # the first takes no branches in
-        held = {tensor.name for group in stage.groups for tensor in engine.parameters.groups[group].tensors}
-        if number == len(stages) - 1 and held & engine.branched:
-            branches = HEAD_BRANCHES
-            copies = {name: np.stack([engine.parameters.tensor(name)] * branches) for name in held & engine.branched}
+        held, head = (
+            {tensor.name for group in stage.groups for tensor in engine.parameters.groups[group].tensors},
+            number == len(stages) - 1,
+        )
+        held, tensors = held & engine.branched, engine.live
+        branches = 1 if alone else HEAD_BRANCHES if head and held else 2 if number or held else 1
+        if branches > 1 and held and (head or not number):  # the first takes no branches in
+            copies = {name: np.stack([engine.parameters.tensor(name)] * branches) for name in held}
             tensors = tensors | {name: share(array) for name, array in copies.items()}
         elif number:
             name = engine.manifest.stages[number - 1].outputs[0]

@@ -1,6 +1,6 @@
-"""The allocation of blocks to devices (ZorBA, arXiv 2603.04436): pure functions, from profiles and a manifest to what each device trains."""
+"""The allocation of blocks to devices (ZorBA, arXiv 2603.04436): pure functions, from profiles and a manifest to what each trains."""
 
-from coordinator.allocation.allocate import Allocation, Asking, Share, Uncovered, allocate
-from coordinator.allocation.capacity import Asked
+from coordinator.allocation.allocate import Allocation, Asking, Share, Uncovered, allocate, in_turns
+from coordinator.allocation.capacity import Asked, Base, blocks
 
-__all__ = ["Allocation", "Asked", "Asking", "Share", "Uncovered", "allocate"]
+__all__ = ["Allocation", "Asked", "Asking", "Base", "Share", "Uncovered", "allocate", "blocks", "in_turns"]

@@ -1,34 +1,30 @@
 """From profiles and a manifest to what each device trains: a pure function, the same for the same input."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import numpy as np
 
 from coordinator.allocation import exact, greedy
-from coordinator.allocation.capacity import Asked, Fit, blocks, bytes_needed, fit, runs, seconds, stages_of
-from coordinator.allocation.problem import Problem, proxy
+from coordinator.allocation.capacity import Asked, Base, Fit, fit
+from coordinator.allocation.problem import Capacity, Problem, proxy
 from zo.errors import ConfigError
 from zo.manifest import Manifest, Precision
 from zo.messages import Profile
 
-EXACT_UP_TO = 600  # pairs of a device and a block, rounds of the window counted apart: what the search takes a fraction of a second for
+EXACT_UP_TO = 600  # pairs of a device and a block, each round of the window apart: the search takes a fraction of a second for them
 NAMED = 8  # devices, in an error
 
 
 class Uncovered(ConfigError):
-    """Blocks that no device can hold. blocks: their numbers."""
-
-    def __init__(self, text: str, missing: tuple[int, ...]) -> None:
-        super().__init__(text)
-        self.blocks = missing
+    """Blocks that no device can hold."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """A device that wants work. precision: of the base that it computes with; one is chosen for it if that is left out."""
+    """A device that wants work. precision: of the base that it computes with; one is chosen for it where that is left out."""
 
     profile: Profile
     precision: Precision | None = None
@@ -36,17 +32,11 @@ class Asking:
 
 @dataclass(frozen=True)
 class Share:
-    """What one device does. blocks: that it tries, by round of the window. need: bytes of the model at the peak. seconds: of a round.
-
-    branches: side by side in a run. examples: in a run.
-    """
+    """What one device trains: these blocks, by round of the window, with that base. capacity: what it could take."""
 
     precision: Precision
     blocks: tuple[tuple[int, ...], ...]
-    branches: int
-    examples: int
-    need: int
-    seconds: float
+    capacity: Capacity
 
     @property
     def active(self) -> int:
@@ -56,83 +46,81 @@ class Share:
 
 @dataclass(frozen=True)
 class Allocation:
-    """shares: by device. too_small: devices that get none, and why. window: rounds in which every block is tried.
+    """shares: by device. too_small: devices that cannot take a block, and why. window: rounds in which every block has its turn.
 
-    proxy: of the window. exact: whether it is the best, as against what moves came to.
+    uncovered: blocks that no device can take; they are left out. proxy: of the others, over the window. exact: whether it is proven
+    the best.
     """
 
     shares: dict[int, Share]
     too_small: dict[int, str]
-    window: int
-    proxy: float
-    exact: bool
+    window: int = 1
+    uncovered: tuple[int, ...] = ()
+    proxy: float = math.inf
+    exact: bool = True
+
+    def check(self) -> None:
+        """Uncovered, naming the devices that are too small or too slow, where a block is left out."""
+        if not self.uncovered:
+            return
+        small = [f"device {device} is too small ({why})" for device, why in self.too_small.items()]
+        slow = [
+            f"device {device} is too slow for blocks below {share.capacity.lowest}"
+            for device, share in self.shares.items()
+            if share.capacity.lowest > self.uncovered[0]
+        ]
+        first, last = self.uncovered[0], self.uncovered[-1]
+        why = "; ".join((small + slow)[:NAMED]) or "there are no devices"
+        more = f"; and {len(small + slow) - NAMED} more" if len(small + slow) > NAMED else ""
+        raise Uncovered(
+            f"{f'block {first}' if first == last else f'blocks {first} to {last}'} can be trained by no device: {why}{more};"
+            " give one more memory or a smaller base, or rounds more time (round.deadline)"
+        )
 
 
-def allocate(devices: Mapping[int, Asking], manifest: Manifest, asked: Asked, slack: float = 0.0, most_window: int | None = None) -> Allocation:
+def allocate(devices: Mapping[int, Asking], manifest: Manifest, asked: Asked, slack: float = 0.0) -> Allocation:
     """The best convergence proxy within every device's memory and time, then the least memory within (1 + slack) of it.
 
-    Where the devices cannot hold all blocks in one round they take turns, over the shortest window that will do, of at most
-    `most_window` rounds (as many as there are blocks, if left out). Uncovered names the devices that are too small or too slow.
+    Where the devices cannot hold all blocks in one round they take turns, over the shortest window of rounds that will do. A device
+    that is too slow for all stages but the topmost takes blocks of that: reports that are late do not count, and that is all.
     """
-    held_in, order = blocks(manifest), sorted(devices)
-    fits = {device: fit(devices[device].profile, _bases(devices[device], manifest), manifest, asked) for device in order}
-    able = [device for device in order if fits[device].capacity]
-    too_small = {device: fits[device].why for device in order if not fits[device].capacity}
-    capacities = [capacity for device in able if (capacity := fits[device].capacity)]
-    sizes = tuple(sum(group.size for group in manifest.groups if group.id in ids) for ids in held_in)
-    lowest = min((each.lowest for each in capacities), default=len(sizes))
-    limit = len(sizes) if most_window is None else most_window
-    room = sum(min(each.most, len(sizes) - each.lowest) for each in capacities)
-    for window in range(max(1, math.ceil(len(sizes) / room)), limit + 1) if room and not lowest else ():
+    bases = {precision: Base(manifest.at(precision), asked) for precision in (manifest.precision, *manifest.bases)}
+    fits = {device: _fit(devices[device], bases) for device in sorted(devices)}
+    able = {device: found.capacity for device, found in fits.items() if found.capacity}
+    too_small = {device: found.why for device, found in fits.items() if not found.capacity}
+    sizes = [sum(group.size for group in manifest.groups if group.id in ids) for ids in bases[manifest.precision].blocks]
+    if not able:
+        return Allocation({}, too_small, uncovered=tuple(range(len(sizes))))
+    bottom = min(each.lowest for each in able.values())
+    problem, held = in_turns(tuple(sizes[bottom:]), [replace(each, lowest=each.lowest - bottom) for each in able.values()], slack)
+    best, window = _searched(problem), len(problem.capacities) // len(able)
+    held = held if best is None else best
+    shares = {
+        device: Share(fits[device].precision, tuple(tuple(map(int, bottom + np.flatnonzero(row))) for row in rows), able[device])
+        for device, rows in zip(able, held.reshape(len(able), window, -1), strict=True)
+    }
+    return Allocation(shares, too_small, window, tuple(range(bottom)), proxy(sizes[bottom:], held), best is not None or not slack)
+
+
+def _fit(asking: Asking, bases: Mapping[Precision, Base]) -> Fit:
+    return fit(asking.profile, [bases[asking.precision]] if asking.precision else list(bases.values()))
+
+
+def in_turns(sizes: tuple[int, ...], capacities: Sequence[Capacity], slack: float = 0.0) -> tuple[Problem, np.ndarray]:
+    """The problem with every device once for each round of the shortest window that will do, a device's beside each other; and who holds
+    what by `greedy`: bool [devices * window, blocks]. A device may hold block 0.
+    """
+    window = -(-len(sizes) // sum(each.room(len(sizes)) for each in capacities))
+    while True:
         problem = Problem(sizes, tuple(each for each in capacities for _ in range(window)), slack)
         held = greedy.solve(problem)
         if held.any(axis=0).all():
-            best = _searched(problem)
-            held = held if best is None else best
-            shares = {
-                device: _share(rows, fits[device], devices[device].profile, manifest, asked)
-                for device, rows in zip(able, held.reshape(len(able), window, len(sizes)), strict=True)
-            }
-            return Allocation(shares, too_small, window, proxy(sizes, held), best is not None)
-    missing = tuple(range(lowest)) if lowest or not room else tuple(range(len(sizes)))
-    raise Uncovered(_told(missing, fits, len(sizes), room, limit), missing)
-
-
-def _bases(asking: Asking, manifest: Manifest) -> tuple[Precision, ...]:
-    if asking.precision:
-        return (asking.precision,)
-    return (manifest.precision, *(each for each in manifest.bases if each != manifest.precision))
+            return problem, held
+        window += 1
 
 
 def _searched(problem: Problem) -> np.ndarray | None:
-    small = len(problem.capacities) * len(problem.sizes) <= EXACT_UP_TO
-    return exact.solve(problem) if small and find_spec("scipy") else None
-
-
-def _share(rows: np.ndarray, found: Fit, profile: Profile, manifest: Manifest, asked: Asked) -> Share:
-    base, stages = manifest.at(found.precision), stages_of(manifest)
-    turns = tuple(tuple(map(int, np.flatnonzero(row))) for row in rows)
-    active = max(map(len, turns))
-    branches, examples = runs(profile, base, active, asked)
-    takes = max(seconds(profile, base, stages[turn[0]], asked) for turn in turns)
-    needed = bytes_needed(base, active, branches * examples * base.task.max_tokens) if base.model else 0
-    return Share(found.precision, turns, branches, examples, needed, takes)
-
-
-def _told(missing: tuple[int, ...], fits: Mapping[int, Fit], count: int, room: int, limit: int) -> str:
-    """Which blocks no device can hold, and why the devices cannot."""
-    small = [f"device {device} is too small ({each.why})" for device, each in fits.items() if not each.capacity]
-    slow = [
-        f"device {device} is too slow for blocks below {each.capacity.lowest}"
-        for device, each in fits.items()
-        if each.capacity and each.capacity.lowest > min(missing)
-    ]
-    if room and not slow:
-        return (
-            f"the devices hold {room} blocks in a round, and {count} blocks must be covered within {limit} rounds;"
-            " give them more memory, or let more devices join" + "".join(f"; {each}" for each in small[:NAMED])
-        )
-    which = f"block {missing[0]}" if len(missing) == 1 else f"blocks {missing[0]} to {missing[-1]}"
-    why = "; ".join((small + slow)[:NAMED]) or "there are no devices"
-    more = f"; and {len(small + slow) - NAMED} more" if len(small + slow) > NAMED else ""
-    return f"{which} of {count} can be tried by no device: {why}{more}; give one more memory (or round.deadline more time), or a smaller base"
+    """The best answer where `greedy` does not prove its own: where memory is to be saved, and devices are few."""
+    if not problem.slack or len(problem.capacities) * len(problem.sizes) > EXACT_UP_TO or not find_spec("scipy"):
+        return None
+    return exact.solve(problem)

@@ -42,7 +42,6 @@ def solve(problem: Problem, nodes: int = NODES, seconds: float = SECONDS) -> np.
         raise ValueError("not every block can be covered")
     if found.status == 0 and problem.slack:
         most = (1 + problem.slack + TOLERANCE) * (sizes.sum() + found.fun) - sizes.sum()
-        light = np.r_[np.repeat(problem.each(), blocks), np.zeros(len(after))]
-        light = light / light.max() if light.any() else np.r_[np.ones(pairs), np.zeros(len(after))]
+        light = np.r_[np.ones(pairs), np.zeros(len(after))]
         found = milp(light, constraints=[*limits, LinearConstraint(worth[None], -np.inf, most)], **how)
     return found.x[:pairs].reshape(devices, blocks) > 0.5 if found.status == 0 else None

@@ -1,8 +1,10 @@
 """An answer for fleets of any size: the rarest blocks first, then chains of moves until none gains.
 
-Blocks are alike in memory, so a device's limit is a count, and the best proxy a flow of least convex cost from devices to blocks:
-an answer in which no chain of moves gains is one of the best. Only the memory within the slack is a heuristic.
+A device's limit is a count, so the best proxy is a flow of least convex cost from devices to blocks: an answer in which no chain of
+moves gains is one of the best. Only the memory within the slack is a heuristic.
 """
+
+import itertools
 
 import numpy as np
 
@@ -51,8 +53,11 @@ def improve(problem: Problem, held: np.ndarray) -> None:
 
 
 def lighten(problem: Problem, held: np.ndarray) -> None:
-    """Let go of what costs the proxy least for its bytes, while that stays within the slack. held: bool [devices, blocks], changed in place."""
-    most, each = (1 + problem.slack + TOLERANCE) * proxy(problem.sizes, held), problem.each()
+    """Let go of what costs the proxy least, while that stays within the slack.
+
+    held: bool [devices, blocks], changed in place.
+    """
+    most = (1 + problem.slack + TOLERANCE) * proxy(problem.sizes, held)
     before = -1
     while before != (before := int(held.sum())):
         while True:
@@ -62,7 +67,7 @@ def lighten(problem: Problem, held: np.ndarray) -> None:
             free &= (proxy(problem.sizes, held) + loss <= most)[None, :]
             if not free.any():
                 break
-            score = (each[:, None] + 1e-6) * (1 + 1e-9 * count[:, None]) / loss[None, :]  # of equal ones, who holds most
+            score = (1 + TOLERANCE * count[:, None]) / loss[None, :]  # of equal ones, who holds most
             held[np.unravel_index(np.where(free, score, -1).argmax(), held.shape)] = False
         improve(problem, held)
 
@@ -92,6 +97,6 @@ def _chain(steps: np.ndarray, first: int, last: int) -> list[int]:
 
 def _move(held: np.ndarray, allowed: np.ndarray, chain: list[int]) -> None:
     """Carry a chain out. A shortest one never asks twice for the same place."""
-    for here, there in zip(chain, chain[1:], strict=False):
+    for here, there in itertools.pairwise(chain):
         device = int(np.flatnonzero(held[:, here] & allowed[:, there] & ~held[:, there])[0])
         held[device, here], held[device, there] = False, True

@@ -1,4 +1,4 @@
-"""Which blocks each device trains: what is asked, and what an answer is worth (ZorBA, arXiv 2603.04436; DESIGN section 6, docs/blocks.md)."""
+"""Which blocks each device trains: the question, and what an answer is worth (ZorBA, arXiv 2603.04436; docs/blocks.md)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,25 @@ TOLERANCE = 1e-9  # relative, of the proxy: two answers that are nearer are equa
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a device can take: at most `most` blocks, none below block `lowest`, and `each` bytes for every one. ValueError: below 1 block."""
+    """What a device can take: at most `most` blocks, none below block `lowest`. ValueError where that is none."""
 
     most: int
     lowest: int = 0
-    each: int = 0
 
     def __post_init__(self) -> None:
-        if self.most < 1 or self.lowest < 0 or self.each < 0:
-            raise ValueError(f"a device of at most {self.most} blocks from block {self.lowest} on, of {self.each} bytes each")
+        if self.most < 1 or self.lowest < 0:
+            raise ValueError(f"a device of at most {self.most} blocks from block {self.lowest} on")
+
+    def room(self, blocks: int) -> int:
+        """Of so many blocks, how many it can take."""
+        return min(self.most, blocks - self.lowest)
 
 
 @dataclass(frozen=True)
 class Problem:
     """sizes: values of every block, lowest first. slack: what may be given up of the best proxy, relative, for less memory.
 
+    A block that is tried takes a device as many bytes as any other: memory is counted in blocks.
     Every block must be held by a device, and every device must hold a block: ValueError where it can have none.
     """
 
@@ -44,11 +48,7 @@ class Problem:
 
     def rooms(self) -> np.ndarray:
         """Most blocks of every device: int64 [devices]."""
-        return np.array([min(each.most, len(self.sizes) - each.lowest) for each in self.capacities])
-
-    def each(self) -> np.ndarray:
-        """Bytes of a block of every device: float64 [devices]."""
-        return np.array([each.each for each in self.capacities], np.float64)
+        return np.array([each.room(len(self.sizes)) for each in self.capacities])
 
 
 def proxy(sizes: Sequence[int], held: np.ndarray) -> float:

@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     catchup.add_argument("--reports", type=int, default=8, help="a round [8]")
     catchup.add_argument("--pool", type=int, default=4096, help="seeds that the run shares; 0: every round its own [4096]")
     catchup.set_defaults(command=_catchup)
+    blocks = commands.add_parser("blocks", help="which blocks each device trains: how quickly and how well random fleets are allocated")
+    blocks.add_argument("--devices", type=int, default=1000, help="of the large fleet [1000]")
+    blocks.add_argument("--slack", type=float, default=0.05, help="of the convergence proxy, for less memory [0.05]")
+    blocks.set_defaults(command=_blocks)
     precisions = commands.add_parser("precisions", help="time, memory and signal of every base precision; which gives most signal a second")
     precisions.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and labels.json")
     precisions.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
@@ -246,6 +250,15 @@ def _catchup(given: argparse.Namespace) -> None:
         bundle = given.bundle or catchup.build_bundle(Path(scratch) / "bundle")
         found = catchup.measure(bundle, given.rounds, given.reports, given.pool, Path(scratch))
     _show(given, catchup.told(found), found)
+
+
+def _blocks(given: argparse.Namespace) -> None:
+    from coordinator.bench import blocks
+
+    if given.devices < 1 or not 0 < given.slack < 10:
+        raise ConfigError("--devices must be at least 1, and --slack above 0 and below 10")
+    found = blocks.measure(given.devices, given.slack)
+    _show(given, blocks.told(found), found)
 
 
 def _precisions(given: argparse.Namespace) -> None:

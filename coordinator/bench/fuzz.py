@@ -25,6 +25,7 @@ from zo.messages import (
     FileRequest,
     JoinReply,
     JoinRequest,
+    Profile,
     Report,
     Way,
     WorkReply,
@@ -74,7 +75,7 @@ def _messages() -> list[Target]:
         FileRequest(1, 2, 3),
         CatchUpRequest(1, 2, 3, 4),
         CheckpointRequest(1, Way.FOLD, 3, 4),
-        WorkRequest(1, 2, 3, 4, "fp32", (5, 6)),
+        WorkRequest(1, 2, 3, 4, "fp32", Profile(700, (5, 6), (7, 8), 9, 10)),
         Checkpoint(bytes(32), 5, bytes(32), bytes(32), (term,), (GroupValues(3, bytes(16)),)),
     ]
     kinds = {type(value).__name__: (type(value), (wire.encode(value),)) for value in right}

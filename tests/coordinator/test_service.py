@@ -38,6 +38,7 @@ from zo.messages import (
     JoinReply,
     JoinRequest,
     Offer,
+    Profile,
     Report,
     ReportReply,
     Verdict,
@@ -674,7 +675,7 @@ def test_a_device_that_tells_what_its_stages_cost_gets_a_tree_and_its_report_is_
     shapes = []
     for device, stage_ns in enumerate(((500_000, 500_000, 100), (100, 100, 2**32 - 1))):
         link.ask(JoinRequest(PROTOCOL, 77 + device))
-        plan = link.ask(dataclasses.replace(work(planning, device, 0), stage_ns=stage_ns)).plan
+        plan = link.ask(dataclasses.replace(work(planning, device, 0), profile=Profile(stage_ns=stage_ns))).plan
         shapes.append(plan.root.shape)
         assert shapes[-1] == planning.call(lambda s, stage_ns=stage_ns: s.rounds.planner.shape("fp32", stage_ns))
         scalars = np.arange(plan.root.scalars) - 5
@@ -689,7 +690,7 @@ def test_a_base_that_the_bundle_has_not_is_named_where_trees_are_planned(plannin
     link = Link(planning.address, threading.Event(), insecure_loopback=True)
     link.ask(JoinRequest(PROTOCOL, 77))
     with pytest.raises(RunRefused, match="no base of precision 'int8'"):
-        link.ask(dataclasses.replace(work(planning, 0, 0), precision="int8", stage_ns=(1, 2, 3)))
+        link.ask(dataclasses.replace(work(planning, 0, 0), precision="int8", profile=Profile(stage_ns=(1, 2, 3))))
     link.close()
 
 

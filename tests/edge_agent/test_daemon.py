@@ -43,6 +43,7 @@ from zo.messages import (
     FileChunk,
     FileRequest,
     JoinRequest,
+    Profile,
     Report,
     ReportReply,
     Verdict,
@@ -121,15 +122,15 @@ class Told(Daemon):
 
 
 class Listening(Service):
-    """Keeps what devices say of their stages, and their reports' shapes."""
+    """Keeps what devices say of themselves, and their reports' shapes."""
 
     def __init__(self, rounds: Rounds) -> None:
         super().__init__(rounds)
-        self.told: dict[int, set[tuple[int, ...]]] = {}
+        self.told: dict[int, set[Profile]] = {}
         self.shapes: set[Shape | None] = set()
 
     async def request_work(self, request: WorkRequest) -> WorkReply:
-        self.told.setdefault(request.device, set()).add(request.stage_ns)
+        self.told.setdefault(request.device, set()).add(request.profile)
         return await super().request_work(request)
 
     async def send_report(self, report: Report) -> ReportReply:
@@ -158,8 +159,12 @@ def test_agents_try_parts_apart_and_tell_what_their_stages_cost(
     assert entry == 6
     assert [told(daemon)["digest"] for daemon in daemons] == [digest.hex()] * 2
     assert all(daemon.engine.parameters.digest() == digest for daemon in daemons)
-    assert sorted(map(list, heard.values())) == sorted([daemon.stage_ns] for daemon in daemons)
-    assert all(len(daemon.stage_ns) == 3 and min(daemon.stage_ns) > 0 for daemon in daemons)
+    measured = [{dataclasses.replace(each, memory_mib=0) for each in profiles} for profiles in heard.values()]
+    assert all({daemon.profiler.measured} in measured for daemon in daemons)
+    for profile in set.union(*heard.values()):
+        assert len(profile.stage_ns) == len(profile.single_ns) == 3
+        assert min(*profile.stage_ns, *profile.single_ns, profile.memory_mib, profile.signs_per_second) > 0
+        assert profile.bytes_per_second == 125_000
     assert None not in found
     assert shapes is None or found == shapes
 

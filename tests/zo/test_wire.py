@@ -28,6 +28,7 @@ from zo.messages import (
     JoinReply,
     JoinRequest,
     Offer,
+    Profile,
     Report,
     ReportReply,
     Spent,
@@ -80,7 +81,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     CatchUpReply: st.builds(CatchUpReply, tuples(offers)),
     Offer: offers,
     CheckpointRequest: st.builds(CheckpointRequest, u32, ways, u64, u64),
-    WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64, precisions, tuples(u32)),
+    WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64, precisions, st.builds(Profile, u32, tuples(u32), tuples(u32), u64, u32)),
     WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans(), st.booleans()),
     Report: st.builds(
         Report,
@@ -182,9 +183,10 @@ def test_an_impossible_shape_is_refused(shape: plan_pb2.Shape) -> None:
 
 @pytest.mark.parametrize("times", [(-1,), (2**32,), (1, 2**40)])
 def test_times_that_do_not_fit_are_not_sent(times: tuple[int, ...]) -> None:
-    assert wire.decoder(WorkRequest)(wire.encode(WorkRequest(1, 2, 3, 4, "fp32", (1, 2**32 - 1)))).stage_ns == (1, 2**32 - 1)
+    profile = Profile(stage_ns=(1, 2**32 - 1))
+    assert wire.decoder(WorkRequest)(wire.encode(WorkRequest(1, 2, 3, 4, "fp32", profile))).profile == profile
     with pytest.raises(ValueError, match="out of range"):
-        wire.encode(WorkRequest(1, 2, 3, 4, "fp32", times))
+        wire.encode(WorkRequest(1, 2, 3, 4, "fp32", Profile(stage_ns=times)))
 
 
 def test_an_unknown_verdict_is_refused() -> None:
@@ -270,7 +272,7 @@ def test_nothing_that_a_device_sends_has_a_field_that_could_hold_text() -> None:
     service, seen = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], set[str]()
     assert [name for method in service.methods for name in holding_text(method.input_type, seen)] == []
     names = ("EnrolRequest", "JoinRequest", "FileRequest", "CatchUpRequest", "CheckpointRequest", "WorkRequest", "Report")
-    names += ("Spent", "Digest", "Shape")
+    names += ("Spent", "Digest", "Shape", "Profile")
     assert seen == {f"edge_zo.v1.{name}" for name in names}
 
 

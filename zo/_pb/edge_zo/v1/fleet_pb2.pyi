@@ -124,21 +124,35 @@ class CheckpointRequest(_message.Message):
     offset: int
     def __init__(self, run: _Optional[int] = ..., way: _Optional[_Union[Offer.Way, str]] = ..., entry: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
+class Profile(_message.Message):
+    __slots__ = ("memory_mib", "stage_ns", "single_ns", "signs_per_second", "bytes_per_second")
+    MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
+    STAGE_NS_FIELD_NUMBER: _ClassVar[int]
+    SINGLE_NS_FIELD_NUMBER: _ClassVar[int]
+    SIGNS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    memory_mib: int
+    stage_ns: _containers.RepeatedScalarFieldContainer[int]
+    single_ns: _containers.RepeatedScalarFieldContainer[int]
+    signs_per_second: int
+    bytes_per_second: int
+    def __init__(self, memory_mib: _Optional[int] = ..., stage_ns: _Optional[_Iterable[int]] = ..., single_ns: _Optional[_Iterable[int]] = ..., signs_per_second: _Optional[int] = ..., bytes_per_second: _Optional[int] = ...) -> None: ...
+
 class WorkRequest(_message.Message):
-    __slots__ = ("run", "device", "entry", "chain", "precision", "stage_ns")
+    __slots__ = ("run", "device", "entry", "chain", "precision", "profile")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
-    STAGE_NS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
     run: int
     device: int
     entry: int
     chain: int
     precision: _plan_pb2.Precision
-    stage_ns: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ..., chain: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., stage_ns: _Optional[_Iterable[int]] = ...) -> None: ...
+    profile: Profile
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ..., chain: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ...) -> None: ...
 
 class WorkReply(_message.Message):
     __slots__ = ("entries", "plan", "retry_after_ms", "reason", "finished", "renew")

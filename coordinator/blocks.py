@@ -1,0 +1,130 @@
+"""Which blocks each device of a run trains, round by round (coordinator.allocation), by what the devices say of themselves."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from coordinator.allocation import Allocation, Asked, Asking, allocate, blocks
+from coordinator.config import RunConfig
+from zo.manifest import Manifest
+from zo.recipe import directions
+from zo.structure import from_plain
+
+log = logging.getLogger(__name__)
+
+GONE = 120.0  # seconds (and two deadlines) after which a device that has not asked is gone
+FALLEN, GROWN = 0.97, 1.25  # of the memory that was planned with: between them it counts as the same
+SLOWER = 1.5  # times what its stages took: less counts as the same
+
+
+class Blocks:
+    """The present allocation. It is made anew in the first request of a round, where devices have come, gone or changed.
+
+    A device that comes or changes in mid-round gets a part as if it were alone, by turns; so the next round's is the fleet's again.
+    summaries: of the entries so far; the last that `noted` went into tells of devices that have not asked since a restart. note: for
+    what a person should know. too_small: devices that get nothing, and why.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        summaries: Sequence[dict[str, Any]],
+        note: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._manifest, self._slack, self._note, self._clock = manifest, config.blocks_slack, note, clock
+        self._free = config.blocks == "all" or config.aggregation != "mean" or config.rate.body == 0 or not blocks(manifest)
+        self._gone = max(GONE, 2 * config.round.deadline)
+        self.asked = asked(config)
+        self._groups, self._head = blocks(manifest), tuple(group.id for group in manifest.groups if group.kind != "body")
+        self._known = known(summaries)
+        self._seen = dict.fromkeys(self._known, clock())
+        self._planned, self._allocation, self._round, self._noted = dict[int, Asking](), Allocation({}, {}), 0, dict(self._known)
+        self.too_small = dict[int, str]()
+
+    def among(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...] | None:
+        """Groups that a device is to try in a round; empty: all of them. None where it can take no block (see `too_small`)."""
+        self._seen[device] = self._clock()
+        if self._free:
+            return ()
+        if device not in self._known or _differs(self._known[device], asking):
+            self._known[device] = asking
+        self._solve(round_number)
+        if self._planned.get(device) == self._known[device]:
+            share, turn = self._allocation.shares.get(device), round_number
+        else:
+            alone = allocate({device: self._known[device]}, self._manifest, self.asked, self._slack)
+            share, turn = alone.shares.get(device), round_number + device
+            self.too_small.pop(device, None)
+            self.too_small |= alone.too_small
+        if share is None:
+            return None
+        tried = share.blocks[turn % len(share.blocks)]
+        return (
+            () if len(tried) == len(self._groups) else tuple(sorted((*(id_ for each in tried for id_ in self._groups[each]), *self._head)))
+        )
+
+    def noted(self) -> dict[str, Any]:
+        """What a round's summary keeps of the devices, where that has changed: for restarts, and for `edge-coordinator plan`."""
+        if self._noted == self._known:
+            return {}
+        self._noted = dict(self._known)
+        rows = {str(device): dataclasses.asdict(asking) for device, asking in sorted(self._known.items())}
+        return {"profiles": rows, "asked": dataclasses.asdict(self.asked), "slack": self._slack}
+
+    def _solve(self, round_number: int) -> None:
+        """Once a round at most, and only where something has changed."""
+        if self._round == round_number:
+            return
+        self._round, now = round_number, self._clock()
+        self._seen = {device: at for device, at in self._seen.items() if now - at < self._gone}
+        self._known = {device: asking for device, asking in self._known.items() if device in self._seen}
+        if self._planned == self._known:
+            return
+        self._planned = dict(self._known)
+        self._allocation = allocate(self._planned, self._manifest, self.asked, self._slack)
+        self._tell()
+
+    def _tell(self) -> None:
+        made, count = self._allocation, len(self._groups)
+        for device, why in made.too_small.items():
+            if device not in self.too_small:
+                self._note("too small", f"device {device} gets no block: {why}")
+        self.too_small = dict(made.too_small)
+        if made.uncovered and made.shares:
+            self._note("blocks", f"blocks {list(made.uncovered)} are trained by no device: none is fast enough for them")
+        if any(share.active < count for share in made.shares.values()):
+            held = sorted(share.active for share in made.shares.values())
+            log.info("%d devices train %d to %d of %d blocks each, all in %d rounds", len(held), held[0], held[-1], count, made.window)
+
+
+def asked(config: RunConfig) -> Asked:
+    """What the rounds of a run ask of a device."""
+    count = directions(config.algorithm, config.probe)
+    return Asked(config.probe.examples, count, config.round.goal, config.round.deadline)
+
+
+def known(summaries: Sequence[dict[str, Any]]) -> dict[int, Asking]:
+    """The devices that the last summary with any tells of."""
+    rows: dict[str, Any] = next((each["profiles"] for each in reversed(summaries) if "profiles" in each), {})
+    return {int(device): from_plain(Asking, _listed(row)) for device, row in rows.items()}
+
+
+def _listed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON would have it, whether or not it has been JSON."""
+    profile = {name: list(value) if isinstance(value, tuple) else value for name, value in row["profile"].items()}
+    return row | {"profile": profile}
+
+
+def _differs(before: Asking, after: Asking) -> bool:
+    """Whether a device can do other things than it was planned with."""
+    memory = (before.profile.memory_mib, after.profile.memory_mib)
+    if before.precision != after.precision or (memory[0] > 0) != (memory[1] > 0):
+        return True
+    if not FALLEN * memory[0] <= memory[1] <= GROWN * memory[0]:
+        return True
+    slow, fast = sorted(max(1, sum(each.profile.stage_ns)) for each in (before, after))[::-1]
+    return slow > SLOWER * fast
