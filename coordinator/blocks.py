@@ -46,10 +46,14 @@ class Blocks:
         self.too_small = dict[int, str]()
 
     def among(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...] | None:
-        """Groups that a device is to try in a round; empty: all of them. None where it can take no block (see `too_small`)."""
+        """Groups that a device is to try in a round; empty: all of them. None where it can take no block.
+
+        ConfigError where the bundle has no such base.
+        """
         self._seen[device] = self._clock()
         if self._free:
             return ()
+        self._manifest.at(asking.precision or self._manifest.precision)
         if device not in self._known or _differs(self._known[device], asking):
             self._known[device] = asking
         self._solve(round_number)
@@ -63,9 +67,9 @@ class Blocks:
         if share is None:
             return None
         tried = share.blocks[turn % len(share.blocks)]
-        return (
-            () if len(tried) == len(self._groups) else tuple(sorted((*(id_ for each in tried for id_ in self._groups[each]), *self._head)))
-        )
+        if len(tried) == len(self._groups):
+            return ()
+        return tuple(sorted((*(group for block in tried for group in self._groups[block]), *self._head)))
 
     def noted(self) -> dict[str, Any]:
         """What a round's summary keeps of the devices, where that has changed: for restarts, and for `edge-coordinator plan`."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from coordinator import fleet_commands, history, ledger_commands, replay, simulate
+from coordinator import fleet_commands, history, ledger_commands, plan_command, replay, simulate
 from coordinator.config import RunConfig
 from coordinator.sqlite_store import SqliteStore
 from zo import cli, config, log
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_argument("out", type=Path, help="folder to make")
     export.add_argument("--at", type=int, metavar="ROUND", help="the model when this round closed; the best by validation if left out")
     ledger_commands.add(commands, DEFAULT_STORE)
+    plan_command.add(commands, DEFAULT_STORE)
     fleet_commands.add(commands)
     return cli.run(top, arguments)
 

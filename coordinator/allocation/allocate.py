@@ -10,7 +10,7 @@ import numpy as np
 from coordinator.allocation import exact, greedy
 from coordinator.allocation.capacity import Asked, Base, Fit, fit
 from coordinator.allocation.problem import Capacity, Problem, proxy
-from zo.errors import ConfigError
+from zo.errors import DoesNotFit
 from zo.manifest import Manifest, Precision
 from zo.messages import Profile
 
@@ -18,7 +18,7 @@ EXACT_UP_TO = 600  # pairs of a device and a block, each round of the window apa
 NAMED = 8  # devices, in an error
 
 
-class Uncovered(ConfigError):
+class Uncovered(DoesNotFit):
     """Blocks that no device can hold."""
 
 
@@ -83,8 +83,10 @@ def allocate(devices: Mapping[int, Asking], manifest: Manifest, asked: Asked, sl
 
     Where the devices cannot hold all blocks in one round they take turns, over the shortest window of rounds that will do. A device
     that is too slow for all stages but the topmost takes blocks of that: reports that are late do not count, and that is all.
+    ConfigError where one computes with a base that the bundle has not.
     """
-    bases = {precision: Base(manifest.at(precision), asked) for precision in (manifest.precision, *manifest.bases)}
+    wanted = dict.fromkeys((manifest.precision, *manifest.bases, *(each.precision for each in devices.values() if each.precision)))
+    bases = {precision: Base(manifest.at(precision), asked) for precision in wanted}
     fits = {device: _fit(devices[device], bases) for device in sorted(devices)}
     able = {device: found.capacity for device, found in fits.items() if found.capacity}
     too_small = {device: found.why for device, found in fits.items() if not found.capacity}

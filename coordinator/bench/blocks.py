@@ -21,11 +21,11 @@ UNEQUAL = (0.5, 1.5)
 SLACK = 0.05
 
 
-def measure(devices: int, slack: float = SLACK) -> dict[str, Any]:
-    """All figures. devices: of the large fleet."""
+def measure(devices: int, slack: float = SLACK, count: int = FLEETS) -> dict[str, Any]:
+    """All figures. devices: of the large fleet. count: of small ones."""
     manifest, generator = manifest_of(SMALL), np.random.default_rng(1)
-    rows = [_compared(each, manifest, slack, generator.uniform(*UNEQUAL, BLOCKS)) for each in fleets(FLEETS, MOST, manifest)]
-    found: dict[str, Any] = {"devices": devices, "slack": slack, **_large(devices, slack)}
+    rows = [_compared(each, manifest, slack, generator.uniform(*UNEQUAL, BLOCKS)) for each in fleets(count, MOST, manifest)]
+    found: dict[str, Any] = {"devices": devices, "slack": slack, "fleets": count, **_large(devices, slack)}
     for name in ("greedy_gap", "rarest_first_gap", "memory_gap"):
         gaps = [row[name] for row in rows if name in row]
         found |= {
@@ -64,7 +64,7 @@ def _compared(devices: dict[int, Asking], manifest: Manifest, slack: float, uneq
     problem, held = in_turns(sizes, [replace(each, lowest=each.lowest - bottom) for each in able])
     light = replace(problem, slack=slack)
     lighter = greedy.solve(light)
-    row = {
+    row: dict[str, float] = {
         "window": len(problem.capacities) // len(able),
         "taken": _bytes(base, held),
         "taken_with_slack": _bytes(base, lighter),
@@ -93,7 +93,7 @@ def told(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{found['devices']} devices, 32 blocks: {large}",
-            f"{FLEETS} fleets of up to {MOST} devices, 12 blocks, against the best (where the search ends):",
+            f"{found['fleets']} fleets of up to {MOST} devices, 12 blocks, against the best (where the search ends):",
             f"  convergence proxy {_gap_told(found, 'greedy_gap')}; rarest first, without moves: {_gap_told(found, 'rarest_first_gap')}",
             f"  memory within the slack {_gap_told(found, 'memory_gap')}",
             f"memory saved, against all blocks on every device: {saved}",
