@@ -20,6 +20,7 @@ from zo.engine import Engine
 from zo.estimators import scalars
 from zo.evaluation import Rows
 from zo.examples import Example
+from zo.manifest import Precision
 from zo.messages import Profile, Report, Spent
 from zo.plan import WorkPlan
 from zo.sampling import Sampler, hold_out, measuring_batches
@@ -90,9 +91,13 @@ class Simulation:
             self.rounds.accept(self._work(device, sampler))
         self.rounds.close_if_due()
 
+    def work(self, device: int, precision: Precision) -> WorkPlan | None:
+        """The plan that a device gets."""
+        return self.rounds.work(device, precision, self._profiles[device])
+
     def _work(self, device: int, sampler: Sampler) -> Report:
         precision = self.engine.manifest.precision
-        plan = self.rounds.work(device, precision, self._profiles[device])
+        plan = self.work(device, precision)
         assert plan is not None, "a device has reported twice"
         batch = sampler.draw(plan.examples)
         began = time.perf_counter()

@@ -68,6 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     catchup.add_argument("--reports", type=int, default=8, help="a round [8]")
     catchup.add_argument("--pool", type=int, default=4096, help="seeds that the run shares; 0: every round its own [4096]")
     catchup.set_defaults(command=_catchup)
+    activation = commands.add_parser("activation", help="what equal progress costs when devices train some blocks each, on real data")
+    activation.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and labels.json")
+    activation.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    activation.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
+    activation.add_argument("--rounds", type=int, default=100, help="of 8 devices, 2 probes each [100]")
+    activation.add_argument("--seeds", type=int, default=3, help="[3]")
+    activation.add_argument("--rates", type=float, nargs="+", default=[0.5, 1, 2, 4], help="times the default, of all sides [0.5 1 2 4]")
+    activation.set_defaults(command=_activation)
     blocks = commands.add_parser("blocks", help="which blocks each device trains: how quickly and how well random fleets are allocated")
     blocks.add_argument("--devices", type=int, default=1000, help="of the large fleet [1000]")
     blocks.add_argument("--slack", type=float, default=0.05, help="of the convergence proxy, for less memory [0.05]")
@@ -250,6 +258,19 @@ def _catchup(given: argparse.Namespace) -> None:
         bundle = given.bundle or catchup.build_bundle(Path(scratch) / "bundle")
         found = catchup.measure(bundle, given.rounds, given.reports, given.pool, Path(scratch))
     _show(given, catchup.told(found), found)
+
+
+def _activation(given: argparse.Namespace) -> None:
+    from coordinator import task as task_file
+    from coordinator.bench import activation, split
+    from coordinator.build.layers import Training
+    from coordinator.demo.packaged import packaged_model
+
+    model, task = given.model or packaged_model(), task_file.read(given.data / "labels.json", 64)
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = split.build_bundle(model, Path(scratch) / "bundle", given.data, task, Training("lora-fa", given.precision), 6)
+        found = activation.measure(activation.Fleets(bundle, given.data, given.rounds), given.seeds, given.rates)
+    _show(given, activation.told(found), found)
 
 
 def _blocks(given: argparse.Namespace) -> None:
