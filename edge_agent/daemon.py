@@ -53,7 +53,7 @@ class Daemon:
     progress: called with the facts of its status at every step that it gets on by; often, so it must be cheap.
     """
 
-    LINK = Link
+    LINK, PROFILER = Link, Profiler
     SAVE_EVERY = 60.0  # seconds between saved positions, where the write budget allows them
     TURN = 5.0  # seconds between signs of life in a longer pause
 
@@ -165,7 +165,7 @@ class Daemon:
         planned = memory.govern(self.guest, self.engine, bundle, config, self.state)
         self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
         self._check_probes()
-        self.profiler = Profiler(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
+        self.profiler = self.PROFILER(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
         replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors)
         self.follower = Follower(replica, self.joined, self.state, config, self._ask, self.guest.go_on, self.SAVE_EVERY)
         self.follower.spend = self._spend
