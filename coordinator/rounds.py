@@ -133,15 +133,15 @@ class Rounds:
             groups=shape.groups,
         )
 
-    def work(self, device: int, precision: Precision, profile: Profile) -> WorkPlan | None:
-        """The plan of a device that can do so much; None where there is none, for now or for it (`why_waiting`)."""
+    def work(self, device: int, precision: Precision, profile: Profile, rank: int = 0) -> WorkPlan | None:
+        """The `plan` of a device that can do so much; None where there is none, for now or for it (`why_waiting`)."""
         if self.finished or self.paused or device in self.reports:
             return None
         try:
             among = self.blocks.among(device, Asking(profile, precision), self.round)
         except ConfigError as error:
             raise ReportRefused(str(error)) from None
-        return None if among is None else self.plan(device, precision, profile.stage_ns, among)
+        return None if among is None else self.plan(device, precision, profile.stage_ns, among, rank)
 
     def plan_id(self, device: int, precision: Precision, shape: Shape | None = None) -> int:
         """32 bits that stand for all that gives the scalars of a device in the open round their meaning."""

@@ -1,5 +1,6 @@
 """What a device can take, by its profile: bytes by the formulas of zo.memory, seconds by its own times."""
 
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from zo.memory.engine import Device, need
 from zo.memory.fitting import largest
 from zo.memory.units import told
 from zo.messages import Profile
+from zo.parameters import Group
 
 SCALAR = 3  # bytes of a report's scalar, at most nearly always
 MODEL_ALONE = Device(0)  # a profile states what is left beside the process
@@ -100,8 +102,15 @@ class Base:
 
 
 def blocks(manifest: Manifest) -> tuple[tuple[int, ...], ...]:
-    """Ids of the groups of every block, lowest first."""
-    return tuple((group.id,) for group in manifest.groups if group.kind == "body")
+    """Ids of the groups of every block, lowest first. Slices of one adapter are groups of one block: their names end in a number."""
+    body = [group for group in manifest.groups if group.kind == "body"]
+    return tuple(tuple(group.id for group in alike) for _, alike in itertools.groupby(body, _whole))
+
+
+def _whole(group: Group) -> str:
+    """What the group's first tensor is, or is a slice of."""
+    name, _, slice_ = group.tensors[0].name.rpartition(".")
+    return name if slice_.isdigit() else group.tensors[0].name
 
 
 def fit(profile: Profile, bases: Sequence[Base]) -> Fit:

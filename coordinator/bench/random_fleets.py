@@ -6,7 +6,7 @@ import numpy as np
 
 from coordinator.allocation import Asked, Asking, Base
 from zo.manifest import Base as ManifestBase
-from zo.manifest import Manifest, Stage, Task, TrainableSet
+from zo.manifest import Manifest, Precision, Stage, Task, TrainableSet
 from zo.memory import PUBLISHED
 from zo.messages import Profile
 from zo.parameters import Group, Tensor
@@ -17,15 +17,18 @@ ASKED = Asked(examples=8, directions=1, reports=8, seconds=5.0)
 
 
 def manifest_of(shape: str, trainable: TrainableSet = "full") -> Manifest:
-    """As a bundle of that model would have it, every block a stage, and the head."""
+    """As a bundle of that model would have it, every block a stage, and the head. With "full", blocks that are not tried are in w4."""
     model = PUBLISHED[shape]
     size = model.block_weights if trainable == "full" else model.adapters(RANK) // model.blocks
-    groups = [Group(place, "body", -20, (Tensor(f"block.{place}", (size,)),)) for place in range(model.blocks)]
+    groups = [Group(place, "body", -20, (Tensor(f"block_{place}.weight", (size,)),)) for place in range(model.blocks)]
     groups.append(Group(model.blocks, "head", -20, (Tensor("head", (len(LABELS), model.width)),)))
     stages = tuple(Stage(f"stage_{place}.onnx", (), (f"out_{place}",), (place,)) for place in range(len(groups)))
     task = Task("classification", TOKENS, "prototypes", LABELS)
     base = ManifestBase("base.safetensors", 0, stages)
-    return Manifest(shape, "bert", model.width, "fp32", trainable, RANK, 2.0 * RANK, 1, task, tuple(groups), {"fp32": base}, model=model)
+    precision: Precision = "w4" if trainable == "full" else "fp32"
+    return Manifest(
+        shape, "bert", model.width, precision, trainable, RANK, 2.0 * RANK, 1, task, tuple(groups), {precision: base}, model=model
+    )
 
 
 def fleet(generator: np.random.Generator, manifest: Manifest, devices: int) -> dict[int, Asking]:

@@ -48,7 +48,7 @@ class Heard:
 
     def ask(self, device: int, round_number: int, most: float = 12, **told: Any) -> tuple[int, ...] | None:
         """Blocks that a device with memory for `most` gets."""
-        asking = Asking(Profile(room(most), **told), "fp32")
+        asking = Asking(Profile(room(most), **told), "w4")
         found = self.blocks.among(device, asking, round_number)
         return tuple(range(12)) if found == () else None if found is None else tuple(block for block in found if block != HEAD)
 
@@ -62,12 +62,12 @@ def room(blocks: float) -> int:
 
 def test_a_device_with_memory_for_all_gets_all_and_no_list_of_groups() -> None:
     heard = Heard()
-    assert heard.blocks.among(0, Asking(Profile(room(12)), "fp32"), 1) == ()
-    assert heard.blocks.among(1, Asking(Profile(), "fp32"), 1) == ()
+    assert heard.blocks.among(0, Asking(Profile(room(12)), "w4"), 1) == ()
+    assert heard.blocks.among(1, Asking(Profile(), "w4"), 1) == ()
 
 
 def test_a_smaller_one_gets_what_fits_and_the_head() -> None:
-    found = Heard().blocks.among(0, Asking(Profile(room(2)), "fp32"), 1)
+    found = Heard().blocks.among(0, Asking(Profile(room(2)), "w4"), 1)
     assert found is not None
     assert len(found) == 3
     assert found[-1] == HEAD
@@ -97,7 +97,7 @@ def test_noise_of_memory_and_of_times_changes_nothing() -> None:
     first = [heard.ask(device, 2, most, stage_ns=times) for device, most in enumerate((2, 10))]
     for number in range(3, 9):
         noisy = (10**6 * (10 + number) // 12,) * len(FULL.stages)
-        memory = [Asking(Profile(round(room(most) * (0.97 + 0.03 * number)), noisy), "fp32") for most in (2, 10)]
+        memory = [Asking(Profile(round(room(most) * (0.97 + 0.03 * number)), noisy), "w4") for most in (2, 10)]
         groups = [heard.blocks.among(device, asking, number) for device, asking in enumerate(memory)]
         assert [tuple(each for each in found or () if each != HEAD) for found in groups] == first
 
@@ -118,7 +118,7 @@ def test_a_device_with_too_little_for_a_block_gets_none_and_is_told_why_until_it
     heard.ask(0, 1, 3)
     for number in (2, 3, 4):
         assert heard.ask(0, number, 0.2) is None
-        assert "one block with base fp32 needs" in heard.blocks.too_small[0]
+        assert "one block with base w4 needs" in heard.blocks.too_small[0]
     assert [kind for kind, _ in heard.notes] == ["too small"]
     assert len(heard.ask(0, 5, 3) or ()) == 3
     assert heard.blocks.too_small == {}

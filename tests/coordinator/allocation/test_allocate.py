@@ -12,6 +12,7 @@ from coordinator.bench.random_fleets import manifest_of
 from zo.errors import ConfigError
 from zo.manifest import Manifest
 from zo.messages import Profile
+from zo.parameters import Group, Tensor
 
 FULL, ADAPTERS = manifest_of("bert-base"), manifest_of("minilm-l6", "lora-fa")
 ASKED = Asked(8, 1, 8, 10.0)
@@ -97,7 +98,7 @@ def test_devices_too_small_for_a_block_are_named_with_both_numbers() -> None:
     made = allocate({7: Asking(Profile(90)), 8: Asking(Profile(40))}, FULL, ASKED)
     assert (made.shares, made.uncovered) == ({}, tuple(range(12)))
     with pytest.raises(
-        Uncovered, match=r"device 7 is too small \(one block with base fp32 needs \d+ MB, it has 94 MB for the model\); device 8"
+        Uncovered, match=r"device 7 is too small \(one block with base w4 needs \d+ MB, it has 94 MB for the model\); device 8"
     ):
         made.check()
     made = allocate({7: Asking(Profile(90)), 8: Asking(Profile())}, FULL, ASKED)
@@ -166,5 +167,8 @@ def test_no_device_is_asked_for_more_than_it_can_and_all_that_can_be_is_covered(
     assert again == made
 
 
-def test_every_group_of_the_body_is_a_block() -> None:
+def test_every_group_of_the_body_is_a_block_and_slices_of_an_adapter_are_one() -> None:
     assert blocks(ADAPTERS) == tuple((place,) for place in range(6))
+    slices = tuple(Group(place, "body", -20, (Tensor(f"layer.{place // 3}.query.lora_B.{place % 3}", (9,)),)) for place in range(6))
+    sliced = dataclasses.replace(ADAPTERS, groups=(*slices, Group(6, "head", -20, (Tensor("head", (9,)),))))
+    assert blocks(sliced) == ((0, 1, 2), (3, 4, 5))
