@@ -23,8 +23,8 @@ class Blocks:
     """The present allocation. It is made anew in the first request of a round, where devices have come, gone or changed.
 
     A device that comes or changes in mid-round gets a part as if it were alone, by turns; so the next round's is the fleet's again.
-    summaries: of the entries so far; the last that `noted` went into tells of devices that have not asked since a restart. note: for
-    what a person should know. too_small: devices that get nothing, and why.
+    summaries: of the entries so far; their `news` tell of devices that have not asked since a restart. note: for what a person should
+    know. too_small: devices that get nothing, and why.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Blocks:
         self._groups, self._head = blocks(manifest), tuple(group.id for group in manifest.groups if group.kind != "body")
         self._known = known(summaries)
         self._seen = dict.fromkeys(self._known, clock())
-        self._planned, self._allocation, self._round, self._noted = dict[int, Asking](), Allocation({}, {}), 0, dict(self._known)
+        self._planned, self._allocation, self._round, self._kept = dict[int, Asking](), Allocation({}, {}), 0, dict(self._known)
         self.too_small = dict[int, str]()
 
     def among(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...] | None:
@@ -53,7 +53,7 @@ class Blocks:
         self._seen[device] = self._clock()
         if self._free:
             return ()
-        self._manifest.at(asking.precision or self._manifest.precision)
+        asking = self._checked(asking)
         if device not in self._known or _differs(self._known[device], asking):
             self._known[device] = asking
         self._solve(round_number)
@@ -71,13 +71,24 @@ class Blocks:
             return ()
         return tuple(sorted((*(group for block in tried for group in self._groups[block]), *self._head)))
 
-    def noted(self) -> dict[str, Any]:
-        """What a round's summary keeps of the devices, where that has changed: for restarts, and for `edge-coordinator plan`."""
-        if self._noted == self._known:
+    def news(self) -> dict[str, Any]:
+        """What a round's summary keeps of devices that have come, gone (None) or changed: for restarts, and `edge-coordinator plan`."""
+        changed = [device for device in sorted(self._known.keys() | self._kept.keys()) if self._known.get(device) != self._kept.get(device)]
+        if not changed:
             return {}
-        self._noted = dict(self._known)
-        rows = {str(device): dataclasses.asdict(asking) for device, asking in sorted(self._known.items())}
+        rows = {str(each): dataclasses.asdict(self._known[each]) if each in self._known else None for each in changed}
         return {"profiles": rows, "asked": dataclasses.asdict(self.asked), "slack": self._slack}
+
+    def keep(self) -> None:
+        """The news are kept."""
+        self._kept = dict(self._known)
+
+    def _checked(self, asking: Asking) -> Asking:
+        """Without times that are not of this bundle's stages. ConfigError where it has no such base."""
+        profile, stages = asking.profile, len(self._manifest.at(asking.precision or self._manifest.precision).stages)
+        if len(profile.stage_ns) == len(profile.single_ns) == stages:
+            return asking
+        return dataclasses.replace(asking, profile=dataclasses.replace(profile, stage_ns=(), single_ns=()))
 
     def _solve(self, round_number: int) -> None:
         """Once a round at most, and only where something has changed."""
@@ -112,9 +123,11 @@ def asked(config: RunConfig) -> Asked:
 
 
 def known(summaries: Sequence[dict[str, Any]]) -> dict[int, Asking]:
-    """The devices that the last summary with any tells of."""
-    rows: dict[str, Any] = next((each["profiles"] for each in reversed(summaries) if "profiles" in each), {})
-    return {int(device): from_plain(Asking, _listed(row)) for device, row in rows.items()}
+    """The devices that summaries, oldest first, tell of."""
+    rows: dict[str, Any] = {}
+    for each in summaries:
+        rows |= each.get("profiles", {})
+    return {int(device): from_plain(Asking, _listed(row)) for device, row in rows.items() if row}
 
 
 def _listed(row: dict[str, Any]) -> dict[str, Any]:

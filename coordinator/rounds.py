@@ -254,12 +254,13 @@ class Rounds:
             raise
         self.replica.advance(entry)
         self.planner.learn(summary["slopes"])
+        self.blocks.keep()
         self._heed(self.autopilot.learn(summary), entry.round + 1)
 
     def _tempered(self, reports: list[Report]) -> tuple[list[Report], list[Node]]:
         """The reports, none much larger than the others, and the plans that they answer; whoever sent a larger one is named once."""
         nodes = [self._node_of(report) for report in reports]
-        made, too_large = aggregation.tempered(reports, nodes)
+        made, too_large = aggregation.tempered(reports, nodes, self.rates, self.bundle.manifest)
         for device in set(too_large) - self._named:
             self.note(
                 "tempered", f"device {device} reports slopes of more than {aggregation.TEMPER:g} times the others'; they count as so much"
@@ -401,7 +402,7 @@ class Rounds:
             "held_out": float(np.mean([each[0] for each in looks.values()])) if looks else None,
             "device_seconds": sum(report.spent.milliseconds for report in reports) / 1000,
             "autopilot": self.autopilot.told,
-            **self.blocks.noted(),
+            **self.blocks.news(),
             **({} if self.autopilot.best_entry is None else {"best_entry": self.autopilot.best_entry}),
             "peak_memory_mib": max(report.spent.peak_memory_mib for report in reports),
         }

@@ -1,6 +1,5 @@
 """From the reports of a round to the terms of its entry: pure functions (DESIGN section 6)."""
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -122,35 +121,59 @@ def aggregate(
     return fold(terms)
 
 
-def tempered(reports: Sequence[Report], nodes: Sequence[Node]) -> tuple[list[Report], list[int]]:
-    """The reports with no device's scalars of a level larger (in root mean square) than TEMPER times the median device's; and whose were.
+def tempered(reports: Sequence[Report], nodes: Sequence[Node], given: Rates, manifest: Manifest) -> tuple[list[Report], list[int]]:
+    """The reports with no device's scalars of a level larger (in root mean square, over what is to be expected of the groups that it
+    tries) than TEMPER times the median device's; and whose were.
 
-    nodes: what each report answers. Of fewer than three devices none is judged by the others.
+    nodes: what each report answers. A level is compared with those that begin at the same stage or, where these are fewer than three,
+    with all of the same kinds of group; of fewer than three devices none is judged by the others.
     """
-    parts = [_parts(report, node) for report, node in zip(reports, nodes, strict=True)]
-    found: dict[int, list[float]] = {}
-    for stage, part in itertools.chain(*parts):
-        found.setdefault(stage, []).append(_rms(part))
-    most = {stage: TEMPER * float(np.median(each)) for stage, each in found.items() if len(each) >= 3 and np.median(each) > 0}
+    parts = [_parts(report, node, given, manifest) for report, node in zip(reports, nodes, strict=True)]
+    found: dict[Peers, list[tuple[int, float]]] = {}
+    for device, levels in enumerate(parts):
+        for peers, part, expected in levels:
+            for each in (peers, (peers[0], -1)):
+                found.setdefault(each, []).append((device, _rms(part) / expected))
     made, too_large = [], []
     for report, levels in zip(reports, parts, strict=True):
-        shares = [min(1.0, most.get(stage, math.inf) / max(_rms(part), 1e-9)) for stage, part in levels]
+        shares = [min(1.0, _most(found, peers) * expected / max(_rms(part), 1e-9)) for peers, part, expected in levels]
         if min(shares) < 1:
             too_large.append(report.device)
-            lower = [np.rint(share * part).astype(np.int64) for share, (_, part) in zip(shares, levels, strict=True)]
+            lower = [np.rint(share * part).astype(np.int64) for share, (_, part, _) in zip(shares, levels, strict=True)]
             report = replace(report, scalars=np.concatenate(lower))
         made.append(report)
     return made, too_large
+
+
+Peers = tuple[frozenset[str], int]  # kinds of group, and the stage that a level begins at, or -1 for all
+
+
+def _most(found: Mapping[Peers, Sequence[tuple[int, float]]], peers: Peers) -> float:
+    """What the scalars of a level may come to, over what is to be expected."""
+    for among in (found[peers], found[peers[0], -1]):
+        middle = float(np.median([each for _, each in among]))
+        if len({device for device, _ in among}) >= 3:
+            return TEMPER * middle if middle > 0 else math.inf
+    return math.inf
 
 
 def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
 
 
-def _parts(report: Report, node: Node) -> list[tuple[int, np.ndarray]]:
-    """A report's scalars by the stage that their level begins at; all of them together in the joint form."""
-    parts = [(node, report.scalars)] if node.joint else by_level(node, report.scalars)
-    return [(level.stage, part) for level, part in parts]
+def _parts(report: Report, node: Node, given: Rates, manifest: Manifest) -> list[tuple[Peers, np.ndarray, float]]:
+    """A report's scalars by level, all of them together in the joint form: whose they are compared with, and the size to be expected."""
+    groups = {group.id: group for group in manifest.groups}
+    all_of, found = Counter(group.kind for group in manifest.groups), []
+    for level, part in [(node, report.scalars)] if node.joint else by_level(node, report.scalars):
+        levels = [each for each, _ in level.levels()] if node.joint else [level]
+        probed = [(groups[group], size.log2_e) for each in levels for size in each.probe_sizes for group in size.groups]
+        squares = [
+            (given.signal[group.kind] * 2.0 ** (log2_e + group.log2_unit - given.log2_eps[group.kind])) ** 2 / all_of[group.kind]
+            for group, log2_e in probed
+        ]
+        found.append(((frozenset(group.kind for group, _ in probed), level.stage), part, math.sqrt(sum(squares))))
+    return found
 
 
 def combined(rows: np.ndarray, how: Aggregation) -> np.ndarray:

@@ -60,16 +60,22 @@ def lighten(problem: Problem, held: np.ndarray) -> None:
     most = (1 + problem.slack + TOLERANCE) * proxy(problem.sizes, held)
     before = -1
     while before != (before := int(held.sum())):
-        while True:
-            contributors, count = held.sum(axis=0), held.sum(axis=1)
-            loss = losses(problem.sizes, contributors)
-            free = held & (count > 1)[:, None] & (contributors > 1)[None, :]
-            free &= (proxy(problem.sizes, held) + loss <= most)[None, :]
-            if not free.any():
-                break
-            score = (1 + TOLERANCE * count[:, None]) / loss[None, :]  # of equal ones, who holds most
-            held[np.unravel_index(np.where(free, score, -1).argmax(), held.shape)] = False
+        while (place := _cheapest(problem, held, most)) is not None:
+            held[place] = False
         improve(problem, held)
+
+
+def _cheapest(problem: Problem, held: np.ndarray, most: float) -> tuple[int, int] | None:
+    """Device and block of the contributor whose loss raises the proxy least, and not above `most`: of who holds most blocks."""
+    contributors, count = held.sum(axis=0), held.sum(axis=1)
+    loss, left = losses(problem.sizes, contributors), most - float((np.asarray(problem.sizes) / contributors).sum())
+    for block in np.argsort(loss, kind="stable"):
+        if loss[block] > left:
+            return None
+        device = int(np.where(held[:, block], count, 0).argmax())
+        if contributors[block] > 1 and count[device] > 1:
+            return device, int(block)
+    return None
 
 
 def _reached(steps: np.ndarray) -> np.ndarray:

@@ -66,7 +66,12 @@ class Fleets:
 
     def run(self, side: str, seed: int, rate: float, target: float = 0.0) -> Trace:
         """rate: times the default. target: loss at which the run is over."""
-        usual = rate * aggregation.default_rate(self.bundle.manifest.task)
+        looks = range(LOOK_EVERY, self.rounds, LOOK_EVERY)
+        points = list(self.side(side, seed, rate).run(self._validation, looks, lambda point: point.metrics["loss"] <= target))
+        return Trace(rate, tuple(point.probes for point in points), tuple(point.metrics["loss"] for point in points))
+
+    def side(self, name: str, seed: int, rate: float) -> Simulation:
+        """A fleet that has not begun."""
         config = RunConfig(
             str(self.bundle.folder),
             rounds=self.rounds,
@@ -74,12 +79,9 @@ class Fleets:
             round=Round(DEVICES, DEVICES, DEADLINE),
             algorithm="mezo",
             probe=Probe(directions=1),
-            rate=Rate(body=usual, head=0.0),
+            rate=Rate(body=rate * aggregation.default_rate(self.bundle.manifest.task), head=0.0),
         )
-        simulation = self.sides[side](config, seed)
-        looks = range(LOOK_EVERY, self.rounds, LOOK_EVERY)
-        points = list(simulation.run(self._validation, looks, lambda point: point.metrics["loss"] <= target))
-        return Trace(rate, tuple(point.probes for point in points), tuple(point.metrics["loss"] for point in points))
+        return self.sides[name](config, seed)
 
     def _shares(self, seed: int) -> list[Any]:
         return shares.divide(self._private, DEVICES, seed)
@@ -103,7 +105,7 @@ class Fleets:
 def _slow(base: Base, stages: int, lowest: int) -> Profile:
     """Of a device that is just fast enough for the blocks from `lowest` on."""
     second = Profile(0, (10**9,) * stages, (10**9,) * stages)
-    each = (int(0.99e9 * DEADLINE / base.seconds(second, base.stages[lowest])),) * stages
+    each = (int(0.99e9 * DEADLINE / base.seconds(second, base.stages[min(lowest, len(base.stages) - 1)])),) * stages
     return Profile(0, each, each)
 
 

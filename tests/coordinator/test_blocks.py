@@ -93,11 +93,11 @@ def test_noise_of_memory_and_of_times_changes_nothing() -> None:
     heard = Heard()
     times = (10**6,) * len(FULL.stages)
     for device, most in enumerate((2, 10)):
-        heard.ask(device, 1, most, stage_ns=times)
-    first = [heard.ask(device, 2, most, stage_ns=times) for device, most in enumerate((2, 10))]
+        heard.ask(device, 1, most, stage_ns=times, single_ns=times)
+    first = [heard.ask(device, 2, most, stage_ns=times, single_ns=times) for device, most in enumerate((2, 10))]
     for number in range(3, 9):
         noisy = (10**6 * (10 + number) // 12,) * len(FULL.stages)
-        memory = [Asking(Profile(round(room(most) * (0.97 + 0.03 * number)), noisy), "w4") for most in (2, 10)]
+        memory = [Asking(Profile(round(room(most) * (0.97 + 0.03 * number)), noisy, noisy), "w4") for most in (2, 10)]
         groups = [heard.blocks.among(device, asking, number) for device, asking in enumerate(memory)]
         assert [tuple(each for each in found or () if each != HEAD) for found in groups] == first
 
@@ -171,15 +171,28 @@ def test_a_base_that_the_bundle_has_not_is_refused_and_forgotten() -> None:
     assert heard.ask(1, 2, 12) == tuple(range(12))
 
 
-def test_what_was_noted_is_all_that_a_restart_needs_and_is_noted_once() -> None:
-    before = Heard()
-    for number in (1, 2):
-        found = [before.ask(device, number, 2) for device in range(4)]
-    noted = json.loads(json.dumps(before.blocks.noted()))
-    assert before.blocks.noted() == {}
-    after = Heard([noted, {"round": 3}])
-    assert [after.ask(device, 2, 2) for device in range(4)] == found
-    assert after.blocks.noted() == {}
+def test_the_news_are_all_that_a_restart_needs_and_each_is_kept_once() -> None:
+    before, summaries = Heard(), list[dict[str, Any]]()
+    for number, most in ((1, 3), (2, 2)):
+        found = [before.ask(device, number, most if device else 3) for device in range(4)]
+        summaries.append(json.loads(json.dumps(before.blocks.news())))
+        assert json.loads(json.dumps(before.blocks.news())) == summaries[-1]  # until they are kept
+        before.blocks.keep()
+        assert before.blocks.news() == {}
+    assert [list(each["profiles"]) for each in summaries] == [["0", "1", "2", "3"], ["1", "2", "3"]]
+    found = [before.ask(device, 3, 2 if device else 3) for device in range(4)]
+    after = Heard([*summaries, {"round": 3}])
+    assert [after.ask(device, 3, 2 if device else 3) for device in range(4)] == found
+    assert after.blocks.news() == {}
+    before.clock.now += GONE + 1
+    before.ask(0, 4, 3)
+    assert {device: row is None for device, row in before.blocks.news()["profiles"].items()} == {"1": True, "2": True, "3": True}
+
+
+def test_times_of_other_stages_are_not_believed_nor_kept() -> None:
+    heard = Heard(round=Round(2, 1, 8.0))
+    assert heard.ask(0, 1, 12, stage_ns=(10**12,) * 1000, single_ns=(10**12,) * 1000) == tuple(range(12))
+    assert heard.blocks.news()["profiles"]["0"]["profile"]["stage_ns"] == ()
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(0.1, 14)), min_size=1, max_size=30))
