@@ -43,7 +43,7 @@ class Blocks:
         self._known = known(summaries)
         self._seen = dict.fromkeys(self._known, clock())
         self._planned, self._allocation, self._round, self._kept = dict[int, Asking](), Allocation({}, {}), 0, dict(self._known)
-        self.too_small = dict[int, str]()
+        self.too_small, self._uncovered = dict[int, str](), tuple[int, ...]()
 
     def among(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...] | None:
         """Groups that a device is to try in a round; empty: all of them. None where it can take no block.
@@ -104,12 +104,13 @@ class Blocks:
         self._tell()
 
     def _tell(self) -> None:
-        made, count = self._allocation, len(self._groups)
+        made, before, count = self._allocation, self._uncovered, len(self._groups)
         for device, why in made.too_small.items():
             if device not in self.too_small:
                 self._note("too small", f"device {device} gets no block: {why}")
         self.too_small = dict(made.too_small)
-        if made.uncovered and made.shares:
+        self._uncovered = made.uncovered if made.shares else ()
+        if self._uncovered and self._uncovered != before:
             self._note("blocks", f"blocks {list(made.uncovered)} are trained by no device: none is fast enough for them")
         if any(share.active < count for share in made.shares.values()):
             held = sorted(share.active for share in made.shares.values())

@@ -9,7 +9,7 @@ import numpy as np
 from coordinator.allocation.problem import TOLERANCE, Problem
 
 NODES = 2000  # of the search: the same on every machine
-SECONDS = 10.0  # after which it is given up, wherever it is
+SECONDS = 2.0  # after which it is given up, wherever it is
 
 
 def solve(problem: Problem, nodes: int = NODES, seconds: float = SECONDS) -> np.ndarray | None:
