@@ -1,7 +1,8 @@
 """`scripts/bench activation`: some blocks a device against all on every device, with a frozen head (ZorBA, arXiv 2603.04436).
 
-Simulated fleets with the same shares, batches and probe sizes. The all-active side runs at every rate of a sweep; the loss that its best
-rate ends at is what the other side has to reach, at its own best rate of the same sweep. Cost is counted in probes.
+Simulated fleets with the same shares, batches and probe sizes, at constant rates. All-active runs for some rounds at every rate of a
+sweep; the least loss that it ends at is what the others have to reach, each at its own best rate of that sweep, in at most twice the
+rounds. Losses are means of three looks; cost is counted in probes.
 """
 
 import dataclasses
@@ -23,16 +24,17 @@ from zo.messages import Profile
 from zo.plan import WorkPlan
 from zo.recipe import Probe, Rate
 
-DEVICES, VALIDATION, LOOK_EVERY = 8, 256, 5
+DEVICES, VALIDATION, LOOK_EVERY, SMOOTHED = 8, 128, 5, 3
 ROOMS = (1, 1, 2, 2, 3, 3, 6, 6)  # blocks that a device has room for
 LOWEST = (0, 0, 1, 2, 3, 4, 5, 5)  # block below which a device is too slow
-RATES = (0.5, 1.0, 2.0, 4.0)  # times the default
+RATES = (4.0, 8.0, 16.0, 32.0)  # times the default
+MOST = 2  # times the rounds of all-active
 DEADLINE = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """One run: validation loss by probes of the whole fleet."""
+    """One run: validation loss, mean of this look and the ones before it, by probes of the whole fleet."""
 
     rate: float
     probes: tuple[int, ...]
@@ -64,22 +66,28 @@ class Fleets:
         self._validation = evaluation.batches(bundle, data / "validation.jsonl", VALIDATION)
         self.sides: dict[str, Make] = {"all": self._all, "by memory": self._by_memory, "by time": self._by_time}
 
-    def run(self, side: str, seed: int, rate: float, target: float = 0.0) -> Trace:
+    def run(self, side: str, seed: int, rate: float, rounds: int, target: float = 0.0) -> Trace:
         """rate: times the default. target: loss at which the run is over."""
-        looks = range(LOOK_EVERY, self.rounds, LOOK_EVERY)
-        points = list(self.side(side, seed, rate).run(self._validation, looks, lambda point: point.metrics["loss"] <= target))
-        return Trace(rate, tuple(point.probes for point in points), tuple(point.metrics["loss"] for point in points))
+        probes, seen, losses = list[int](), list[float](), list[float]()
+        looks = {*range(LOOK_EVERY, rounds, LOOK_EVERY), rounds}
+        for point in self.side(side, seed, rate).run(self._validation, looks):
+            seen.append(point.metrics["loss"])
+            probes.append(point.probes)
+            losses.append(statistics.fmean(seen[-SMOOTHED:]))
+            if point.round >= rounds or (len(seen) >= SMOOTHED and losses[-1] <= target):
+                break
+        return Trace(rate, tuple(probes), tuple(losses))
 
     def side(self, name: str, seed: int, rate: float) -> Simulation:
         """A fleet that has not begun."""
         config = RunConfig(
             str(self.bundle.folder),
-            rounds=self.rounds,
+            rounds=self.rounds * MOST,
             held_out_every=0,  # the autopilot leaves rates and the run as they are
             round=Round(DEVICES, DEVICES, DEADLINE),
             algorithm="mezo",
             probe=Probe(directions=1),
-            rate=Rate(body=rate * aggregation.default_rate(self.bundle.manifest.task), head=0.0),
+            rate=Rate(body=rate * aggregation.default_rate(self.bundle.manifest.task), head=0.0, final=1.0),
         )
         return self.sides[name](config, seed)
 
@@ -110,16 +118,17 @@ def _slow(base: Base, stages: int, lowest: int) -> Profile:
 
 
 def measure(fleets: Fleets, seeds: int, rates: Sequence[float] = RATES) -> dict[str, Any]:
-    """By seed: the loss that all-active comes to, and what it costs every side; and the median ratios of probes."""
+    """By seed: the loss that all-active comes to, and what it costs every side; and the median ratios of probes, where all came to it."""
     rows = []
     for seed in range(seeds):
-        everything = [fleets.run("all", seed, rate) for rate in rates]
+        everything = [fleets.run("all", seed, rate, fleets.rounds) for rate in rates]
         target = min(trace.losses[-1] for trace in everything)
         row: dict[str, Any] = {"seed": seed, "start": round(everything[0].losses[0], 4), "loss": round(target, 4), "probes": {}, "rate": {}}
         for side in fleets.sides:
-            traces = everything if side == "all" else [fleets.run(side, seed, rate, target) for rate in rates]
+            traces = everything if side == "all" else [fleets.run(side, seed, rate, MOST * fleets.rounds, target) for rate in rates]
             best = min(traces, key=lambda trace: trace.cost(target))
             row["probes"][side], row["rate"][side] = best.cost(target), best.rate
+            row.setdefault("least", {})[side] = {f"{trace.rate:g}": round(min(trace.losses), 4) for trace in traces}
         rows.append(row)
     ratios = {side: [row["probes"][side] / row["probes"]["all"] for row in rows] for side in fleets.sides if side != "all"}
     found = {f"probes_ratio_{side.replace(' ', '_')}": round(statistics.median(each), 3) for side, each in ratios.items()}

@@ -38,9 +38,10 @@ def test_a_run_ends_at_its_target_and_the_figures_are_told(fleets: Fleets) -> No
     found = activation.measure(fleets, 1, (1.0,))
     (row,) = found["seeds"]
     assert row["probes"]["all"] <= 2 * 8 * 2
+    assert row["least"].keys() == fleets.sides.keys()
     assert "seed 0: validation loss" in activation.told(found)
-    first = fleets.run("all", 0, 1.0, target=100.0)
-    assert first.probes == (0,)
+    assert fleets.run("all", 0, 1.0, 2, target=100.0).probes == (0, 32)
+    assert fleets.run("all", 0, 1.0, 4).probes == (0, 64)
 
 
 def test_the_cost_is_that_of_the_first_look_at_the_target() -> None:
