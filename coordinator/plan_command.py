@@ -82,7 +82,7 @@ def described(made: Allocation, devices: dict[int, Asking], manifest: Manifest, 
     for device, share in made.shares.items():
         base, profile = Base(manifest.at(share.precision), asked), devices[device].profile
         branches, examples = base.runs(profile, share.active)
-        takes = max(base.seconds(profile, base.stages[turn[0]]) for turn in share.blocks)
+        takes = max(base.seconds(profile)[base.stages[turn[0]]] for turn in share.blocks)
         row: dict[str, Any] = {"device": device, "precision": share.precision, "blocks": [list(turn) for turn in share.blocks]}
         row |= {"branches": branches, "examples": examples, "memory_mib": profile.memory_mib, "seconds": round(takes, 3)}
         if manifest.model:

@@ -46,7 +46,7 @@ class Base:
 
     def __init__(self, manifest: Manifest, asked: Asked) -> None:
         self.manifest, self._asked = manifest, asked
-        self.blocks = blocks(manifest)
+        self.blocks, self._size = blocks(manifest), sum(group.size for group in manifest.groups)
         self.stages = [next(place for place, each in enumerate(manifest.stages) if set(ids) & set(each.groups)) for ids in self.blocks]
 
     @cached_property
@@ -75,21 +75,22 @@ class Base:
 
     def lowest(self, profile: Profile) -> int:
         """The lowest block that a device can try in time: all stages from there on run for every branch. At worst the topmost stage's."""
-        for block, stage in enumerate(self.stages):
-            if stage == self.stages[-1] or self.seconds(profile, stage) <= self._asked.seconds:
-                return block
-        raise AssertionError("there is a topmost stage")
+        taken = self.seconds(profile)
+        return next(block for block, stage in enumerate(self.stages) if stage == self.stages[-1] or taken[stage] <= self._asked.seconds)
 
-    def seconds(self, profile: Profile, stage: int) -> float:
-        """Of a round of plain MeZO on the blocks from that stage on: replaying, probing, reporting; of what the profile states."""
-        asked, found = self._asked, 0.0
-        if len(profile.stage_ns) == len(profile.single_ns) == len(self.manifest.stages):
-            found += asked.examples * (sum(profile.single_ns[:stage]) + 2 * asked.directions * sum(profile.stage_ns[stage:])) / 1e9
+    def seconds(self, profile: Profile) -> list[float]:
+        """Of a round of plain MeZO on the blocks from a stage on, by stage: replaying, probing, reporting; of what the profile states."""
+        asked, stages = self._asked, len(self.manifest.stages)
+        found, once, branches = 0.0, [0] * stages, [0] * stages
+        if len(profile.stage_ns) == len(profile.single_ns) == stages:
+            once = list(itertools.accumulate((0, *profile.single_ns[:-1])))
+            branches = list(itertools.accumulate(reversed(profile.stage_ns)))[::-1]
         if profile.signs_per_second:
-            found += asked.reports * asked.directions * sum(group.size for group in self.manifest.groups) / profile.signs_per_second
+            found += asked.reports * asked.directions * self._size / profile.signs_per_second
         if profile.bytes_per_second:
             found += SCALAR * asked.directions / profile.bytes_per_second
-        return found
+        each = asked.examples / 1e9
+        return [found + each * (below + 2 * asked.directions * above) for below, above in zip(once, branches, strict=True)]
 
     def runs(self, profile: Profile, active: int) -> tuple[int, int]:
         """Branches side by side, and examples in a run, with the memory that is left: branches are given up before examples."""

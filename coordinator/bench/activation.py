@@ -113,7 +113,7 @@ class Fleets:
 def _slow(base: Base, stages: int, lowest: int) -> Profile:
     """Of a device that is just fast enough for the blocks from `lowest` on."""
     second = Profile(0, (10**9,) * stages, (10**9,) * stages)
-    each = (int(0.99e9 * DEADLINE / base.seconds(second, base.stages[min(lowest, len(base.stages) - 1)])),) * stages
+    each = (int(0.99e9 * DEADLINE / base.seconds(second)[base.stages[min(lowest, len(base.stages) - 1)]]),) * stages
     return Profile(0, each, each)
 
 

@@ -232,7 +232,7 @@ def make(bert_bundle: Bundle, tmp_path: Path) -> Make:
 def slow(rounds: Rounds) -> Profile:
     """So slow that half of its blocks are too much for the deadline."""
     base = Base(rounds.bundle.manifest, asked(rounds.config))
-    each = rounds.config.round.deadline / base.seconds(Profile(0, (10**9,) * 3, (10**9,) * 3), 1) * 10**9
+    each = rounds.config.round.deadline / base.seconds(Profile(0, (10**9,) * 3, (10**9,) * 3))[1] * 10**9
     return Profile(0, (int(each),) * 3, (int(each),) * 3)
 
 

@@ -71,14 +71,14 @@ def test_a_slow_device_tries_only_what_lies_high_enough() -> None:
     base = Base(FULL, ASKED)
     assert 0 < lowest < 11
     assert share.blocks == (tuple(range(lowest, 12)),)
-    assert base.seconds(slow, lowest) <= 8.0 < base.seconds(slow, lowest - 1)
-    assert base.seconds(slow, lowest) == pytest.approx(8 * 0.05 * (lowest + 2 * (13 - lowest)))
+    assert base.seconds(slow)[lowest] <= 8.0 < base.seconds(slow)[lowest - 1]
+    assert base.seconds(slow)[lowest] == pytest.approx(8 * 0.05 * (lowest + 2 * (13 - lowest)))
 
 
 def test_replay_and_the_line_count_as_time() -> None:
     size = sum(group.size for group in FULL.groups)
     slow = Profile(signs_per_second=size, bytes_per_second=1)
-    assert Base(FULL, ASKED).seconds(slow, 0) == pytest.approx(8 + 3)
+    assert Base(FULL, ASKED).seconds(slow)[0] == pytest.approx(8 + 3)
 
 
 def test_blocks_below_what_anyone_can_try_in_time_are_named_with_the_devices() -> None:
@@ -159,7 +159,7 @@ def test_no_device_is_asked_for_more_than_it_can_and_all_that_can_be_is_covered(
         assert base.needed(share.active) <= fleet[device].memory_mib << 20
         for turn in share.blocks:
             assert turn
-            assert turn[0] == 11 or base.seconds(fleet[device], turn[0]) <= asked.seconds
+            assert turn[0] == 11 or base.seconds(fleet[device])[turn[0]] <= asked.seconds
     covered = {block for share in made.shares.values() for turn in share.blocks for block in turn}
     assert covered == set(range(12)) - set(made.uncovered)
     assert made.uncovered == tuple(range(min(base.lowest(each) for each in fleet)))
