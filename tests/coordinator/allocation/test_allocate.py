@@ -172,3 +172,13 @@ def test_every_group_of_the_body_is_a_block_and_slices_of_an_adapter_are_one() -
     slices = tuple(Group(place, "body", -20, (Tensor(f"layer.{place // 3}.query.lora_B.{place % 3}", (9,)),)) for place in range(6))
     sliced = dataclasses.replace(ADAPTERS, groups=(*slices, Group(6, "head", -20, (Tensor("head", (9,)),))))
     assert blocks(sliced) == ((0, 1, 2), (3, 4, 5))
+
+
+def test_beyond_the_search_a_slack_is_used_by_moves_alone() -> None:
+    fleet = {place: Asking(with_room(1 + place % 12)) for place in range(60)}
+    strict, loose = (allocate(fleet, FULL, ASKED, slack) for slack in (0.0, 0.1))
+    assert (strict.exact, loose.exact) == (True, False)
+    assert strict.proxy < loose.proxy <= 1.1000001 * strict.proxy
+    assert sum(share.active for share in loose.shares.values()) < sum(share.active for share in strict.shares.values())
+    few = allocate(dict(list(fleet.items())[:20]), FULL, ASKED, 0.1)
+    assert few.exact
