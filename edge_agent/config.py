@@ -63,6 +63,7 @@ class AgentConfig:
     balanced: bool = setting("draw all classes equally often, however rare", True)
     tiles: str = setting("http(s) address or folder of the run's tiles; catching up begins there, and spares the coordinator", "")
     link_speed: float = setting("bytes a second that catching up may count on; a low value spares a metered line", 125_000.0)
+    refresh: int = setting("entries after which blocks that plans leave inactive are made anew, where all weights are trained", 16)
     disk_bytes_per_day: float = setting("most bytes written to the state folder in 24 hours, the bundle not counted", 50e6)
     bundle_bytes: float = setting("most bytes of a bundle that is downloaded; what is larger is refused", 4e9)
     audit_bytes: float = setting("most bytes for the record of all that was sent, which 'edge-agent audit' prints; 0 keeps none", 64e6)
@@ -76,8 +77,8 @@ class AgentConfig:
     patience: float = setting("seconds to keep trying a coordinator that is not there; 0 tries for ever", 0.0)
 
     def __post_init__(self) -> None:
-        if self.threads < 1 or self.max_rows < 1:
-            raise ValueError("threads and max_rows must be at least 1")
+        if self.threads < 1 or self.max_rows < 1 or self.refresh < 1:
+            raise ValueError("threads, max_rows and refresh must be at least 1")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share = {self.held_out_share} must be from 0 to below 1")
         if self.audit_bytes and not 1e4 <= self.audit_bytes < math.inf:

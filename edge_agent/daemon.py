@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge_agent import download, identity, memory, plan_limits
+from edge_agent.blocks import Blocks
 from edge_agent.config import AgentConfig
 from edge_agent.data import Dataset
 from edge_agent.energy import meter
@@ -30,7 +31,7 @@ from edge_agent.work import work
 from zo.bundle import Bundle
 from zo.calibration import correlation_here
 from zo.disk import Disk
-from zo.errors import ConnectionFailed, UserError
+from zo.errors import ConnectionFailed, DoesNotFit, UserError
 from zo.memory.engine import Device
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
@@ -45,6 +46,7 @@ PLAINTEXT = "127.0.0.1:7600"
 RENEWALS = 600.0  # seconds between tries to renew a certificate
 CHECKED_DIRECTIONS = 6
 POOR_CORRELATION = 0.5
+NO_ROOM = 60.0  # seconds that plans may ask for more blocks than fit
 
 
 class Daemon:
@@ -97,7 +99,7 @@ class Daemon:
                 self._setbacks += 1
             self._following.save()
             replica = self._following.replica
-            digest = replica.parameters.digest().hex()
+            digest = replica.digest().hex()
             self.status.update(state="finished", reason="the run is over", digest=digest)
             log.info("the run is over: entry %d, digest %s", replica.entry, digest)
         except Stopped:
@@ -139,6 +141,7 @@ class Daemon:
         follower = self._following
         follower.joined = self.joined
         follower.catch_up()
+        self.blocks.caught_up()
         self.status.update(entry=follower.replica.entry)
         while True:
             reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.profiler.now()))
@@ -148,7 +151,7 @@ class Daemon:
             if reply.finished:
                 return True
             if reply.plan and reply.plan.entry == follower.replica.entry:
-                self._send(self._do(reply.plan))
+                self._take_on(reply.plan)
             elif not reply.entries:
                 self.status.update(state="waiting", reason=reply.reason)
                 self._pause(reply.retry_after_ms / 1000)
@@ -160,13 +163,18 @@ class Daemon:
         self.__dict__.pop("engine", None)  # before another is made: memory is short
         self.guest.release()
         self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
-        parameters = bundle.parameters(config.threads)
+        optional = bundle.manifest.optional
+        parameters = bundle.parameters(config.threads, {group.id for group in bundle.manifest.groups} - optional)
         self.engine = engine(config, bundle, parameters, self.state)
+        blocks = [group for group in bundle.manifest.groups if group.id in optional]
+        replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors, blocks)
+        self.blocks = Blocks(bundle, self.engine, replica, self.state, config.refresh, self.guest.go_on)
+        self.blocks.refresh()
+        self._bundle, self._no_room = bundle, 0.0
         planned = memory.govern(self.guest, self.engine, bundle, config, self.state)
         self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
         self._check_probes()
         self.profiler = self.PROFILER(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
-        replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors)
         self.follower = Follower(replica, self.joined, self.state, config, self._ask, self.guest.go_on, self.SAVE_EVERY)
         self.follower.spend = self._spend
         self.status.update(
@@ -181,7 +189,8 @@ class Daemon:
     def _check_probes(self, loss: float | None = None) -> None:
         """Warn where probes are noise here. loss: held-out, at which they are checked; they are again once it has halved."""
         manifest, self._checked_at = self.engine.manifest, loss
-        correlation = correlation_here(self.engine, kinds(manifest)[0], self.dataset.draw(4), CHECKED_DIRECTIONS, self.guest.go_on)
+        kind = kinds(manifest)[-1 if manifest.optional else 0]  # blocks that may be inactive are computed in float, without noise
+        correlation = correlation_here(self.engine, kind, self.dataset.draw(4), CHECKED_DIRECTIONS, self.guest.go_on)
         self.status.update(correlation=round(correlation, 3))
         if correlation < POOR_CORRELATION:
             log.warning(
@@ -195,10 +204,31 @@ class Daemon:
         """Bring the parameters up to the reply's entries. ValueError where that cannot be."""
         if reply.entries:
             self._following.apply(reply.entries)
+            self.blocks.follow(reply.entries[-1])
             self.status.update(entry=self._following.replica.entry)
 
-    def _do(self, plan: WorkPlan) -> Report:
+    def _take_on(self, plan: WorkPlan) -> None:
+        """Do a plan and report it; wait for another where its blocks do not fit. DoesNotFit where none comes for a while."""
         plan_limits.check(plan, self.engine.manifest)
+        wanted = [group.id for group in self.engine.manifest.groups if not plan.groups or group.id in plan.groups]
+        count = len(self.engine.manifest.optional.intersection(wanted))
+        try:
+            if count != len(self.blocks.active):
+                memory.govern(self.guest, self.engine, self._bundle, self.config, self.state, max(1, count))
+        except DoesNotFit as error:
+            now = time.monotonic()
+            self._no_room = self._no_room or now
+            if now - self._no_room > NO_ROOM:
+                raise
+            log.warning("round %d: %d active blocks are too many (%s); asking again", plan.round, count, error)
+            self.status.update(state="waiting", reason=str(error))
+            self._pause(FIRST_PAUSE)
+            return
+        self._no_room = 0.0
+        self.blocks.activate(wanted)
+        self._send(self._do(plan))
+
+    def _do(self, plan: WorkPlan) -> Report:
         kept, self._kept = self._kept, None
         mine = (self.joined.run, self.joined.device, plan.round, plan.id)
         if kept and (kept.run, kept.device, kept.round, kept.plan) == mine:

@@ -15,7 +15,7 @@ PREFIX = "prefix"
 
 def engine(config: AgentConfig | SoloConfig, bundle: Bundle, parameters: Parameters, state: State) -> Engine:
     """An engine over the parameters. A prefix is kept only where the run trains nothing in the lowest stages."""
-    kept = None if bundle.manifest.stages[0].groups else _prefix(config.prefix, state)
+    kept = _prefix(config.prefix, state) if bundle.manifest.prefix else None
     return Engine(bundle, parameters, threads=config.threads, max_rows=config.max_rows, prefix=kept)
 
 

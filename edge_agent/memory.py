@@ -65,19 +65,19 @@ def left(manifest: Manifest, config: AgentConfig, device: Device) -> int:
 
 def _prefix(manifest: Manifest, config: AgentConfig | SoloConfig) -> int:
     """Bytes that outputs of the stages below every trained group may take."""
-    return 0 if manifest.stages[0].groups else int(config.prefix.memory)
+    return int(config.prefix.memory) if manifest.prefix else 0
 
 
-def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device) -> Need:
-    """With runs of so many rows of the longest texts."""
-    tokens = manifest.task.max_tokens
-    return need(manifest, rows, tokens, device, _prefix(manifest, config), pairs=max(1, rows // (2 * tokens)))
+def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device, active: int = 1) -> Need:
+    """With runs of so many rows of the longest texts. active: blocks that are held in float32, where others need not be."""
+    tokens, some = manifest.task.max_tokens, active if manifest.optional else None
+    return need(manifest, rows, tokens, device, _prefix(manifest, config), pairs=max(1, rows // (2 * tokens)), active=some)
 
 
-def most_rows(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> int:
+def most_rows(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, active: int = 1) -> int:
     """Of a run, so that it stays below the soft line: as the settings say, or fewer; 0 where even few do not fit."""
     allowed = room(config).allowed
-    return largest(lambda rows: predicted(manifest, rows, config, device).total <= allowed, config.max_rows)
+    return largest(lambda rows: predicted(manifest, rows, config, device, active).total <= allowed, config.max_rows)
 
 
 def fitting(manifest: Manifest, among: Sequence[Precision], config: AgentConfig | SoloConfig) -> list[Precision]:
@@ -96,16 +96,16 @@ def fitting(manifest: Manifest, among: Sequence[Precision], config: AgentConfig 
     return found
 
 
-def plan(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> Plan:
+def plan(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, active: int = 1) -> Plan:
     """Rows that stay below the soft line: as the settings say, or fewer. DoesNotFit where one example with its two branches does not."""
     allowed, least = room(config).allowed, 2 * manifest.task.max_tokens
-    if predicted(manifest, least, config, device).total > allowed:
-        needs = {manifest.precision: _least(manifest, config, device)}
+    if predicted(manifest, least, config, device, active).total > allowed:
+        needs = {manifest.precision: _least(manifest, config, device, active)}
         raise DoesNotFit(_refusal(manifest, [manifest.precision], needs, config))
-    rows = most_rows(manifest, config, device)
+    rows = most_rows(manifest, config, device, active)
     if rows < config.max_rows:
         log.info("runs of at most %d rows instead of %d, so that they fit the %s allowed", rows, config.max_rows, told(allowed))
-    return Plan(device, allowed, rows, predicted(manifest, max(rows, least), config, device))
+    return Plan(device, allowed, rows, predicted(manifest, max(rows, least), config, device, active))
 
 
 def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State, go_on: Callable[[], None]) -> Device:
@@ -115,7 +115,7 @@ def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig,
     if kept.get("key") == key:
         return Device(int(kept["imports"]), float(kept["hidden"]))
     allowed, usual = room(config).allowed, here()
-    if AMPLE * predicted(bundle.manifest, config.max_rows, config, usual).total < allowed:
+    if bundle.manifest.optional or AMPLE * predicted(bundle.manifest, config.max_rows, config, usual).total < allowed:
         return usual
 
     def fits(rows: int, tokens: int) -> bool:
@@ -136,25 +136,25 @@ def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig,
     return device
 
 
-def govern(guest: Guest, engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State) -> Plan | None:
-    """Calibrate and plan, and let the guest keep the engine within the budget from here on.
+def govern(guest: Guest, engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State, active: int = 1) -> Plan | None:
+    """Calibrate and plan, and let the guest keep the engine within the budget from here on. active: as of `predicted`.
 
     DoesNotFit as `plan`. None where the bundle does not say what could be planned.
     """
     if bundle.manifest.model is None:
         guest.govern(engine, Governor(config.max_rows, gauges(config.memory), engine.trim))
         return None
-    made = plan(bundle.manifest, config, calibrated(engine, bundle, config, state, guest.go_on))
+    made = plan(bundle.manifest, config, calibrated(engine, bundle, config, state, guest.go_on), active)
 
     def growth(rows: int) -> float:
-        return predicted(bundle.manifest, rows, config, made.device).activations
+        return predicted(bundle.manifest, rows, config, made.device, active).activations
 
     guest.govern(engine, Governor(made.rows, gauges(config.memory), engine.trim, growth))
     return made
 
 
-def _least(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> Need:
-    return predicted(manifest, 2 * manifest.task.max_tokens, config, device)
+def _least(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, active: int = 1) -> Need:
+    return predicted(manifest, 2 * manifest.task.max_tokens, config, device, active)
 
 
 def _refusal(manifest: Manifest, among: Sequence[Precision], needs: dict[Precision, Need], config: AgentConfig | SoloConfig) -> str:

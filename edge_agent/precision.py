@@ -11,7 +11,7 @@ from edge_agent.processor import processor
 from edge_agent.state import State
 from zo.bundle import Bundle, open_bundle, read_manifest, verify
 from zo.engine import Engine
-from zo.manifest import Manifest, Precision
+from zo.manifest import PRECISIONS, Manifest, Precision
 from zo.planning import kinds
 from zo.timing import alternating, probe_pair, random_batch, signal_per_second
 
@@ -46,6 +46,8 @@ class Chooser:
         among = memory.fitting(manifest, among, self._config)
         if len(among) == 1:
             return among[0]
+        if manifest.trainable == "full":  # what a plan leaves inactive is in few bits only where it has to be
+            return min(among, key=PRECISIONS.index)
         key = f"{Bundle(folder, manifest).digest.hex()} {processor()} {self._config.threads} {self._config.max_rows}"
         if self._compared.get("key") != key or self._compared["signal"].keys() != set(among):
             self._compared = {"key": key, "signal": self._compare(folder, manifest, among, fetch)}

@@ -2,17 +2,15 @@
 
 import hashlib
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from zo import manifest as manifest_file
 from zo.errors import BundleError
+from zo.initial import Initial
 from zo.lattice import RangeError
 from zo.manifest import Manifest
 from zo.parameters import Parameters
@@ -37,22 +35,18 @@ class Bundle:
         """The same bundle looked at through another base, whose files must have been checked. ConfigError where it has none."""
         return replace(self, manifest=self.manifest.at(precision))
 
-    def initial_tensors(self) -> dict[str, np.ndarray]:
-        """The trainable tensors at entry 0, by name. BundleError where the file is not what the manifest says."""
-        try:
-            return load_file(self.folder / TRAINABLE)
-        except (OSError, SafetensorError) as error:
-            raise BundleError(f"{self.folder / TRAINABLE} cannot be read ({error}); download the bundle again") from None
-
-    def parameters(self, threads: int = 1) -> Parameters:
-        """Parameters at entry 0."""
-        tensors = self.initial_tensors()
+    def initial_tensors(self) -> Initial:
+        """The trainable tensors at entry 0, read as they are asked for. BundleError where the file is not what the manifest says."""
+        found = Initial(self.folder / TRAINABLE)
         for group in self.manifest.groups:
-            for tensor in group.tensors:
-                if tensor.name not in tensors or tensors[tensor.name].shape != tensor.shape:
-                    raise BundleError(f"{TRAINABLE} holds no tensor {tensor.name!r} of shape {tensor.shape}; build the bundle again")
+            found.check(group)
+        return found
+
+    def parameters(self, threads: int = 1, among: Collection[int] | None = None) -> Parameters:
+        """Parameters at entry 0. among: groups that are held, all if left out."""
+        groups = [group for group in self.manifest.groups if among is None or group.id in among]
         try:
-            return Parameters(self.manifest.run_key, self.manifest.groups, tensors, threads=threads)
+            return Parameters(self.manifest.run_key, groups, self.initial_tensors(), threads=threads)
         except RangeError as error:
             raise BundleError(f"{self.folder / TRAINABLE}: {error}; build the bundle again") from None
 

@@ -20,7 +20,8 @@ class GroupValues:
 class Checkpoint:
     """The parameters at an entry: those of the bundle, `values` in place of some groups', `terms` added to the others'.
 
-    genesis, head: identity of the ledger before its first entry, and at this one. digest: of the parameters.
+    genesis, head: identity of the ledger before its first entry, and at this one. digest: of the parameters; empty where a device that
+    holds only some of them kept it for itself.
     """
 
     genesis: bytes

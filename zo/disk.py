@@ -4,6 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
+
 CHECKSUM = 32  # bytes, at the end of a sealed file
 
 
@@ -45,6 +47,13 @@ class Disk:
 def replacement(path: Path) -> Path:
     """Where the new content of a file is written, before it takes its place."""
     return path.with_name(path.name + ".new")
+
+
+def room_for(path: Path, size: int) -> np.ndarray:
+    """A new file of this size, mapped for writing: uint8 [size]. OSError where the disk has no room: it must not be met while writing."""
+    with path.open("w+b") as opened:
+        os.posix_fallocate(opened.fileno(), 0, max(1, size))
+        return np.memmap(opened, np.uint8, "r+", shape=(max(1, size),))[:size]
 
 
 def replace_secret(disk: Disk, path: Path, content: bytes) -> None:

@@ -102,11 +102,12 @@ class Folding:
     """The fold of a growing ledger, of bounded size.
 
     sizes: count of values, by group. A group is given up for good, into `without`, once its own values are shorter than
-    its steps.
+    its steps; but not those of `always`.
     """
 
     sizes: dict[int, int]
     without: set[int] = field(default_factory=set)
+    always: frozenset[int] = frozenset()
     _folded: tuple[Term, ...] = ()
     _later: list[Term] = field(default_factory=list)
     _waiting: int = 0  # steps of `_later`
@@ -129,7 +130,7 @@ class Folding:
                 lengths[term.groups] = lengths.get(term.groups, 0) + encoded_size(term)
             for groups, length in lengths.items():
                 if length >= 4 * sum(self.sizes[group] for group in groups):
-                    self.without |= set(groups)
+                    self.without |= set(groups) - self.always
             self._folded = tuple(self._keeping(self._folded))
         return self._folded
 

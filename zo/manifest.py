@@ -42,13 +42,15 @@ class Task:
 class Stage:
     """One ONNX graph of the chain. inputs: batch fields and outputs of earlier stages, without the trainable tensors.
 
-    groups: ids of the groups whose tensors it takes.
+    groups: ids of the groups whose tensors it takes. inactive: the graph of a device that holds none of them, with weights in few bits
+    that it makes itself (zo.inactive); empty where there is none.
     """
 
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     groups: tuple[int, ...]
+    inactive: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Base:
     @property
     def files(self) -> tuple[str, ...]:
         """Those of no other base."""
-        return (self.file, *(stage.file for stage in self.stages))
+        return (self.file, *(name for stage in self.stages for name in (stage.file, stage.inactive) if name))
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,17 @@ class Manifest:
     def calibration(self) -> tuple[Calibration, ...]:
         """Of that base."""
         return self.base.calibration
+
+    @property
+    def prefix(self) -> int:
+        """Stages below every group, where they are more than the embeddings alone; else 0."""
+        first = next(number for number, stage in enumerate(self.stages) if stage.groups)
+        return 0 if first == 1 and self.model is not None and len(self.stages) == self.model.blocks + 2 else first
+
+    @property
+    def optional(self) -> frozenset[int]:
+        """Groups that a device need not hold: their stages have graphs for when they are inactive."""
+        return frozenset(group for stage in self.stages if stage.inactive for group in stage.groups)
 
     @property
     def dimensions(self) -> ModelShape:

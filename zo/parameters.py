@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import mmap
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,30 @@ class Parameters:
         self._bound = {group.id: self._largest(group.id) for group in groups}
         self._postponed: tuple[Term, ...] = ()
         self._owed: Counter[int] = Counter()  # units by which what is postponed may move a group's values, at most
+
+    def hold(self, group: Group, pieces: Iterable[np.ndarray]) -> None:
+        """Hold one more group. pieces: its values in order, on the lattice, together [size]. RangeError where they are not on it."""
+        self.settle()
+        values, place = (
+            np.frombuffer(mmap.mmap(-1, 4 * group.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float32),
+            0,
+        )  # given back once let go
+        for piece in pieces:
+            lattice.check(f"of group {group.id}", piece, group.log2_unit)
+            values[place : place + len(piece)] = piece
+            place += len(piece)
+        if place != group.size:
+            raise ValueError(f"group {group.id} has {group.size} values, not {place}")
+        self.groups[group.id], self._flat[group.id] = group, values
+        self._views |= group.split(values)
+        self._bound[group.id] = self._largest(group.id)
+
+    def release(self, group: int) -> None:
+        """Hold a group no more; its memory is free once nobody has a view of it."""
+        self.settle()
+        for tensor in self.groups.pop(group).tensors:
+            del self._views[tensor.name]
+        del self._flat[group], self._bound[group]
 
     def flat(self, group: int) -> np.ndarray:
         """The live values of one group: float32 [size], in the order of the direction stream (a view; not to be written)."""
@@ -205,7 +230,7 @@ class Parameters:
 
     def digest(self, among: Collection[int] = ()) -> bytes:
         """BLAKE2b-256 over the digests of these groups, or of all that are held, in order of id."""
-        return hashlib.blake2b(b"".join(self.group_digest(g) for g in sorted(among or self.groups)), digest_size=32).digest()
+        return digest_of({group: self.group_digest(group) for group in among or self.groups})
 
     def _branched(self, group: Group, seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """The group's values in every branch: float32 [P, size]; RangeError where one leaves the exact range."""
@@ -266,6 +291,11 @@ class Parameters:
             stop += tensor.size
             if place < stop:
                 raise RangeError(f"tensor {tensor.name!r}: a value would leave {LIMIT} units of 2**{group.log2_unit} (|value| <= {bound})")
+
+
+def digest_of(groups: Mapping[int, bytes]) -> bytes:
+    """The digest of parameters whose groups have these."""
+    return hashlib.blake2b(b"".join(groups[group] for group in sorted(groups)), digest_size=32).digest()
 
 
 def _total(term: Term) -> int:

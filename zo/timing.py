@@ -61,10 +61,8 @@ def stage_ns(engine: Engine, batch: Batch, repeats: int = 3, alone: bool = False
     stages, values, found = engine.stages, {name: share(array) for name, array in batch.fields.items()}, []
     engine.parameters.settle()
     for number, stage in enumerate(engine.manifest.stages):
-        held, head = (
-            {tensor.name for group in stage.groups for tensor in engine.parameters.groups[group].tensors},
-            number == len(stages) - 1,
-        )
+        groups, head = engine.parameters.groups, number == len(stages) - 1
+        held = {tensor.name for group in stage.groups if group in groups for tensor in groups[group].tensors}
         held, tensors = held & engine.branched, engine.live
         branches = 1 if alone else HEAD_BRANCHES if head and held else 2 if number or held else 1
         if branches > 1 and held and (head or not number):  # the first takes no branches in

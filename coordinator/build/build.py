@@ -11,7 +11,7 @@ import numpy as np
 from coordinator.build import chain
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
-from zo import calibration
+from zo import calibration, quantised
 from zo.batches import Batch, collate, encode
 from zo.bundle import TRAINABLE, Bundle, file_digest
 from zo.engine import Engine
@@ -148,9 +148,17 @@ def draft(
     """A bundle with a base in each of some precisions, the first its default; not calibrated yet."""
     folder.mkdir()
     blocks, drafts, common = _blocks(checkpoint), [], set()
+    few_bits = training.trainable == "full" and any(precision in quantised.BITS for precision in precisions)
+    stages = stages or (blocks if few_bits else min(STAGES, blocks))
+    if few_bits and stages != blocks:
+        raise BundleError(f"inactive blocks in few bits need every block as a stage of its own: {blocks} stages, not {stages}")
     for precision in dict.fromkeys(precisions):
-        layers = chain.draft(checkpoint, task, dataclasses.replace(training, precision=precision), stages or min(STAGES, blocks))
-        drafts.append(chain.write(layers, folder, name, task))
+        at = dataclasses.replace(training, precision=precision)
+        layers = chain.draft(checkpoint, task, at, stages)
+        inactive = (
+            chain.draft(checkpoint, task, dataclasses.replace(at, top_blocks=0), stages) if few_bits and precision != "fp32" else None
+        )
+        drafts.append(chain.write(layers, folder, name, task, inactive))
         common.add((drafts[-1].groups, file_digest(folder / TRAINABLE)))
     if len(common) > 1:
         raise BundleError(f"{', '.join(precisions)} have other trainable tensors; this is an error in the architecture's builder")
@@ -176,7 +184,7 @@ def _fill_prototypes(bundle: Bundle) -> None:
     if not np.all(np.isfinite(embedded)):
         raise BundleError("the model gives no finite embedding of the label sentences; its weights hold NaN or infinity")
     prototypes = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
-    tensors = bundle.initial_tensors() | {"head.prototypes": prototypes}
+    tensors = dict(bundle.initial_tensors()) | {"head.prototypes": prototypes}
     chain.write_trainable(bundle.folder, bundle.manifest.groups, tensors)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from coordinator.architectures import ARCHITECTURES
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import DraftGroup, Layers, Training
 from zo import bundle as bundle_files
+from zo import quantised
 from zo.errors import BundleError
+from zo.inactive import layout
 from zo.lattice import fit_log2_unit, snap
 from zo.manifest import FILE, Base, Manifest, Stage, Task
 from zo.memory.shapes import of_config
@@ -27,8 +30,8 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
     kind = checkpoint.config.get("model_type")
     if kind not in ARCHITECTURES:
         raise BundleError(f"architecture {kind!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}")
-    if training.trainable == "full" and training.precision != "fp32":
-        raise BundleError("trainable 'full' perturbs the weights themselves; it needs precision 'fp32'")
+    if training.trainable == "full" and training.precision == "int8":
+        raise BundleError("trainable 'full' perturbs the weights themselves; it needs precision 'fp32', or 'w8' or 'w4' of inactive blocks")
     if training.rank < 1:
         raise BundleError(f"adapters of rank {training.rank} cannot be; give 1 or more")
     layers = Layers(checkpoint, training)
@@ -48,6 +51,8 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
         raise BundleError(f"the topmost {top} of {model.blocks} blocks cannot be trained")
     lowest = model.blocks - top  # a stage begins there, so that all below is one unchanging prefix
     cuts = {model.blocks * number // stages for number in range(1, stages)} | {lowest} - {0, model.blocks}
+    if apart(training, stages, model.blocks):
+        cuts.add(0)  # the embeddings, so that every other stage is one block
     x = model.embed()
     for number in range(model.blocks):
         if number in cuts:
@@ -62,6 +67,11 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
     return layers
 
 
+def apart(training: Training, stages: int, blocks: int) -> bool:
+    """Whether every block is a stage of its own, which a device may hold or not."""
+    return training.trainable == "full" and stages == blocks
+
+
 def _check_tokenizer(checkpoint: Checkpoint, known: int) -> None:
     """BundleError where the tokenizer gives ids that the model has no embedding for."""
     file = checkpoint.folder / bundle_files.TOKENIZER
@@ -70,22 +80,31 @@ def _check_tokenizer(checkpoint: Checkpoint, known: int) -> None:
         raise BundleError(f"{file} gives ids up to {largest}, the model knows {known}; put the model's own tokenizer there")
 
 
-def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:
-    """Write every file of a bundle with one base; its manifest still lacks calibration and digests."""
+def write(layers: Layers, folder: Path, name: str, task: Task, inactive: Layers | None = None) -> Manifest:
+    """Write every file of a bundle with one base; its manifest still lacks calibration and digests.
+
+    inactive: the same stages with all blocks frozen, for devices that do not hold them all.
+    """
     precision = layers.training.precision
     base = f"{precision}.safetensors"
     save_file(layers.frozen.tensors, folder / base)
-    offsets = _offsets(folder / base)
+    places = {weight: (base, *place) for weight, place in _offsets(folder / base).items()}
+    groups = tuple(_group(place, draft) for place, draft in enumerate(layers.groups))
     stages = []
     for number, (graph, outputs) in enumerate(zip(layers.graphs, layers.outputs, strict=True)):
         file = f"{precision}.stage_{number}.onnx"
-        onnx.save(graph.model(outputs, base, offsets), folder / file)
+        onnx.save(graph.model(outputs, places), folder / file)
         trained = {tensor for draft in layers.groups if draft.stage == number for tensor in draft.tensors}
         inputs = tuple(given for given in graph.inputs if given not in trained)
         held = tuple(place for place, draft in enumerate(layers.groups) if draft.stage == number)
-        stages.append(Stage(file, inputs, tuple(outputs), held))
+        body = inactive is not None and [groups[place].kind for place in held] == ["body"]
+        resting = f"{precision}.inactive_{number}.onnx" if body else ""
+        if inactive and resting:
+            packed = layout(groups[held[0]].tensors, quantised.BITS[precision])
+            model = inactive.graphs[number].model(outputs, {key: (place.file, place.offset, place.size) for key, place in packed.items()})
+            onnx.save(model, folder / resting)
+        stages.append(Stage(file, inputs, tuple(outputs), held, resting))
     shutil.copyfile(layers.checkpoint.folder / bundle_files.TOKENIZER, folder / bundle_files.TOKENIZER)
-    groups = tuple(_group(place, draft) for place, draft in enumerate(layers.groups))
     write_trainable(folder, groups, {name: values for draft in layers.groups for name, values in draft.tensors.items()})
     training, config = layers.training, layers.checkpoint.config
     return Manifest(
@@ -104,7 +123,7 @@ def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:
     )
 
 
-def write_trainable(folder: Path, groups: tuple[Group, ...], tensors: dict[str, np.ndarray]) -> None:
+def write_trainable(folder: Path, groups: tuple[Group, ...], tensors: Mapping[str, np.ndarray]) -> None:
     """Snap the tensors of all groups to their lattices and write them."""
     snapped = {tensor.name: snap(tensors[tensor.name], group.log2_unit) for group in groups for tensor in group.tensors}
     save_file(snapped, folder / bundle_files.TRAINABLE)

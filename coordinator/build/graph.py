@@ -70,18 +70,23 @@ class Graph:
         self.nodes.append(helper.make_node("Identity", [value], [name], name=f"name_{name}"))
         return name
 
-    def model(self, outputs: Mapping[str, Sequence[int | str]], base: str, offsets: dict[str, tuple[int, int]]) -> onnx.ModelProto:
-        """The finished model. base: name of the file of frozen weights; offsets: (offset, length) in bytes of each in it."""
-        weights = [_external(name, self.frozen.tensors[name], base, *offsets[name]) for name in sorted(self.used)]
+    def model(self, outputs: Mapping[str, Sequence[int | str]], places: Mapping[str, tuple[str, int, int]]) -> onnx.ModelProto:
+        """The finished model. places: of frozen weights, by name: file, offset and length in bytes; others are held in the graph itself."""
+        weights = [
+            _external(name, self.frozen.tensors[name], *places[name])
+            if name in places
+            else numpy_helper.from_array(self.frozen.tensors[name], name)
+            for name in sorted(self.used)
+        ]
         results = [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in outputs.items()]
         graph = helper.make_graph(self.nodes, "stage", list(self.inputs.values()), results, [*self.constants.values(), *weights])
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edge-zo")
 
 
-def _external(name: str, values: np.ndarray, base: str, offset: int, length: int) -> onnx.TensorProto:
+def _external(name: str, values: np.ndarray, file: str, offset: int, length: int) -> onnx.TensorProto:
     tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", base), ("offset", offset), ("length", length)):
+    for key, value in (("location", file), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor

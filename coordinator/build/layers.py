@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from coordinator.build import quantised
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.graph import CONTRIB, FLOAT, INT64, Frozen, Graph
-from zo import directions
+from zo import directions, quantised
 from zo.manifest import Precision, TrainableSet
 
 ADAPTER_A_GROUP = 2**32 - 1  # the direction stream from which frozen A matrices are drawn
@@ -116,7 +115,7 @@ class Layers:
         held = None if bias_matters and trainable in ("norms", "full") else bias
         if trainable == "full":
             y = g.op("MatMul", x, self.trained(f"{name}.weight", weight))
-            y = y if held is None else g.op("Add", y, g.weight(f"{name}.added", held))
+            y = y if held is None else g.op("Add", y, g.weight(f"{name}.bias", held))
         else:
             y = self.frozen_linear(x, f"{name}.weight", weight, held)
         if bias is not None and held is None:
@@ -128,7 +127,7 @@ class Layers:
     def frozen_linear(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
         """x @ weight + bias in the base precision; weight [in, out]."""
         g, precision = self.graph, self.training.precision
-        added = [] if bias is None else [g.weight(f"{name}.added", bias)]
+        added = [] if bias is None else [g.weight(f"{name.removesuffix('.weight')}.bias", bias)]
         if precision == "int8":
             codes, scale = quantised.along(weight, 0)
             inputs = [x, g.weight(f"{name}.int8", codes), g.weight(f"{name}.scale", scale[0]), ""]

@@ -1,6 +1,7 @@
 """The engine: losses of work plans on batches (DESIGN section 5)."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Engine:
     threads: of ONNX Runtime. max_rows: most rows (branches x examples x tokens) in one run; what is more is run one after
     the other, except that a run never holds less than one example with its two branches (on each output that the levels
     below leave of it). The head's rows are few and do not count. prefix: keeps outputs of the stages below every group.
+    Where `parameters` do not hold all groups, `rest` has to be called for every stage of theirs before the model is run.
     BundleError where a graph cannot be loaded. Not safe for concurrent calls.
     """
 
@@ -33,12 +35,30 @@ class Engine:
         self, bundle: Bundle, parameters: Parameters, *, threads: int = 1, max_rows: int = MAX_ROWS, prefix: Prefix | None = None
     ) -> None:
         self.manifest, self.parameters, self.max_rows, self._prefix = bundle.manifest, parameters, max_rows, prefix
-        self.stages = Stages(bundle, threads)
+        self.stages = Stages(bundle, threads, parameters.groups.keys())
         self._frozen = next(place for place, stage in enumerate(self.manifest.stages) if stage.groups)  # stages below every group
-        tensors = {tensor.name: tensor for group in self.manifest.groups for tensor in group.tensors}
+        tensors = {tensor.name: tensor for group in parameters.groups.values() for tensor in group.tensors}
         self.branched = {name for name, tensor in tensors.items() if self.stages.ranks[name] > len(tensor.shape)}
         self.live = {name: share(parameters.tensor(name)[None] if name in self.branched else parameters.tensor(name)) for name in tensors}
         self._buffers: dict[tuple[str, int], tuple[np.ndarray, Any]] = {}
+
+    def activate(self, number: int) -> None:
+        """Compute a stage with the live values of its groups, which `parameters` has come to hold; they are perturbed in place."""
+        self.stages.open(number)
+        for group in self.manifest.stages[number].groups:
+            self.live |= {tensor.name: share(self.parameters.tensor(tensor.name)) for tensor in self.parameters.groups[group].tensors}
+
+    def deactivate(self, number: int) -> None:
+        """Let go of a stage and its groups' values; it cannot be run until `rest` has given it others."""
+        self.stages.close(number)
+        for group in self.manifest.groups:
+            if group.id in self.manifest.stages[number].groups:
+                for tensor in group.tensors:
+                    self.live.pop(tensor.name, None)
+
+    def rest(self, number: int, folder: Path) -> None:
+        """Compute a stage with its inactive graph and weights, in a folder that may go afterwards (`zo.inactive`)."""
+        self.stages.open(number, folder)
 
     def trim(self) -> None:
         """Give back memory that no run is using: branches, and the arena's, which grows to the largest run that there ever was."""

@@ -24,14 +24,16 @@ WAYS: dict[str, dict[int, str]] = {
 }
 
 
-def check(path: Path, allowed: str) -> None:
-    """BundleError unless all that a graph reads besides its own file is the file `allowed`, beside it."""
+def check(path: Path, *allowed: str) -> None:
+    """BundleError unless all that a graph reads besides its own file are files of these names, beside it."""
     if path.suffix != ".onnx":  # another ending may mean another format to ONNX Runtime
         raise BundleError(f"{path} does not end with .onnx; do not use this bundle")
     try:
         for location in _locations(memoryview(path.read_bytes()), "Model", 0):
-            if location != allowed:
-                raise BundleError(f"{path} reads {location[:200]!r}, which is not the bundle's {allowed}; do not use this bundle")
+            if location not in allowed:
+                raise BundleError(
+                    f"{path} reads {location[:200]!r}, which is not the bundle's {' or '.join(allowed)}; do not use this bundle"
+                )
     except (ValueError, IndexError):
         raise BundleError(f"{path} is no ONNX graph; download or build the bundle again") from None
     except OSError as error:

@@ -1,11 +1,11 @@
 """The unperturbed prefix: outputs of the stages below every trained group, kept by example."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from zo.batches import Batch
+from zo.disk import room_for
 
 
 class Prefix:
@@ -51,7 +51,7 @@ class Prefix:
 
 
 def _mapped(file: Path, kind: type, size: int) -> np.ndarray:
-    with file.open("w+b") as opened:
-        file.unlink()
-        os.posix_fallocate(opened.fileno(), 0, max(1, size * np.dtype(kind).itemsize))  # a full disk must not be met while writing
-        return np.memmap(opened, kind, "r+", shape=(size,))
+    try:
+        return room_for(file, size * np.dtype(kind).itemsize).view(kind)
+    finally:
+        file.unlink(missing_ok=True)

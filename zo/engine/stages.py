@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import onnxruntime as ort
 from zo.bundle import Bundle
 from zo.engine import external
 from zo.errors import BundleError
-from zo.manifest import Stage
+from zo.inactive import CODES, VALUES
 
 Values = dict[str, Any]  # ort.OrtValue by name
 _C = ctypes.CDLL(None)
@@ -25,37 +25,57 @@ ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.
 
 
 class Stages:
-    """All stages, loaded. threads: of ONNX Runtime. BundleError where a graph cannot be loaded. Not safe for concurrent calls."""
+    """All stages, loaded. threads: of ONNX Runtime. BundleError where a graph cannot be loaded. Not safe for concurrent calls.
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self._stages = [_Stage(bundle, stage, threads) for stage in bundle.manifest.stages]
-        self.ranks = {name: rank for stage in self._stages for name, rank in stage.ranks.items()}
-        self.classes: int = self._stages[-1].classes
+    held: groups whose tensors there are, all if left out. Stages of others can be run once their inactive graph is opened.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, held: Collection[int] | None = None) -> None:
+        self._bundle, self._threads, self._stages = bundle, threads, dict[int, _Stage]()
+        for number, stage in enumerate(bundle.manifest.stages):
+            if held is None or set(stage.groups) <= set(held):
+                self.open(number)
+            elif not stage.inactive:
+                raise ValueError(f"stage {number} has no graph for when groups {list(stage.groups)} are not held")
+        self.ranks = {name: rank for stage in self._stages.values() for name, rank in stage.ranks.items()}
+        self.classes: int = self._stages[len(self) - 1].classes
 
     def __len__(self) -> int:
-        return len(self._stages)
+        return len(self._bundle.manifest.stages)
+
+    def open(self, number: int, inactive: Path | None = None) -> None:
+        """Load a stage; its inactive graph from a folder that holds that and its weights, which may go afterwards."""
+        self.close(number)
+        stage, folder = self._bundle.manifest.stages[number], self._bundle.folder
+        file = inactive / stage.inactive if inactive else folder / stage.file
+        reads = (CODES, VALUES) if inactive else (self._bundle.manifest.base.file,)
+        self._stages[number] = _Stage(file, reads, stage.outputs, self._threads)
+
+    def close(self, number: int) -> None:
+        """Let go of a stage, with all that it is bound to."""
+        self._stages.pop(number, None)
 
     def trim(self, width: int, tensors: Values) -> None:
         """Let the arena, and the C library, give back what they do not use: they keep it otherwise. width: of the hidden states."""
-        self._stages[-1].shrink(width, tensors)
+        self._stages[len(self) - 1].shrink(width, tensors)
         if hasattr(_C, "malloc_trim"):
             _C.malloc_trim(0)
 
     def run(self, values: Values, first: int, stop: int, tensors: Values, logits: bool = False) -> Values:
         """`values` and the outputs of stages first..stop. tensors: the trainable ones. logits: whether the last stage gives them too."""
-        for stage in self._stages[first:stop]:
-            values = values | stage.run(values, tensors, logits)
+        for number in range(first, stop):
+            values = values | self._stages[number].run(values, tensors, logits)
         return values
 
 
 class _Stage:
-    """One session with its bindings; what is bound already is not bound again."""
+    """One session with its bindings; what is bound already is not bound again. reads: files with its weights."""
 
-    def __init__(self, bundle: Bundle, stage: Stage, threads: int) -> None:
-        external.check(bundle.folder / stage.file, bundle.manifest.base.file)
-        self._session = _session(bundle.folder / stage.file, threads)
+    def __init__(self, file: Path, reads: Sequence[str], outputs: Sequence[str], threads: int) -> None:
+        external.check(file, *reads)
+        self._session = _session(file, threads)
         self.ranks = {given.name: len(given.shape) for given in self._session.get_inputs()}
-        self._outputs = stage.outputs
+        self._outputs = outputs
         shapes = {given.name: given.shape for given in self._session.get_outputs()}
         self.classes: int = shapes["logits"][-1] if "logits" in shapes else 0
         self._binding, self._bound = self._session.io_binding(), Values()

@@ -82,24 +82,25 @@ def need(
 ) -> Need:
     """Of an agent that trains a bundle: runs of `rows` rows, texts of `tokens` tokens; `pairs` directions side by side.
 
-    Weights that are trained in place are held twice for a moment, when they are read or a checkpoint is gone to.
+    Of weights that are trained in place, those of a block are held twice for a moment, when a checkpoint is gone to.
     kept: bytes of stage outputs that are kept (`planning.kept_bytes`, and the prefix). head: directions tried of it alone.
-    active: blocks that are tried, all if left out; where weights are trained in place, others are held in w4.
+    active: blocks that are tried, all if left out; where weights are trained in place, others are held in the base's few bits, if it
+    has such graphs.
     BundleError where the manifest does not state the model's dimensions.
     """
     model, in_place = manifest.dimensions, manifest.trainable == "full"
     size = {kind: sum(group.size for group in manifest.groups if group.kind == kind) for kind in ("body", "head")}
     blocks = sum(group.kind == "body" for group in manifest.groups)
-    tried = size["body"] if active is None else size["body"] * active // max(1, blocks)
+    tried = size["body"] if active is None or (in_place and not manifest.optional) else size["body"] * active // max(1, blocks)
     base = base_bytes(model, manifest.precision)
     if in_place:
-        base -= weight_bytes(manifest.precision, size["body"], model.width) - weight_bytes("w4", size["body"] - tried, model.width)
+        base -= weight_bytes(manifest.precision, tried, model.width)
     scored = rows if not manifest.task.labels else rows // tokens
     classes = len(manifest.task.labels) or model.vocabulary
     return Need(
         imports=device.imports,
         base=base,
-        trainables=FLOAT * (size["head"] + (2 * tried if in_place else size["body"] + 2 * pairs * tried)),
+        trainables=FLOAT * (size["head"] + (tried + size["body"] // max(1, blocks) if in_place else size["body"] + 2 * pairs * tried)),
         optimiser=0,
         activations=round(rows * row_bytes(model, tokens, device.held(manifest.precision))),
         logits=2 * FLOAT * scored * classes + min(HEAD_ROOM, 4 * FLOAT * head * size["head"]),

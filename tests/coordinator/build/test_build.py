@@ -398,14 +398,31 @@ def test_a_vocabulary_smaller_than_the_model_knows_is_no_problem(folders: Callab
     assert draft(folder, tmp_path / "out", task).tokenizer().get_vocab_size() == 60
 
 
-@pytest.mark.parametrize("precision", [each for each in PRECISIONS if each != "fp32"])
-def test_full_with_quantised_weights_is_refused(precision: Precision, folders: Callable[[str], Path], tmp_path: Path) -> None:
-    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training("full", precision), ()))
+def test_full_with_quantised_activations_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training("full", "int8"), ()))
     assert "needs precision 'fp32'" in said
-    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training("full"), (), others=[precision]))
+    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training("full"), (), others=["int8"]))
     assert "'full'" in said
     assert "needs precision 'fp32'" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inactive_blocks_need_every_block_as_a_stage(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training("full"), (), 2, ["w4"]))
+    assert "3 stages, not 2" in said
+
+
+@pytest.mark.parametrize("model", ["bert", "llama"])
+def test_full_with_a_base_in_few_bits_has_a_graph_for_every_block_left_inactive(model: str, bundles: Bundles) -> None:
+    bundle = bundles(model, "full", "w4,w8,fp32")
+    for precision in ("w4", "w8"):
+        stages = bundle.manifest.at(precision).stages
+        assert [len(stage.groups) for stage in stages] == [0, 1, 1, 1, 1]
+        assert [bool(stage.inactive) for stage in stages] == [False, True, True, True, False]
+        assert all((bundle.folder / stage.inactive).stat().st_size < 30_000 for stage in stages if stage.inactive)
+        assert bundle.manifest.at(precision).optional == {0, 1, 2}
+    assert not bundle.manifest.at("fp32").optional
+    assert not bundle.manifest.prefix  # the embeddings alone are not worth keeping
 
 
 @pytest.mark.parametrize("kind", ["gpt2", None, "Bert"])

@@ -14,10 +14,11 @@ from numpy_models import NumpyModel
 from safetensors.numpy import load_file, save_file
 
 from coordinator.bench import tiny_models
-from coordinator.build import chain, quantised
+from coordinator.build import chain
 from coordinator.build.build import calibration_batches
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Layers, Training
+from zo import quantised
 from zo.bundle import Bundle
 from zo.calibration import correlation_here
 from zo.engine import Engine
@@ -82,7 +83,8 @@ def test_a_layer_computes_with_the_dequantised_weights_in_float(
     y = layers.frozen_linear(layers.graph.input("x", [*"pbt", inner]), "layer", weight, bias if biased else None)
     layers.end({"y": [*"pbt", outer]}, y)
     save_file(layers.frozen.tensors, folder / "held")
-    onnx.save(layers.graph.model(layers.outputs[0], "held", chain._offsets(folder / "held")), folder / "layer.onnx")
+    places = {name: ("held", *place) for name, place in chain._offsets(folder / "held").items()}
+    onnx.save(layers.graph.model(layers.outputs[0], places), folder / "layer.onnx")
     held = load_file(folder / "held")
     exact = dequantised(held[f"layer.w{bits}"], held["layer.scale"], bits, inner)
     expected = x.astype(np.float64) @ exact.T + (bias if biased else 0)
