@@ -32,6 +32,7 @@ from zo.bundle import Bundle
 from zo.calibration import correlation_here
 from zo.disk import Disk
 from zo.errors import ConnectionFailed, DoesNotFit, UserError
+from zo.memory import process
 from zo.memory.engine import Device
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
@@ -163,7 +164,8 @@ class Daemon:
         self.__dict__.pop("engine", None)  # before another is made: memory is short
         self.guest.release()
         self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
-        optional = bundle.manifest.optional
+        process.give_back()
+        optional, self._before = bundle.manifest.optional, memory.here()
         parameters = bundle.parameters(config.threads, {group.id for group in bundle.manifest.groups} - optional)
         self.engine = engine(config, bundle, parameters, self.state)
         blocks = [group for group in bundle.manifest.groups if group.id in optional]
@@ -171,7 +173,7 @@ class Daemon:
         self.blocks = Blocks(bundle, self.engine, replica, self.state, config.refresh, self.guest.go_on)
         self.blocks.refresh()
         self._bundle, self._no_room = bundle, 0.0
-        planned = memory.govern(self.guest, self.engine, bundle, config, self.state)
+        planned = memory.govern(self.guest, self.engine, bundle, config, self.state, before=self._before)
         self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
         self._check_probes()
         self.profiler = self.PROFILER(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
@@ -214,7 +216,7 @@ class Daemon:
         count = len(self.engine.manifest.optional.intersection(wanted))
         try:
             if count != len(self.blocks.active):
-                memory.govern(self.guest, self.engine, self._bundle, self.config, self.state, max(1, count))
+                memory.govern(self.guest, self.engine, self._bundle, self.config, self.state, max(1, count), self._before)
         except DoesNotFit as error:
             now = time.monotonic()
             self._no_room = self._no_room or now
@@ -226,6 +228,7 @@ class Daemon:
             return
         self._no_room = 0.0
         self.blocks.activate(wanted)
+        self.status.update(active_blocks=count)
         self._send(self._do(plan))
 
     def _do(self, plan: WorkPlan) -> Report:

@@ -115,7 +115,7 @@ def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig,
     if kept.get("key") == key:
         return Device(int(kept["imports"]), float(kept["hidden"]))
     allowed, usual = room(config).allowed, here()
-    if bundle.manifest.optional or AMPLE * predicted(bundle.manifest, config.max_rows, config, usual).total < allowed:
+    if AMPLE * predicted(bundle.manifest, config.max_rows, config, usual).total < allowed:
         return usual
 
     def fits(rows: int, tokens: int) -> bool:
@@ -136,15 +136,25 @@ def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig,
     return device
 
 
-def govern(guest: Guest, engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State, active: int = 1) -> Plan | None:
-    """Calibrate and plan, and let the guest keep the engine within the budget from here on. active: as of `predicted`.
+def govern(
+    guest: Guest,
+    engine: Engine,
+    bundle: Bundle,
+    config: AgentConfig | SoloConfig,
+    state: State,
+    active: int = 1,
+    before: Device | None = None,
+) -> Plan | None:
+    """Calibrate and plan, and let the guest keep the engine within the budget from here on. active: as of `predicted`. before: the
+    process without any block, where blocks need not be active; what they take is not measured then.
 
     DoesNotFit as `plan`. None where the bundle does not say what could be planned.
     """
     if bundle.manifest.model is None:
         guest.govern(engine, Governor(config.max_rows, gauges(config.memory), engine.trim))
         return None
-    made = plan(bundle.manifest, config, calibrated(engine, bundle, config, state, guest.go_on), active)
+    device = before if before and bundle.manifest.optional else calibrated(engine, bundle, config, state, guest.go_on)
+    made = plan(bundle.manifest, config, device, active)
 
     def growth(rows: int) -> float:
         return predicted(bundle.manifest, rows, config, made.device, active).activations

@@ -8,6 +8,9 @@ from zo.parameters import Parameters
 from zo.terms import Term
 
 
+UNSTATED = bytes(32)  # in place of a digest
+
+
 @dataclass(frozen=True)
 class GroupValues:
     """All values of one group, as little-endian float32 in the order of its tensors."""
@@ -20,8 +23,8 @@ class GroupValues:
 class Checkpoint:
     """The parameters at an entry: those of the bundle, `values` in place of some groups', `terms` added to the others'.
 
-    genesis, head: identity of the ledger before its first entry, and at this one. digest: of the parameters; empty where a device that
-    holds only some of them kept it for itself.
+    genesis, head: identity of the ledger before its first entry, and at this one. digest: of the parameters; UNSTATED where a device
+    that holds only some of them kept it for itself.
     """
 
     genesis: bytes

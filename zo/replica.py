@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 
 from zo import checkpoint as checkpoints
-from zo.checkpoint import Checkpoint
+from zo.checkpoint import UNSTATED, Checkpoint
 from zo.errors import DoesNotFit
 from zo.exact import hashed, new_hash, stream
 from zo.initial import Initial
@@ -111,7 +111,7 @@ class Replica:
             self.entry = checkpoint.entry
             self.folding = self._folding({given.group for given in checkpoint.values} & self.sizes.keys())
             self.folding.add(checkpoint.terms)
-            if checkpoint.digest:
+            if checkpoint.digest != UNSTATED:
                 self.check(checkpoint.digest)
         except ValueError as error:
             self.reset()
@@ -122,7 +122,7 @@ class Replica:
         """The state here, in the shorter form of each group: its steps or its values; without a digest where not all groups are held."""
         terms = self.folding.terms()
         values = checkpoints.values_of(self.parameters, self.folding.without)
-        return Checkpoint(self.genesis, self.entry, self.head, b"" if self.missing else self.parameters.digest(), terms, values)
+        return Checkpoint(self.genesis, self.entry, self.head, UNSTATED if self.missing else self.parameters.digest(), terms, values)
 
     def snapshot(self) -> Checkpoint:
         """The state here, as values of every group."""

@@ -114,6 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     autopilot.add_argument("--rounds", type=int, default=40, help="of 8 devices, 2 probes each [40]")
     autopilot.add_argument("--max-tokens", type=int, default=32, help="[32]")
     autopilot.set_defaults(command=_autopilot)
+    fleet = commands.add_parser(
+        "fleet", help="eight agents of which none can hold a model, and together train all of it; and the same with room"
+    )
+    fleet.add_argument("--rounds", type=int, default=6, help="[6]")
+    fleet.add_argument("--keep", type=Path, metavar="FOLDER", help="leave bundle, stores and logs in this new folder")
+    fleet.set_defaults(command=_fleet)
     a_round = commands.add_parser("round", help="what a report costs the coordinator without the network; the commit by its reports")
     a_round.add_argument("--reports", type=int, default=2000, help="a round [2000]")
     a_round.add_argument("--repeats", type=int, default=5, help="[5]")
@@ -325,6 +331,17 @@ def _autopilot(given: argparse.Namespace) -> None:
 
     found = autopilot.measure(given.data, given.model or packaged_model(), given.seeds, given.rounds, given.max_tokens)
     _show(given, autopilot.told(found), found)
+
+
+def _fleet(given: argparse.Namespace) -> int:
+    from coordinator.bench import fleet
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.keep or Path(scratch) / "fleet"
+        folder.mkdir(parents=True)
+        found = fleet.measure(folder, fleet.BERT_BASE, given.rounds)
+    _show(given, fleet.told(found), found)
+    return int(not found["digests_equal"] or found["over_budget_mb"] > 0 or not found["all_blocks_covered"])
 
 
 def _round(given: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Hugging Face folders of tiny random models, from a numpy seed: numpy, tokenizers and safetensors are all they need."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,14 @@ class _Draw:
             self._normal(f"{name}.bias", 0.1, width)
 
 
-def bert_weights(classes: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
+def bert_weights(classes: int = 0, seed: int = 0, config: dict[str, Any] = BERT) -> dict[str, np.ndarray]:
     """A bare BERT; with classes, one with pooler and classifier, named as BertForSequenceClassification names it."""
-    draw, width, wide = _Draw(seed), BERT["hidden_size"], BERT["intermediate_size"]
-    draw.table("embeddings.word_embeddings", VOCABULARY, width)
-    draw.table("embeddings.position_embeddings", BERT["max_position_embeddings"], width)
-    draw.table("embeddings.token_type_embeddings", BERT["type_vocab_size"], width)
+    draw, width, wide = _Draw(seed), config["hidden_size"], config["intermediate_size"]
+    draw.table("embeddings.word_embeddings", config["vocab_size"], width)
+    draw.table("embeddings.position_embeddings", config["max_position_embeddings"], width)
+    draw.table("embeddings.token_type_embeddings", config["type_vocab_size"], width)
     draw.norm("embeddings.LayerNorm", width)
-    for number in range(BERT["num_hidden_layers"]):
+    for number in range(config["num_hidden_layers"]):
         name = f"encoder.layer.{number}"
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             draw.linear(f"{name}.attention.{part}", width, width)
@@ -119,9 +120,9 @@ def llama_weights(tied: bool, seed: int = 1) -> dict[str, np.ndarray]:
     return draw.tensors
 
 
-def tokenizer() -> Tokenizer:
-    """Words of two or three letters; [CLS] a [SEP], and [CLS] a [SEP] b [SEP] for pairs."""
-    ids = {word: place for place, word in enumerate((*SPECIAL, *WORDS))}
+def tokenizer(words: Sequence[str] = WORDS) -> Tokenizer:
+    """Of whole words; [CLS] a [SEP], and [CLS] a [SEP] b [SEP] for pairs."""
+    ids = {word: place for place, word in enumerate((*SPECIAL, *words))}
     made = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     made.add_special_tokens(list(SPECIAL))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -131,12 +132,12 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def save(folder: Path, config: dict[str, Any], weights: dict[str, np.ndarray]) -> Path:
+def save(folder: Path, config: dict[str, Any], weights: dict[str, np.ndarray], words: Sequence[str] = WORDS) -> Path:
     """Write a model folder: config.json, model.safetensors, tokenizer.json."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(weights, folder / "model.safetensors")
-    tokenizer().save(str(folder / "tokenizer.json"))
+    tokenizer(words).save(str(folder / "tokenizer.json"))
     return folder
 
 

@@ -1,6 +1,5 @@
 """The stages of a bundle as ONNX Runtime sessions, run one after the other."""
 
-import ctypes
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from zo.bundle import Bundle
 from zo.engine import external
 from zo.errors import BundleError
 from zo.inactive import CODES, VALUES
+from zo.memory import process
 
 Values = dict[str, Any]  # ort.OrtValue by name
-_C = ctypes.CDLL(None)
 
 # One arena for all sessions: no page faults once warm, and less resident than without any (docs/performance.md).
 ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT), None)
@@ -58,8 +57,7 @@ class Stages:
     def trim(self, width: int, tensors: Values) -> None:
         """Let the arena, and the C library, give back what they do not use: they keep it otherwise. width: of the hidden states."""
         self._stages[len(self) - 1].shrink(width, tensors)
-        if hasattr(_C, "malloc_trim"):
-            _C.malloc_trim(0)
+        process.give_back()
 
     def run(self, values: Values, first: int, stop: int, tensors: Values, logits: bool = False) -> Values:
         """`values` and the outputs of stages first..stop. tensors: the trainable ones. logits: whether the last stage gives them too."""
