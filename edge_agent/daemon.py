@@ -161,7 +161,8 @@ class Daemon:
         """A replica at the bundle, an engine over its parameters, and the encoded examples."""
         config = self.config
         self.follower = None
-        self.__dict__.pop("engine", None)  # before another is made: memory is short
+        for name in ("engine", "blocks", "profiler"):
+            self.__dict__.pop(name, None)  # before others are made: memory is short
         self.guest.release()
         self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
         process.give_back()

@@ -60,6 +60,8 @@ class Follower:
                 raise
             self._forget(f"entry {place.entry} is not of the coordinator's history")
             return self.catch_up()
+        if replica.missing:  # their values could not be held
+            offers = tuple(offer for offer in offers if offer.way is not Way.SNAPSHOT)
         if saved:
             again = signs(saved.terms, replica.sizes)
             offers = tuple(dataclasses.replace(offer, signs=offer.signs + again) if offer.way is Way.ENTRIES else offer for offer in offers)

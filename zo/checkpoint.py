@@ -7,7 +7,6 @@ import numpy as np
 from zo.parameters import Parameters
 from zo.terms import Term
 
-
 UNSTATED = bytes(32)  # in place of a digest
 
 
