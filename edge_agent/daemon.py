@@ -165,8 +165,11 @@ class Daemon:
             self.__dict__.pop(name, None)  # before others are made: memory is short
         self.guest.release()
         self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
+        optional = bundle.manifest.optional
+        if optional:
+            process.map_large()
         process.give_back()
-        optional, self._before = bundle.manifest.optional, memory.here()
+        self._before = memory.here()
         parameters = bundle.parameters(config.threads, {group.id for group in bundle.manifest.groups} - optional)
         self.engine = engine(config, bundle, parameters, self.state)
         blocks = [group for group in bundle.manifest.groups if group.id in optional]

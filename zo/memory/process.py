@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # of malloc.h; bytes
 _C = ctypes.CDLL(None)
 _peak_before_reset = 0
 
@@ -35,6 +36,12 @@ def reset() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         _peak_before_reset = before
+
+
+def map_large() -> None:
+    """Let the C library map whatever is larger than LARGE, so that it is given back once freed: w8 unpacks a matrix in every run."""
+    if hasattr(_C, "mallopt"):
+        _C.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def give_back() -> None:
