@@ -55,7 +55,8 @@ def measure(folder: Path, config: dict[str, Any], rounds: int) -> dict[str, Any]
     bundle = random_bundle(folder, config)
     _write_texts(folder / "data.jsonl", config["vocab_size"])
     floor = int(subprocess.run([sys.executable, "-c", FLOOR], check=True, capture_output=True, text=True).stdout)
-    budgets = [budget(bundle.at("w4"), most, Device(floor + JOINED + SESSIONS)) for most in MOST_ACTIVE]
+    device = Device(floor + JOINED + SESSIONS)
+    budgets = [budget(bundle.at("w4"), most, device) for most in MOST_ACTIVE]
     some = run(folder / "some", bundle, folder / "data.jsonl", rounds, [f"--memory.budget={each}" for each in budgets])
     every = run(folder / "every", bundle, folder / "data.jsonl", rounds, ["--precision=fp32"] * AGENTS)
     blocks = {group.id for group in bundle.manifest.groups if group.kind == "body"}
@@ -69,6 +70,7 @@ def measure(folder: Path, config: dict[str, Any], rounds: int) -> dict[str, Any]
         "import_floor_mb": round(floor / 1e6, 1),
         "budgets_mb": [round(each / 1e6, 1) for each in budgets],
         "peaks_mb": [round(peak / 1e6, 1) for peak in some.peaks],
+        "predicted_mb": [round(predicted(bundle.at("w4"), most, device) / 1e6, 1) for most in some.active],
         "all_active_peaks_mb": [round(peak / 1e6, 1) for peak in every.peaks],
         "all_active_over_weights_and_activations": round(above[1] / AGENTS / _least(bundle), 3),
         "float32_weights_mb": round(_weights(bundle) / 1e6, 1),
@@ -95,8 +97,12 @@ def random_bundle(folder: Path, config: dict[str, Any]) -> Bundle:
 
 def budget(bundle: Bundle, active: int, device: Device) -> int:
     """Bytes with which so many blocks can be active, and no more: the soft line lies halfway between what these need, and one more."""
-    needs = [need(bundle.manifest, 2 * TOKENS, TOKENS, device, active=count).total for count in (active, active + 1)]
-    return round(sum(needs) / 2 / 0.85)
+    return round((predicted(bundle, active, device) + predicted(bundle, active + 1, device)) / 2 / 0.85)
+
+
+def predicted(bundle: Bundle, active: int, device: Device) -> int:
+    """Bytes of an agent with so many active blocks, in the smallest runs."""
+    return need(bundle.manifest, 2 * TOKENS, TOKENS, device, active=active).total
 
 
 def run(folder: Path, bundle: Bundle, data: Path, rounds: int, flags: list[str]) -> Run:

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_coordinator import LocalCoordinator
 
+from coordinator.allocation import Asking
 from coordinator.bench import tiny_models
+from coordinator.blocks import Blocks as AllocatedBlocks
 from coordinator.config import Round
 from coordinator.demo import shares
+from coordinator.service import Service
 from edge_agent.blocks import SCRATCH, Blocks
 from edge_agent.config import AgentConfig
 from edge_agent.daemon import Daemon
@@ -190,24 +193,23 @@ def test_no_room_anywhere_is_told(device: Device, monkeypatch: pytest.MonkeyPatc
 # --- a fleet ---
 
 
-class ByTurns:
-    """In place of the allocator: every device one block, another in each round."""
+class ByTurns(AllocatedBlocks):
+    """Every device has one block, another in each round."""
 
-    def __init__(self) -> None:
-        self.too_small = dict[int, str]()
-
-    def among(self, device: int, asking: object, round_number: int) -> tuple[int, ...]:
+    def among(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...]:
         return ((round_number + device) % 3, 3)
 
-    def noted(self) -> dict[str, object]:
-        return {}
+
+def take_turns(service: Service) -> None:
+    rounds = service.rounds
+    rounds.blocks = ByTurns(rounds.config, rounds.bundle.manifest, (), rounds.note)
 
 
 @pytest.mark.parametrize("precisions", [("w4", "w8"), ("w4", "fp32")])
 def test_agents_with_other_blocks_in_each_round_end_alike(precisions: tuple[str, str], bundle: Bundle, tmp_path: Path) -> None:
     daemons = []
     with LocalCoordinator(bundle.at("w4"), tmp_path / "run.sqlite", rounds=7, digest_every=3, round=Round(2, 2, 60.0)) as coordinator:
-        coordinator.call(lambda service: setattr(service.rounds, "blocks", ByTurns()))
+        coordinator.call(take_turns)
         for place, precision in enumerate(precisions):
             folder = tmp_path / str(place)
             shares.write(folder / "data" / "a.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 20, seed=place))
