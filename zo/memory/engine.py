@@ -67,13 +67,12 @@ def row_bytes(model: ModelShape, tokens: int, hidden: float) -> float:
     return FLOAT * (max(feed_forward, attention) + hidden * model.width)
 
 
-def base_bytes(model: ModelShape, precision: str, active: int | None = None) -> int:
-    """The base with its tables, of `active` blocks: those of others are not held.
+def base_bytes(model: ModelShape, precision: str) -> int:
+    """The base with its tables.
 
     Matrices are packed into private memory; tables stay mapped, and count in full, as where every word has been met.
     """
-    blocks = model.blocks if active is None else active
-    packed = weight_bytes(precision, blocks * model.block_weights + model.head_weights, model.width)
+    packed = weight_bytes(precision, model.blocks * model.block_weights + model.head_weights, model.width)
     return packed + table_bytes(precision, model.tables, model.width)
 
 

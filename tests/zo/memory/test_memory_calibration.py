@@ -1,6 +1,7 @@
 """What is measured is what the formulas leave open; what is fitted foretells what is run."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.errors import BundleError
+from zo.inactive import packed_bytes
+from zo.manifest import Precision
 from zo.memory import calibration, process
 from zo.memory.calibration import SHAPES, Point
 from zo.memory.engine import Device, need
 from zo.memory.shapes import table_bytes
+from zo.quantised import BITS
 
 
 def tables(bundle: Bundle) -> int:
@@ -69,6 +73,18 @@ def test_trainables_of_a_bundle_are_its_groups(bundles: Bundles) -> None:
         body = sum(group.size for group in manifest.groups if group.kind == "body")
         assert found.trainables == 4 * (size + (body // manifest.dimensions.blocks if trainable == "full" else 2 * body))
         assert found.base > 0
+
+
+@pytest.mark.parametrize("precision", ["w4", "w8"])
+def test_a_block_left_inactive_is_held_in_few_bits(precision: Precision, bundles: Bundles) -> None:
+    manifest = bundles("bert", "full", "w4,w8,fp32").manifest.at(precision)
+    found = [need(manifest, 64, 16, Device(), active=active) for active in range(4)]
+    block, packed = 4 * manifest.groups[0].size, packed_bytes(manifest.groups[0].tensors, BITS[precision])
+    assert [more.trainables - less.trainables for less, more in pairwise(found)] == [block] * 3
+    assert found[0].base - found[1].base == pytest.approx(packed, rel=0.25)  # norms and biases, which stay as they are, are many here
+    assert need(manifest, 64, 16, Device()) == found[3]
+    exact = manifest.at("fp32")
+    assert need(exact, 64, 16, Device(), active=1) == need(exact, 64, 16, Device())  # it has no graphs for inactive blocks
 
 
 def test_the_high_water_mark_can_begin_anew_and_the_peak_is_not_forgotten() -> None:

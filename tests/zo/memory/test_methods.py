@@ -54,11 +54,6 @@ def test_weights_take_what_their_precision_says() -> None:
     assert base_bytes(BERT, "fp32") == pytest.approx(4 * BERT.parameters, rel=1e-6)
 
 
-def test_blocks_that_are_not_active_are_not_in_the_base() -> None:
-    all_of_them, half = base_bytes(BERT, "fp32"), base_bytes(BERT, "fp32", 6)
-    assert all_of_them - half == 6 * 4 * BERT.block_weights
-
-
 def test_adam_holds_four_times_what_it_trains_sgd_twice_mezo_once() -> None:
     trained, work = 4 * BERT.blocks * BERT.block_weights, Work(1, 1)
     adam, sgd, mezo = (METHODS[name](BERT, work, DEVICE) for name in ("backprop, full, Adam", "backprop, full, SGD", "MeZO, full"))
