@@ -48,7 +48,8 @@ class Blocks:
         for group in sorted(held - wanted):
             self._engine.deactivate(self._stages[group])
             self._replica.parameters.release(group)
-        self._engine.trim()
+        if held - wanted:
+            self._engine.trim()
         for group in sorted(held - wanted):
             self._rest(self._optional[group])
         for group in sorted(wanted - held):
@@ -78,6 +79,7 @@ class Blocks:
         found = self.refresh()
         log.info("%d inactive blocks are as at entry %d again", len(self._replica.missing), entry.number)
         if entry.digest not in (None, found):
+            self._refreshed = -self._every  # what they were made from is wrong
             raise Diverged(f"the parameters at entry {entry.number} do not have the digest stated")
 
     def _rest(self, group: Group) -> bytes:

@@ -69,8 +69,11 @@ def _prefix(manifest: Manifest, config: AgentConfig | SoloConfig) -> int:
 
 
 def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device, active: int = 1) -> Need:
-    """With runs of so many rows of the longest texts. active: blocks that are held in float32, where others need not be."""
-    tokens, some = manifest.task.max_tokens, active if manifest.optional else None
+    """With runs of so many rows of the longest texts. active: blocks that are held in float32, where others need not be.
+
+    A device that trains alone holds all of them.
+    """
+    tokens, some = manifest.task.max_tokens, active if manifest.optional and isinstance(config, AgentConfig) else None
     return need(manifest, rows, tokens, device, _prefix(manifest, config), pairs=max(1, rows // (2 * tokens)), active=some)
 
 
