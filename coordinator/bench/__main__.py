@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "fleet", help="eight agents of which none can hold a model, and together train all of it; and the same with room"
     )
     fleet.add_argument("--rounds", type=int, default=6, help="[6]")
+    fleet.add_argument("--base", choices=("fp32", "w4"), default="fp32", help="of the agents with room for all blocks [fp32]")
     fleet.add_argument("--keep", type=Path, metavar="FOLDER", help="leave bundle, stores and logs in this new folder")
     fleet.set_defaults(command=_fleet)
     a_round = commands.add_parser("round", help="what a report costs the coordinator without the network; the commit by its reports")
@@ -339,7 +340,7 @@ def _fleet(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.keep or Path(scratch) / "fleet"
         folder.mkdir(parents=True)
-        found = fleet.measure(folder, fleet.BERT_BASE, given.rounds)
+        found = fleet.measure(folder, fleet.BERT_BASE, given.rounds, given.base)
     _show(given, fleet.told(found), found)
     return int(not found["digests_equal"] or found["over_budget_mb"] > 0 or not found["all_blocks_covered"])
 

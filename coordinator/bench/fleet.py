@@ -50,15 +50,15 @@ class Run:
     seconds: float
 
 
-def measure(folder: Path, config: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Both fleets, one after the other, over bundles of one random model."""
+def measure(folder: Path, config: dict[str, Any], rounds: int, other: Precision = "fp32") -> dict[str, Any]:
+    """Both fleets, one after the other, over one bundle of a random model. other: base of the fleet whose agents hold all blocks."""
     bundle = random_bundle(folder, config)
     _write_texts(folder / "data.jsonl", config["vocab_size"])
     floor = int(subprocess.run([sys.executable, "-c", FLOOR], check=True, capture_output=True, text=True).stdout)
     device = Device(floor + JOINED + SESSIONS)
     budgets = [budget(bundle.at("w4"), most, device) for most in MOST_ACTIVE]
     some = run(folder / "some", bundle, folder / "data.jsonl", rounds, [f"--memory.budget={each}" for each in budgets])
-    every = run(folder / "every", bundle, folder / "data.jsonl", rounds, ["--precision=fp32"] * AGENTS)
+    every = run(folder / "every", bundle, folder / "data.jsonl", rounds, [f"--precision={other}"] * AGENTS)
     blocks = {group.id for group in bundle.manifest.groups if group.kind == "body"}
     above = [sum(peak - floor for peak in each.peaks) for each in (some, every)]
     return {
@@ -72,8 +72,9 @@ def measure(folder: Path, config: dict[str, Any], rounds: int) -> dict[str, Any]
         "peaks_mb": [round(peak / 1e6, 1) for peak in some.peaks],
         "predicted_mb": [round(predicted(bundle.at("w4"), most, device) / 1e6, 1) for most in some.active],
         "all_active_peaks_mb": [round(peak / 1e6, 1) for peak in every.peaks],
-        "all_active_over_weights_and_activations": round(above[1] / AGENTS / _least(bundle), 3),
-        "float32_weights_mb": round(_weights(bundle) / 1e6, 1),
+        "all_active_over_weights_and_activations": round(above[1] / AGENTS / _least(bundle.at(other)), 3),
+        "all_active_base": other,
+        "all_active_weights_mb": round(_weights(bundle.at(other)) / 1e6, 1),
         "blocks_by_round": [len(blocks & tried) for tried in some.tried],
         "seconds": [round(each.seconds, 1) for each in (some, every)],
     }
@@ -157,14 +158,14 @@ def high_water(process: int) -> int:
 
 
 def _weights(bundle: Bundle) -> int:
-    """Bytes of the whole model in float32, tables included."""
+    """Bytes of the model with all blocks in float32, and the base's tables."""
     model, values = bundle.manifest.dimensions, sum(group.size for group in bundle.manifest.groups)
-    return FLOAT * values + table_bytes("fp32", model.tables, model.width)
+    return FLOAT * values + table_bytes(bundle.manifest.precision, model.tables, model.width)
 
 
 def _least(bundle: Bundle) -> int:
     """Of an agent with all blocks: weights, and the activations of a run."""
-    return _weights(bundle) + round(ROWS * row_bytes(bundle.manifest.dimensions, TOKENS, Device().held("fp32")))
+    return _weights(bundle) + round(ROWS * row_bytes(bundle.manifest.dimensions, TOKENS, Device().held(bundle.manifest.precision)))
 
 
 def _write_texts(path: Path, vocabulary: int) -> None:

@@ -17,9 +17,11 @@ from coordinator.blocks import Blocks as AllocatedBlocks
 from coordinator.config import Round
 from coordinator.demo import shares
 from coordinator.service import Service
+from edge_agent import memory
 from edge_agent.blocks import SCRATCH, Blocks
 from edge_agent.config import AgentConfig
 from edge_agent.daemon import Daemon
+from edge_agent.guest_config import Memory
 from edge_agent.state import State
 from zo import wire
 from zo.bundle import Bundle
@@ -28,6 +30,7 @@ from zo.engine import Engine
 from zo.errors import DoesNotFit, StorageError
 from zo.inactive import packed_bytes
 from zo.ledger import Entry, genesis
+from zo.memory.engine import Device as MemoryDevice
 from zo.replica import Diverged, Replica
 from zo.terms import Term
 from zo.timing import random_batch
@@ -158,6 +161,15 @@ def test_values_in_place_of_steps_are_refused(device: Device, bundle: Bundle) ->
     with pytest.raises(DoesNotFit, match="--precision"):
         device.replica.restore(Checkpoint(device.replica.genesis, 3, bytes(32), bytes(32), (), (values,)))
     assert device.replica.entry == 0
+
+
+def test_more_active_blocks_than_fit_are_refused_before_they_are_held(bundle: Bundle) -> None:
+    device, rows = MemoryDevice(1_000_000), 2 * bundle.manifest.task.max_tokens
+    one, two = (memory.predicted(bundle.manifest, rows, AgentConfig("unused"), device, active).total for active in (1, 2))
+    config = AgentConfig("unused", memory=Memory(budget=f"{(one + two) / 2 / 0.85:.0f}"))
+    assert memory.plan(bundle.manifest, config, device, 1).need.total <= memory.room(config).allowed
+    with pytest.raises(DoesNotFit, match=r"--memory\.budget"):
+        memory.plan(bundle.manifest, config, device, 2)
 
 
 # --- what is written ---

@@ -75,6 +75,14 @@ def test_one_base_and_a_name_leave_nothing_to_measure(several: Bundle, bert_bund
         choose(several, state, none, precision="w8")
 
 
+def test_what_trains_all_weights_is_the_most_exact_base_that_fits_without_measuring(bundles: Bundles, state: State) -> None:
+    bundle = bundles("bert", "full", "w4,w8,fp32")
+    assert choose(bundle, state, Counting(0)) == ("fp32", {})
+    few = Chooser(AgentConfig("unused"), state, Counting(0)).choose(bundle.folder, bundle.manifest, ["w4", "w8"])
+    assert few == "w8"
+    assert not state.comparison()
+
+
 @pytest.mark.parametrize("most", [0, 5, 2 * (precision.REPEATS + 1) + 1])
 def test_measuring_ends_when_told_to_and_leaves_nothing(most: int, several: Bundle, state: State) -> None:
     with pytest.raises(Stopped):
