@@ -111,7 +111,7 @@ class Replica:
             self.entry = checkpoint.entry
             self.folding = self._folding({given.group for given in checkpoint.values} & self.sizes.keys())
             self.folding.add(checkpoint.terms)
-            if checkpoint.digest != UNSTATED:
+            if checkpoint.digest != UNSTATED or not self._optional:
                 self.check(checkpoint.digest)
         except ValueError as error:
             self.reset()
