@@ -22,7 +22,8 @@ def manifest_of(shape: str, trainable: TrainableSet = "full") -> Manifest:
     size = model.block_weights if trainable == "full" else model.adapters(RANK) // model.blocks
     groups = [Group(place, "body", -20, (Tensor(f"block_{place}.weight", (size,)),)) for place in range(model.blocks)]
     groups.append(Group(model.blocks, "head", -20, (Tensor("head", (len(LABELS), model.width)),)))
-    stages = tuple(Stage(f"stage_{place}.onnx", (), (f"out_{place}",), (place,)) for place in range(len(groups)))
+    resting = [f"inactive_{place}.onnx" if trainable == "full" else "" for place in range(model.blocks)] + [""]
+    stages = tuple(Stage(f"stage_{place}.onnx", (), (f"out_{place}",), (place,), each) for place, each in enumerate(resting))
     task = Task("classification", TOKENS, "prototypes", LABELS)
     base = ManifestBase("base.safetensors", 0, stages)
     precision: Precision = "w4" if trainable == "full" else "fp32"

@@ -99,7 +99,7 @@ def wide(tmp_path: Path) -> Bundle:
         model,
         tmp_path / "bundle",
         tiny_models.CLASSIFICATION,
-        Training("full", "fp32", run_key=7),
+        Training("full", "w4", run_key=7),
         tiny_models.examples(tiny_models.CLASSIFICATION),
     )
     return open_bundle(tmp_path / "bundle")
