@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from edge_agent.state import State
 from zo import inactive
 from zo.bundle import Bundle
 from zo.engine import Engine
-from zo.errors import StorageError
+from zo.errors import DoesNotFit, StorageError
 from zo.exact import hashed, new_hash
 from zo.ledger import Entry
 from zo.parameters import Group
@@ -21,16 +22,28 @@ log = logging.getLogger(__name__)
 
 SCRATCH = "inactive"  # in the state folder
 IN_MEMORY = Path("/dev/shm")
+NO_ROOM = 60.0  # seconds that plans may ask for more blocks than fit
 
 
 class Blocks:
     """The active blocks of an engine over a replica's parameters. At a base whose blocks are all held, nothing ever changes.
 
-    every: entries between refreshes of the inactive ones. go_on: called between blocks; what it raises leaves the engine without some.
+    every: entries between refreshes of the inactive ones. govern: keeps to the memory budget with so many active; DoesNotFit where that
+    cannot be. go_on: called between blocks; what it raises leaves the engine without some.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, replica: Replica, state: State, every: int, go_on: Callable[[], None]) -> None:
-        self._bundle, self._engine, self._replica, self._state, self._every, self._go_on = bundle, engine, replica, state, every, go_on
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        replica: Replica,
+        state: State,
+        every: int,
+        govern: Callable[..., object],
+        go_on: Callable[[], None],
+    ) -> None:
+        self._bundle, self._engine, self._replica, self._state, self._every = bundle, engine, replica, state, every
+        self._govern, self._go_on, self._no_room = govern, go_on, 0.0
         self._optional = {group.id: group for group in bundle.manifest.groups if group.id in bundle.manifest.optional}
         self._stages = {group: number for number, stage in enumerate(bundle.manifest.stages) for group in stage.groups}
         self._refreshed = 0
@@ -40,6 +53,26 @@ class Blocks:
     def active(self) -> tuple[int, ...]:
         """Ids of those that are held in float32."""
         return tuple(sorted(self._optional.keys() & self._replica.parameters.groups.keys()))
+
+    def take_on(self, groups: Collection[int]) -> str:
+        """Hold the blocks among these groups (of all, where there are none); why not, where they do not fit now.
+
+        DoesNotFit where nothing fitted for a while: the coordinator does not heed what this device says of itself.
+        """
+        wanted = self._optional.keys() & set(groups or self._optional)
+        try:
+            if len(wanted) != len(self.active):
+                self._govern(active=max(1, len(wanted)))
+        except DoesNotFit as error:
+            now = time.monotonic()
+            self._no_room = self._no_room or now
+            if now - self._no_room > NO_ROOM:
+                raise
+            log.warning("%d active blocks are too many (%s); asking again", len(wanted), error)
+            return str(error)
+        self._no_room = 0.0
+        self.activate(wanted)
+        return ""
 
     def activate(self, groups: Collection[int]) -> None:
         """Hold these of the blocks, exactly as they are at this entry, and no others. First the others' memory is given back."""

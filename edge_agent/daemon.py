@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ from edge_agent.work import work
 from zo.bundle import Bundle
 from zo.calibration import correlation_here
 from zo.disk import Disk
-from zo.errors import ConnectionFailed, DoesNotFit, UserError
+from zo.errors import ConnectionFailed, UserError
 from zo.memory import process
 from zo.memory.engine import Device
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
@@ -47,7 +48,6 @@ PLAINTEXT = "127.0.0.1:7600"
 RENEWALS = 600.0  # seconds between tries to renew a certificate
 CHECKED_DIRECTIONS = 6
 POOR_CORRELATION = 0.5
-NO_ROOM = 60.0  # seconds that plans may ask for more blocks than fit
 
 
 class Daemon:
@@ -169,15 +169,16 @@ class Daemon:
         if optional:
             process.map_large()
         process.give_back()
-        self._before = memory.here()
+        before = memory.here()
         parameters = bundle.parameters(config.threads, {group.id for group in bundle.manifest.groups} - optional)
         self.engine = engine(config, bundle, parameters, self.state)
         blocks = [group for group in bundle.manifest.groups if group.id in optional]
         replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors, blocks)
-        self.blocks = Blocks(bundle, self.engine, replica, self.state, config.refresh, self.guest.go_on)
-        self.blocks.refresh()
-        self._bundle, self._no_room = bundle, 0.0
-        planned = memory.govern(self.guest, self.engine, bundle, config, self.state, before=self._before)
+        govern = partial(memory.govern, self.guest, self.engine, bundle, config, self.state, before)
+        self.blocks = Blocks(bundle, self.engine, replica, self.state, config.refresh, govern, self.guest.go_on)
+        if optional:
+            self.blocks.refresh()
+        planned = govern()
         self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
         self._check_probes()
         self.profiler = self.PROFILER(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
@@ -214,26 +215,14 @@ class Daemon:
             self.status.update(entry=self._following.replica.entry)
 
     def _take_on(self, plan: WorkPlan) -> None:
-        """Do a plan and report it; wait for another where its blocks do not fit. DoesNotFit where none comes for a while."""
+        """Do a plan and report it; wait for another where its blocks do not fit now."""
         plan_limits.check(plan, self.engine.manifest)
-        wanted = [group.id for group in self.engine.manifest.groups if not plan.groups or group.id in plan.groups]
-        count = len(self.engine.manifest.optional.intersection(wanted))
-        try:
-            if count != len(self.blocks.active):
-                memory.govern(self.guest, self.engine, self._bundle, self.config, self.state, max(1, count), self._before)
-        except DoesNotFit as error:
-            now = time.monotonic()
-            self._no_room = self._no_room or now
-            if now - self._no_room > NO_ROOM:
-                raise
-            log.warning("round %d: %d active blocks are too many (%s); asking again", plan.round, count, error)
-            self.status.update(state="waiting", reason=str(error))
+        why = self.blocks.take_on(plan.groups)
+        self.status.update(active_blocks=len(self.blocks.active), **({"state": "waiting", "reason": why} if why else {}))
+        if why:
             self._pause(FIRST_PAUSE)
-            return
-        self._no_room = 0.0
-        self.blocks.activate(wanted)
-        self.status.update(active_blocks=count)
-        self._send(self._do(plan))
+        else:
+            self._send(self._do(plan))
 
     def _do(self, plan: WorkPlan) -> Report:
         kept, self._kept = self._kept, None

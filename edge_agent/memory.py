@@ -145,8 +145,8 @@ def govern(
     bundle: Bundle,
     config: AgentConfig | SoloConfig,
     state: State,
-    active: int = 1,
     before: Device | None = None,
+    active: int = 1,
 ) -> Plan | None:
     """Calibrate and plan, and let the guest keep the engine within the budget from here on. active: as of `predicted`. before: the
     process without any block, where blocks need not be active; what they take is not measured then.

@@ -154,9 +154,11 @@ def draft(
         raise BundleError(f"inactive blocks in few bits need every block as a stage of its own: {blocks} stages, not {stages}")
     for precision in dict.fromkeys(precisions):
         at = dataclasses.replace(training, precision=precision)
-        layers = chain.draft(checkpoint, task, at, stages)
+        layers = chain.draft(checkpoint, task, at, stages, few_bits)
         inactive = (
-            chain.draft(checkpoint, task, dataclasses.replace(at, top_blocks=0), stages) if few_bits and precision != "fp32" else None
+            chain.draft(checkpoint, task, dataclasses.replace(at, top_blocks=0), stages, few_bits)
+            if few_bits and precision != "fp32"
+            else None
         )
         drafts.append(chain.write(layers, folder, name, task, inactive))
         common.add((drafts[-1].groups, file_digest(folder / TRAINABLE)))

@@ -25,8 +25,8 @@ from zo.parameters import Group, Tensor
 ADAPTER_LOG2_UNIT = -20  # what starts near zero (adapters, prototypes) still gets room to grow: +-16
 
 
-def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -> Layers:
-    """All stages of the model, in memory. stages: how many the blocks are cut into."""
+def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int, embeddings_apart: bool = False) -> Layers:
+    """All stages of the model, in memory. stages: how many the blocks are cut into. embeddings_apart: they are one more, below."""
     kind = checkpoint.config.get("model_type")
     if kind not in ARCHITECTURES:
         raise BundleError(f"architecture {kind!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}")
@@ -51,8 +51,8 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
         raise BundleError(f"the topmost {top} of {model.blocks} blocks cannot be trained")
     lowest = model.blocks - top  # a stage begins there, so that all below is one unchanging prefix
     cuts = {model.blocks * number // stages for number in range(1, stages)} | {lowest} - {0, model.blocks}
-    if apart(training, stages, model.blocks):
-        cuts.add(0)  # the embeddings, so that every other stage is one block
+    if embeddings_apart:
+        cuts.add(0)
     x = model.embed()
     for number in range(model.blocks):
         if number in cuts:
@@ -65,11 +65,6 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
     if not layers.groups:
         raise BundleError(f"nothing would be trained: the head has nothing for {training.trainable!r}; train a block, or 'norms' or 'full'")
     return layers
-
-
-def apart(training: Training, stages: int, blocks: int) -> bool:
-    """Whether every block is a stage of its own, which a device may hold or not."""
-    return training.trainable == "full" and stages == blocks
 
 
 def _check_tokenizer(checkpoint: Checkpoint, known: int) -> None:

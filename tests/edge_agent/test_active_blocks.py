@@ -51,8 +51,13 @@ class Device:
         self.bundle, self.state = bundle, State(folder, daily)
         self.replica = Replica(parameters, genesis(bundle.digest, b""), bundle.initial_tensors, optional)
         self.engine = Engine(bundle, parameters)
-        self.blocks = Blocks(bundle, self.engine, self.replica, self.state, every, lambda: None)
+        self.room = 3  # blocks
+        self.blocks = Blocks(bundle, self.engine, self.replica, self.state, every, self.govern, lambda: None)
         self.blocks.refresh()
+
+    def govern(self, active: int) -> None:
+        if active > self.room:
+            raise DoesNotFit(f"{active} of {self.room}")
 
     def loss(self) -> float:
         return self.engine.loss(random_batch(self.bundle.manifest.task, 60, 4, 8))
@@ -170,6 +175,24 @@ def test_more_active_blocks_than_fit_are_refused_before_they_are_held(bundle: Bu
     assert memory.plan(bundle.manifest, config, device, 1).need.total <= memory.room(config).allowed
     with pytest.raises(DoesNotFit, match=r"--memory\.budget"):
         memory.plan(bundle.manifest, config, device, 2)
+
+
+def test_a_plan_for_more_than_fits_changes_nothing_and_the_next_one_counts(device: Device) -> None:
+    assert device.blocks.take_on((0, 1, 3)) == ""
+    device.room = 1
+    assert device.blocks.take_on((0, 1, 3)) == ""  # they are held already, and the governor sheds what it can
+    assert device.blocks.take_on(()) == "3 of 1"
+    assert device.blocks.active == (0, 1)
+    assert device.blocks.take_on((2, 3)) == ""
+    assert device.blocks.active == (2,)
+
+
+def test_plans_that_never_fit_end_it(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.room = 1
+    assert device.blocks.take_on((0, 1)) == "2 of 1"
+    monkeypatch.setattr("edge_agent.blocks.NO_ROOM", -1.0)
+    with pytest.raises(DoesNotFit):
+        device.blocks.take_on((0, 1))
 
 
 # --- what is written ---
