@@ -10,6 +10,7 @@ from conftest import Bundles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_coordinator import LocalCoordinator
+from waiting import wait_until
 
 from coordinator.allocation import Asking
 from coordinator.bench import tiny_models
@@ -260,3 +261,31 @@ def test_agents_with_other_blocks_in_each_round_end_alike(precisions: tuple[str,
     assert [daemon.status.facts["digest"] for daemon in daemons] == [digest, digest]
     assert len(daemons[0].blocks.active) == 1
     assert digest != bundle.parameters().digest().hex()
+
+
+class Eager(Daemon):
+    """Saves its position after every reply that brings entries."""
+
+    SAVE_EVERY = 0.0
+
+
+def test_an_agent_that_was_stopped_goes_on_with_what_it_saved(bundle: Bundle, tmp_path: Path) -> None:
+    shares.write(tmp_path / "data" / "a.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 20))
+    given = {"data": str(tmp_path / "data"), "state": str(tmp_path / "state"), "bundle": str(bundle.folder), "refresh": 2}
+    with LocalCoordinator(bundle.at("w4"), tmp_path / "run.sqlite", rounds=8, digest_every=2, round=Round(1, 1, 60.0)) as coordinator:
+        coordinator.call(take_turns)
+        settings = AgentConfig(coordinator=coordinator.address, insecure_loopback=True, precision="w4", **given)  # type: ignore[arg-type]
+        first = Eager(settings, threading.Event())
+        thread = threading.Thread(target=first.run)
+        thread.start()
+        wait_until(lambda: first.follower is not None and first.follower.replica.entry >= 3)
+        first._stop.set()
+        thread.join(60)
+        saved = first.state.position()
+        assert saved is not None
+        assert saved.entry >= 3
+        again = Daemon(settings, threading.Event())
+        again.run()
+        digest = coordinator.call(lambda service: service.rounds.digest()).hex()
+    assert again.status.facts["digest"] == digest
+    assert again._following.replica.entry == 8
