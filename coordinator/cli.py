@@ -66,7 +66,14 @@ def _add_bundle_commands(commands: argparse._SubParsersAction) -> None:
         help=f"of what is not trained: {', '.join(PRECISIONS)}; several make as many bases, the first the default [fp32]",
     )
     build.add_argument("--rank", type=int, default=8, help="of adapters [8]")
-    build.add_argument("--alpha", type=float, default=16.0, help="adapters are scaled by alpha / rank [16]")
+    build.add_argument(
+        "--ranks",
+        type=bundles.ranks,
+        default=(),
+        metavar="R[,R...]",
+        help="of adapters in slices, as 2,4,8,16: each device trains with the rank it can bear (docs/ranks.md); instead of --rank",
+    )
+    build.add_argument("--alpha", type=float, default=16.0, help="adapters are scaled by alpha / rank, the largest rank [16]")
     build.add_argument("--top-blocks", type=int, help="train only so many blocks, those nearest the output; 0: the head alone [all]")
     build.add_argument("--stages", type=int, help="parts that the blocks are cut into, the head not counted [2]")
     build.add_argument("--run-key", type=int, help="32 bits from which all directions derive [random]")

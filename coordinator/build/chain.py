@@ -13,6 +13,7 @@ from coordinator.architectures import ARCHITECTURES
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import DraftGroup, Layers, Training
 from zo import bundle as bundle_files
+from zo import ranks
 from zo.errors import BundleError
 from zo.lattice import fit_log2_unit, snap
 from zo.manifest import FILE, Base, Manifest, Stage, Task
@@ -31,6 +32,7 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
         raise BundleError("trainable 'full' perturbs the weights themselves; it needs precision 'fp32'")
     if training.rank < 1:
         raise BundleError(f"adapters of rank {training.rank} cannot be; give 1 or more")
+    _check_ranks(training)
     layers = Layers(checkpoint, training)
     try:
         _check_tokenizer(checkpoint, int(checkpoint.config["vocab_size"]))
@@ -62,6 +64,16 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
     return layers
 
 
+def _check_ranks(training: Training) -> None:
+    """BundleError where there are no such slices of adapters."""
+    try:
+        ranks.check(training.ranks)
+    except ValueError as error:
+        raise BundleError(f"--{error}") from None
+    if training.ranks and training.trainable not in ("lora", "lora-fa"):
+        raise BundleError(f"trainable {training.trainable!r} has no adapters; --ranks needs 'lora-fa' or 'lora'")
+
+
 def _check_tokenizer(checkpoint: Checkpoint, known: int) -> None:
     """BundleError where the tokenizer gives ids that the model has no embedding for."""
     file = checkpoint.folder / bundle_files.TOKENIZER
@@ -81,7 +93,7 @@ def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:
         file = f"{precision}.stage_{number}.onnx"
         onnx.save(graph.model(outputs, base, offsets), folder / file)
         trained = {tensor for draft in layers.groups if draft.stage == number for tensor in draft.tensors}
-        inputs = tuple(given for given in graph.inputs if given not in trained)
+        inputs = tuple(given for given in graph.inputs if given not in trained | layers.sliced)
         held = tuple(place for place, draft in enumerate(layers.groups) if draft.stage == number)
         stages.append(Stage(file, inputs, tuple(outputs), held))
     shutil.copyfile(layers.checkpoint.folder / bundle_files.TOKENIZER, folder / bundle_files.TOKENIZER)
@@ -94,13 +106,14 @@ def write(layers: Layers, folder: Path, name: str, task: Task) -> Manifest:
         width=int(next(iter(layers.outputs[-2].values()))[-1]),
         precision=precision,
         trainable=training.trainable,
-        rank=training.rank,
+        rank=training.largest_rank,
         alpha=training.alpha,
         run_key=training.run_key,
         task=task,
         groups=groups,
         bases={precision: Base(base, (folder / base).stat().st_size, tuple(stages))},
         model=of_config(config),
+        ranks=training.ranks,
     )
 
 

@@ -1,12 +1,14 @@
 """The engine: losses of work plans on batches (DESIGN section 5)."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
+from zo import ranks
 from zo.batches import Batch
 from zo.bundle import Bundle
+from zo.engine.inputs import Inputs
 from zo.engine.prefix import Prefix
 from zo.engine.stages import Stages, Values, share
 from zo.engine.walk import Cache, Walk
@@ -24,32 +26,54 @@ class Engine:
     threads: of ONNX Runtime. max_rows: most rows (branches x examples x tokens) in one run; what is more is run one after
     the other, except that a run never holds less than one example with its two branches (on each output that the levels
     below leave of it). The head's rows are few and do not count. prefix: keeps outputs of the stages below every group.
-    BundleError where a graph cannot be loaded. Not safe for concurrent calls.
+    rank: adapters are cut to it, but in plans, which say to what; 0 is all of them. It may be set at any time between calls.
+    BundleError where a graph cannot be loaded, ConfigError where the bundle has no such rank. Not safe for concurrent calls.
     """
 
     HEAD_ROOM = HEAD_ROOM
 
     def __init__(
-        self, bundle: Bundle, parameters: Parameters, *, threads: int = 1, max_rows: int = MAX_ROWS, prefix: Prefix | None = None
+        self,
+        bundle: Bundle,
+        parameters: Parameters,
+        *,
+        threads: int = 1,
+        max_rows: int = MAX_ROWS,
+        prefix: Prefix | None = None,
+        rank: int = 0,
     ) -> None:
         self.manifest, self.parameters, self.max_rows, self._prefix = bundle.manifest, parameters, max_rows, prefix
+        ranks.refuse(bundle.manifest, rank)
+        self.rank = rank
         self.stages = Stages(bundle, threads)
         self._frozen = next(place for place, stage in enumerate(self.manifest.stages) if stage.groups)  # stages below every group
-        tensors = {tensor.name: tensor for group in self.manifest.groups for tensor in group.tensors}
-        self.branched = {name for name, tensor in tensors.items() if self.stages.ranks[name] > len(tensor.shape)}
-        self.live = {name: share(parameters.tensor(name)[None] if name in self.branched else parameters.tensor(name)) for name in tensors}
-        self._buffers: dict[tuple[str, int], tuple[np.ndarray, Any]] = {}
+        self.inputs = Inputs(bundle.manifest, parameters, self.stages.ranks)
+
+    @property
+    def live(self) -> Values:
+        """The trainable tensors, unperturbed, as they are bound."""
+        return self.inputs.live(self.rank)
+
+    @contextmanager
+    def cut(self, rank: int) -> Iterator[None]:
+        """Another rank meanwhile."""
+        ranks.refuse(self.manifest, rank)
+        kept, self.rank = self.rank, rank
+        try:
+            yield
+        finally:
+            self.rank = kept
 
     def trim(self) -> None:
         """Give back memory that no run is using: branches, and the arena's, which grows to the largest run that there ever was."""
-        self._buffers.clear()
+        self.inputs.trim()
         self.stages.trim(self.manifest.width, self.live)
 
     def in_place(self, node: Node) -> bool:
         """Whether the node perturbs a tensor without a branch axis, so that its probes run one by one."""
         groups = {group for size in node.probe_sizes for group in size.groups}
         names = {tensor.name for group in groups for tensor in self.parameters.groups[group].tensors}
-        return not names <= self.branched
+        return not names <= self.inputs.branched
 
     def probe(self, node: Node, batch: Batch, go_on: Callable[[], None] = lambda: None) -> np.ndarray:
         """Losses of a plan: float64 [2 * scalars], + then - of every direction, lowest level first; NaN or infinite ones included.
@@ -59,14 +83,16 @@ class Engine:
         exactly: after EnoughProbed with the losses found so far, NaN for the others.
         """
         parts = batch.split(max(1, self.max_rows // (self._copies(node) * batch.tokens)))
-        caches = [Cache(part, self._below(part, node.stage), part.losses / batch.losses) for part in parts]
-        return Walk(self, node, go_on).losses(caches)
+        with self.cut(node.rank):
+            self.inputs.copy()
+            caches = [Cache(part, self._below(part, node.stage), part.losses / batch.losses) for part in parts]
+            return Walk(self, node, go_on).losses(caches)
 
     def forward(self, batch: Batch) -> tuple[float, np.ndarray]:
         """Unperturbed loss (nats, mean over rows) and logits [rows, classes]."""
         parts = batch.split(max(1, self.max_rows // batch.tokens))
         head, stop = len(self.stages) - 1, len(self.stages)
-        self.parameters.settle()  # `_below` does not where nothing below the head is trained
+        self.inputs.refresh()  # `_below` does not where nothing below the head is trained
         values = [self.stages.run(self._below(part, head), head, stop, self.live, logits=True) for part in parts]
         loss = sum(float(each["loss"].numpy()[0]) * part.losses for each, part in zip(values, parts, strict=True)) / batch.losses
         return loss, np.concatenate([each["logits"].numpy()[0] for each in values])
@@ -101,13 +127,6 @@ class Engine:
         """What the stage before the head gives for the unperturbed model: [rows, width]."""
         return self._below(batch, len(self.stages) - 1)[self.manifest.stages[-2].outputs[0]].numpy()[0]
 
-    def buffer(self, name: str, branches: int) -> tuple[np.ndarray, Any]:
-        """Room for a tensor's branches [branches, *shape], always the same, and the OrtValue over it."""
-        if (name, branches) not in self._buffers:
-            array = np.empty((branches, *self.parameters.tensor(name).shape), np.float32)
-            self._buffers[name, branches] = (array, share(array))
-        return self._buffers[name, branches]
-
     def _copies(self, root: Node) -> int:
         """Rows of a token in a run of one direction of the highest level below the head: its branches, on all that is kept for it."""
         levels = sum(level.stage < len(self.stages) - 1 for level, _ in root.levels())
@@ -118,7 +137,7 @@ class Engine:
         values = {name: share(array) for name, array in batch.fields.items()}
         first = self._frozen
         if first < stop:
-            self.parameters.settle()
+            self.inputs.refresh()
         if self._prefix is None or not first or stop < first:  # what is kept are outputs of one stage
             return self.stages.run(values, 0, stop, self.live)
         name = self.manifest.stages[first - 1].outputs[0]
