@@ -22,6 +22,7 @@ from edge_agent.manners.policy import Policy
 from edge_agent.precision import Chooser
 from edge_agent.privacy import Guard
 from edge_agent.profile import Profiler
+from edge_agent.rank import bearable
 from edge_agent.sent import Sent
 from edge_agent.state import State
 from edge_agent.status import Status
@@ -141,7 +142,8 @@ class Daemon:
         follower.catch_up()
         self.status.update(entry=follower.replica.entry)
         while True:
-            reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.profiler.now()))
+            self._choose_rank()
+            reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.profiler.now(), self.engine.rank))
             if reply.renew and self._identity:
                 self._renew(self._identity)
             self._apply(reply)
@@ -161,8 +163,11 @@ class Daemon:
         self.guest.release()
         self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
         parameters = bundle.parameters(config.threads)
+        self._device = memory.here()
         self.engine = engine(config, bundle, parameters, self.state)
+        self._choose_rank()
         planned = memory.govern(self.guest, self.engine, bundle, config, self.state)
+        self._device = planned.device if planned else self._device
         self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
         self._check_probes()
         self.profiler = self.PROFILER(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
@@ -191,6 +196,14 @@ class Daemon:
                 manifest.precision,
             )
 
+    def _choose_rank(self) -> None:
+        """The rank that this device bears now: its budget may have changed since."""
+        rank = bearable(self.engine.manifest, self.config, self._device)
+        if rank != self.engine.rank:
+            log.info("training adapters of rank %d, of %s that the bundle has", rank, ", ".join(map(str, self.engine.manifest.ranks)))
+            self.engine.rank = rank
+            self.status.update(rank=rank)
+
     def _apply(self, reply: WorkReply) -> None:
         """Bring the parameters up to the reply's entries. ValueError where that cannot be."""
         if reply.entries:
@@ -198,7 +211,7 @@ class Daemon:
             self.status.update(entry=self._following.replica.entry)
 
     def _do(self, plan: WorkPlan) -> Report:
-        plan_limits.check(plan, self.engine.manifest)
+        plan_limits.check(plan, self.engine.manifest, self.engine.rank)
         kept, self._kept = self._kept, None
         mine = (self.joined.run, self.joined.device, plan.round, plan.id)
         if kept and (kept.run, kept.device, kept.round, kept.plan) == mine:

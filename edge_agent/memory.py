@@ -68,16 +68,16 @@ def _prefix(manifest: Manifest, config: AgentConfig | SoloConfig) -> int:
     return 0 if manifest.stages[0].groups else int(config.prefix.memory)
 
 
-def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device) -> Need:
-    """With runs of so many rows of the longest texts."""
+def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device, rank: int = 0) -> Need:
+    """With runs of so many rows of the longest texts, and adapters of this rank (0: the largest)."""
     tokens = manifest.task.max_tokens
-    return need(manifest, rows, tokens, device, _prefix(manifest, config), pairs=max(1, rows // (2 * tokens)))
+    return need(manifest, rows, tokens, device, _prefix(manifest, config), pairs=max(1, rows // (2 * tokens)), rank=rank)
 
 
-def most_rows(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> int:
+def most_rows(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, rank: int = 0) -> int:
     """Of a run, so that it stays below the soft line: as the settings say, or fewer; 0 where even few do not fit."""
     allowed = room(config).allowed
-    return largest(lambda rows: predicted(manifest, rows, config, device).total <= allowed, config.max_rows)
+    return largest(lambda rows: predicted(manifest, rows, config, device, rank).total <= allowed, config.max_rows)
 
 
 def fitting(manifest: Manifest, among: Sequence[Precision], config: AgentConfig | SoloConfig) -> list[Precision]:
@@ -96,16 +96,16 @@ def fitting(manifest: Manifest, among: Sequence[Precision], config: AgentConfig 
     return found
 
 
-def plan(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> Plan:
+def plan(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, rank: int = 0) -> Plan:
     """Rows that stay below the soft line: as the settings say, or fewer. DoesNotFit where one example with its two branches does not."""
     allowed, least = room(config).allowed, 2 * manifest.task.max_tokens
-    if predicted(manifest, least, config, device).total > allowed:
+    if predicted(manifest, least, config, device, rank).total > allowed:
         needs = {manifest.precision: _least(manifest, config, device)}
         raise DoesNotFit(_refusal(manifest, [manifest.precision], needs, config))
-    rows = most_rows(manifest, config, device)
+    rows = most_rows(manifest, config, device, rank)
     if rows < config.max_rows:
         log.info("runs of at most %d rows instead of %d, so that they fit the %s allowed", rows, config.max_rows, told(allowed))
-    return Plan(device, allowed, rows, predicted(manifest, max(rows, least), config, device))
+    return Plan(device, allowed, rows, predicted(manifest, max(rows, least), config, device, rank))
 
 
 def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State, go_on: Callable[[], None]) -> Device:
@@ -144,17 +144,21 @@ def govern(guest: Guest, engine: Engine, bundle: Bundle, config: AgentConfig | S
     if bundle.manifest.model is None:
         guest.govern(engine, Governor(config.max_rows, gauges(config.memory), engine.trim))
         return None
-    made = plan(bundle.manifest, config, calibrated(engine, bundle, config, state, guest.go_on))
+    made = plan(bundle.manifest, config, calibrated(engine, bundle, config, state, guest.go_on), engine.rank)
 
     def growth(rows: int) -> float:
-        return predicted(bundle.manifest, rows, config, made.device).activations
+        return predicted(bundle.manifest, rows, config, made.device, engine.rank).activations
 
     guest.govern(engine, Governor(made.rows, gauges(config.memory), engine.trim, growth))
     return made
 
 
 def _least(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device) -> Need:
-    return predicted(manifest, 2 * manifest.task.max_tokens, config, device)
+    """With the smallest runs, and the smallest adapters that the settings allow."""
+    rank = 0
+    if isinstance(config, AgentConfig) and manifest.ranks:
+        rank = manifest.ranks[0] if config.rank == "auto" else config.rank
+    return predicted(manifest, 2 * manifest.task.max_tokens, config, device, rank)
 
 
 def _refusal(manifest: Manifest, among: Sequence[Precision], needs: dict[Precision, Need], config: AgentConfig | SoloConfig) -> str:

@@ -15,7 +15,7 @@ from zo.manifest import Manifest, Task
 from zo.messages import Report
 from zo.parameters import Group
 from zo.plan import Node, ProbeSize
-from zo.planning import kinds, probe_sizes
+from zo.planning import groups_of_its_size, kinds, probe_sizes
 from zo.recipe import Aggregation, Probe, Rate
 from zo.terms import Term
 
@@ -219,9 +219,8 @@ def _weighed_alike(sizes: Sequence[ProbeSize], directions: Counter[int], example
 
 
 def _signal(root: Node, given: Rates, manifest: Manifest) -> float:
-    """The rms half difference to be expected of probes of these groups together: of each kind the share that its groups are."""
-    kind = {group.id: group.kind for group in manifest.groups}
-    all_of = Counter(kind.values())
+    """The rms half difference to be expected of probes of these groups together: of each kind the share of its values."""
+    kind, alike = {group.id: group.kind for group in manifest.groups}, groups_of_its_size(manifest.groups)
     levels = [node for node, _ in root.levels()] if root.joint else [root]
-    probed = [kind[group] for level in levels for size in level.probe_sizes for group in size.groups]
-    return math.sqrt(sum(given.signal[each] ** 2 / all_of[each] for each in probed))
+    probed = [group for level in levels for size in level.probe_sizes for group in size.groups]
+    return math.sqrt(sum(given.signal[kind[group]] ** 2 / alike[group] for group in probed))

@@ -58,7 +58,7 @@ def pieces(manifest: "Manifest") -> dict[str, tuple[Piece, ...]]:
 
 
 def prefix(manifest: "Manifest", rank: int) -> frozenset[int]:
-    """Ids of the groups of a model of that rank: slices within it, and what is no slice. 0 is all. ConfigError where it has no such rank."""
+    """Ids of the groups of a model of that rank (0: the largest): slices within it, and what is no slice. ConfigError as `refuse`."""
     refuse(manifest, rank)
     most = manifest.ranks.index(rank) if rank and manifest.ranks else len(manifest.ranks)
     return frozenset(group.id for group in manifest.groups if (slice_of(group) or 0) <= most)

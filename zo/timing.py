@@ -43,7 +43,7 @@ def random_batch(task: Task, vocabulary: int, examples: int, tokens: int) -> Bat
 def probe_pair(engine: Engine, batch: Batch, go_on: Callable[[], None] = lambda: None) -> Callable[[], object]:
     """One direction of plain MeZO, at the probe sizes of the engine's base: +E and -E of all groups."""
     sizes = {each.kind: each.log2_eps for each in engine.manifest.calibration}
-    plan = one_level(engine.manifest, sizes, 0, 1)
+    plan = one_level(engine.manifest, sizes, 0, 1, engine.rank)
     return lambda: engine.probe(plan, batch, go_on)
 
 
