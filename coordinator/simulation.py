@@ -51,6 +51,8 @@ class Simulation:
     the largest, if left out.
     """
 
+    ROUNDS = Rounds
+
     def __init__(
         self,
         bundle: Bundle,
@@ -61,7 +63,7 @@ class Simulation:
         ranks: Sequence[int] = (),
     ) -> None:
         store, task, tokenizer = MemoryStore(), bundle.manifest.task, bundle.tokenizer()
-        self.rounds = Rounds(store, store.open_run(config.name, bundle.folder, bundle.digest), bundle, config)
+        self.rounds = self.ROUNDS(store, store.open_run(config.name, bundle.folder, bundle.digest), bundle, config)
         self.engine = Engine(bundle, self.rounds.parameters, max_rows=MAX_ROWS)
         self._ranks = tuple(ranks) or (0,) * len(shares)
         self._samplers, self._held_out = [], []
@@ -80,7 +82,7 @@ class Simulation:
         yield point
         while not (self.over or stop(point)):
             number = self.rounds.round
-            self._round()
+            self.step()
             if number in looks or self.over:
                 point = self._look(validation)
                 yield point
@@ -94,7 +96,8 @@ class Simulation:
         """A batch of the first device."""
         return self._samplers[0].draw(self.rounds.config.probe.examples)
 
-    def _round(self) -> None:
+    def step(self) -> None:
+        """One round."""
         for device, sampler in enumerate(self._samplers):
             self.rounds.accept(self._work(device, sampler))
         self.rounds.close_if_due()

@@ -57,7 +57,7 @@ def within(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape, among:
 
 
 def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
-    """The tree of a shape, with all seeds from 0 on: of its groups, those within its rank are tried.
+    """The tree of a shape, with all seeds from 0 on: of its groups, those within its rank are tried, a short prefix with larger probes.
 
     ConfigError where the bundle has no such stages, groups or rank, or a part tries nothing.
     """
@@ -66,6 +66,8 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
         raise ConfigError(f"groups = {list(shape.groups)}: this bundle has no group {min(unknown)}")
     held = ranks.prefix(manifest, shape.rank)
     tried = held.intersection(shape.groups) if shape.groups else held
+    nested = {group.kind for group in manifest.groups if ranks.slice_of(group) is not None}
+    log2_eps = {kind: log2 + ranks.growth(manifest, shape.rank) * (kind in nested) for kind, log2 in log2_eps.items()}
     stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps, tried)
     for cut in shape.cuts:
         if not lowest < cut < stages:

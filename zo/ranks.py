@@ -4,6 +4,7 @@ Of ranks r_1 < ... < r_T, slice s holds the dimensions from r_(s-1) to r_s of ev
 An adapter `x.lora_B` of a graph is made of tensors `x.lora_B.0`, `x.lora_B.1`, ..., each [dimensions of the slice, width].
 """
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -62,6 +63,11 @@ def prefix(manifest: "Manifest", rank: int) -> frozenset[int]:
     refuse(manifest, rank)
     most = manifest.ranks.index(rank) if rank and manifest.ranks else len(manifest.ranks)
     return frozenset(group.id for group in manifest.groups if (slice_of(group) or 0) <= most)
+
+
+def growth(manifest: "Manifest", rank: int) -> int:
+    """log2 of how much larger a probe of a prefix may be than one of all: fewer values move, and the loss should as far (docs/ranks.md)."""
+    return math.ceil(math.log2(manifest.ranks[-1] / rank) / 2) if rank and manifest.ranks else 0
 
 
 def refuse(manifest: "Manifest", rank: int) -> None:

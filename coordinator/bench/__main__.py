@@ -107,6 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split.add_argument("--long-rate", type=float, default=1.0, help="its rate, times the default [1]")
     split.add_argument("--plot", type=Path, help="write a picture of loss against compute")
     split.set_defaults(command=_split)
+    ranks = commands.add_parser("ranks", help="one adapter for devices of unequal rank, against its peers, on real data")
+    ranks.add_argument("--data", type=Path, required=True, help="folder as of 'split'")
+    ranks.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    ranks.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
+    ranks.add_argument("--max-tokens", type=int, default=32, help="[32]")
+    ranks.add_argument("--seeds", type=int, default=5, help="[5]")
+    ranks.add_argument("--rounds", type=int, default=80, help="of 8 devices, 2 probes each [80]")
+    ranks.add_argument("--repeats", type=int, default=25, help="of the steps that are timed, by rank [25]")
+    ranks.set_defaults(command=_ranks)
     autopilot = commands.add_parser("autopilot", help="runs with every setting at 'auto' against the best of a sweep by hand, on real data")
     autopilot.add_argument("--data", type=Path, action="append", required=True, help="folder as of 'split'; may be repeated")
     autopilot.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
@@ -325,6 +334,19 @@ def _autopilot(given: argparse.Namespace) -> None:
 
     found = autopilot.measure(given.data, given.model or packaged_model(), given.seeds, given.rounds, given.max_tokens)
     _show(given, autopilot.told(found), found)
+
+
+def _ranks(given: argparse.Namespace) -> None:
+    from coordinator import task as task_file
+    from coordinator.bench import rank_costs, ranks
+    from coordinator.demo.packaged import packaged_model
+
+    labels = given.data / "labels.json"
+    task = task_file.read(labels if labels.exists() else None, given.max_tokens)
+    with tempfile.TemporaryDirectory() as scratch:
+        fleets = ranks.Fleets(given.model or packaged_model(), Path(scratch), given.data, task, given.precision, given.rounds)
+        found = ranks.measure(fleets, given.seeds) | {"by_rank": rank_costs.measure(fleets.bundles[ranks.RANKS], given.repeats)}
+    _show(given, ranks.told(found), found)
 
 
 def _round(given: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Adapters in rank slices: what is bound and tried is what the plain definition says of the first dimensions, whichever way it is walked."""
+"""Adapters in rank slices: what is bound and tried is what the plain definition says of the first dimensions."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def nested(bundles: Bundles) -> Callable[..., Bundle]:
     return lambda model="bert", trainable="lora-fa": bundles(model, trainable, ranks=RANKS)
 
 
-@pytest.mark.parametrize("rank", (0, *RANKS))
+@pytest.mark.parametrize("rank", [0, *RANKS])
 @pytest.mark.parametrize(("model", "trainable"), CASES)
 def test_a_prefix_is_the_plain_model_of_its_dimensions(model: str, trainable: str, rank: int, nested: Callable[..., Bundle]) -> None:
     bundle = nested(model, trainable)
