@@ -15,6 +15,7 @@ from zo.manifest import PRECISIONS, Manifest, Precision
 
 def build(given: argparse.Namespace) -> None:
     """bundle build MODEL OUT"""
+    from coordinator import peft
     from coordinator import task as task_file
     from coordinator.build import build as builder
     from coordinator.build.layers import Training
@@ -27,7 +28,9 @@ def build(given: argparse.Namespace) -> None:
     if not 0 <= run_key < 2**32:
         raise ConfigError(f"--run-key {run_key} must be 32 bits, unsigned")
     precision, *others = given.precision
-    training = Training(given.trainable, precision, given.rank, given.alpha, run_key, given.top_blocks, given.ranks)
+    adapter = peft.read(given.adapter) if given.adapter else None
+    rank, alpha = (adapter.rank, adapter.alpha) if adapter else (given.rank, given.alpha)
+    training = Training(given.trainable, precision, rank, alpha, run_key, given.top_blocks, given.ranks, adapter)
     found = examples.read(given.data, task).examples if given.data else []
     measured = builder.build(given.model, given.out, task, training, found, given.stages, others)
     print("\n".join(f"{precision}:\n{calibration.told(found)}" for precision, found in measured.items()))

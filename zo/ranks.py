@@ -6,9 +6,11 @@ An adapter `x.lora_B` of a graph is made of tensors `x.lora_B.0`, `x.lora_B.1`, 
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from zo.errors import ConfigError
 
@@ -63,6 +65,15 @@ def prefix(manifest: "Manifest", rank: int) -> frozenset[int]:
     refuse(manifest, rank)
     most = manifest.ranks.index(rank) if rank and manifest.ranks else len(manifest.ranks)
     return frozenset(group.id for group in manifest.groups if (slice_of(group) or 0) <= most)
+
+
+def joined(manifest: "Manifest", tensors: Mapping[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
+    """Tensors as a model of that rank (0: the largest) has them: adapters whole, [rank, width]. ConfigError as `refuse`."""
+    refuse(manifest, rank)
+    found = {name: values for name, values in tensors.items() if not SLICED.fullmatch(name)}
+    for adapter, parts in pieces(manifest).items():
+        found[adapter] = np.concatenate([tensors[piece.tensor] for piece in parts if not rank or piece.stop <= rank])
+    return found
 
 
 def growth(manifest: "Manifest", rank: int) -> int:

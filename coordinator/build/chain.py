@@ -33,6 +33,12 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
     if training.rank < 1:
         raise BundleError(f"adapters of rank {training.rank} cannot be; give 1 or more")
     _check_ranks(training)
+    if training.adapter and training.trainable != "lora":
+        raise BundleError(
+            f"an adapter to begin with needs trainable 'lora', as both of its matrices are its own, not {training.trainable!r}"
+        )
+    if training.adapter and training.adapter.rank != training.largest_rank:
+        raise BundleError(f"the adapter in {training.adapter.folder} has rank {training.adapter.rank}, not {training.largest_rank}")
     layers = Layers(checkpoint, training)
     try:
         _check_tokenizer(checkpoint, int(checkpoint.config["vocab_size"]))
@@ -59,6 +65,9 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int) -
     x = layers.cut(model.select(x), ["P", "rows", model.width])
     with layers.group("head"):
         model.head(x)
+    given = training.adapter
+    if given and (left := sorted(given.layers.keys() - layers.begun)):
+        raise BundleError(f"the adapter in {given.folder} has layer {left[0]!r}, for which the bundle trains none")
     if not layers.groups:
         raise BundleError(f"nothing would be trained: the head has nothing for {training.trainable!r}; train a block, or 'norms' or 'full'")
     return layers

@@ -13,6 +13,7 @@ import numpy as np
 from coordinator.build import quantised
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.graph import CONTRIB, FLOAT, INT64, Frozen, Graph
+from coordinator.peft import Adapter
 from zo import directions, ranks
 from zo.errors import BundleError
 from zo.manifest import Precision, TrainableSet
@@ -34,7 +35,8 @@ class Training:
     """What is trained and in what precision the rest is held. rank, alpha: of the adapters.
 
     top_blocks: how many blocks are trained, those nearest the output; all where it is None. ranks: adapters are held in slices, so
-    that a model of each of these is a prefix of the next (zo.ranks); the largest takes the place of `rank`.
+    that a model of each of these is a prefix of the next (zo.ranks); the largest takes the place of `rank`. adapter: what A and B, and
+    a linear head, begin as; its rank and alpha must be these.
     """
 
     trainable: TrainableSet = "lora-fa"
@@ -44,6 +46,7 @@ class Training:
     run_key: int = 0
     top_blocks: int | None = None
     ranks: tuple[int, ...] = ()
+    adapter: Adapter | None = None
 
     @property
     def largest_rank(self) -> int:
@@ -63,6 +66,7 @@ class Layers:
         self._open: DraftGroup | None = None
         self._slices: list[DraftGroup] = []
         self.sliced: set[str] = set()
+        self.begun: set[str] = set()
         self._made: dict[tuple[int, str], str] = {}
         self._adapters = 0
 
@@ -195,15 +199,28 @@ class Layers:
             return self._nested(x, name, width, out)
         g, rank, scale = self.graph, self.training.rank, self.training.alpha / self.training.rank
         signs = directions.signs(self.training.run_key, ADAPTER_A_GROUP, np.array([self._adapters], np.uint64), 0, width * rank)
-        a = signs.reshape(width, rank) / np.sqrt(np.float32(width))
+        a, b = self._begun(name, signs.reshape(width, rank) / np.sqrt(np.float32(width)), out)
         self._adapters += 1
         if self.training.trainable == "lora":
             branches_a = g.op("Unsqueeze", self.trained(f"{name}.lora_A", a), g.indices(1))
             low = g.op("Mul", g.op("MatMul", x, branches_a), g.constant(scale))
         else:
             low = g.op("MatMul", x, g.weight(f"{name}.lora_A", a * np.float32(scale)))
-        branches_b = self.trained(f"{name}.lora_B", np.zeros((rank, out), np.float32))
+        branches_b = self.trained(f"{name}.lora_B", b)
         return g.op("MatMul", low, g.op("Unsqueeze", branches_b, g.indices(1)))
+
+    def _begun(self, name: str, a: np.ndarray, out: int) -> tuple[np.ndarray, np.ndarray]:
+        """What A [in, rank] and B [rank, out] of a layer begin as: drawn and zero, or as the adapter that is given has them."""
+        given = self.training.adapter
+        if given is None:
+            return a, np.zeros((a.shape[1], out), np.float32)
+        if name not in given.layers:
+            raise BundleError(f"the adapter in {given.folder} has nothing for layer {name!r}")
+        found = given.layers[name]
+        if found[0].shape != a.shape or found[1].shape != (a.shape[1], out):
+            raise BundleError(f"the adapter in {given.folder} is not of this model: its layer {name!r} has other dimensions")
+        self.begun.add(name)
+        return found
 
     def _nested(self, x: str, name: str, width: int, out: int) -> str:
         """The same in slices: the rank that is bound decides how many dimensions are computed. A is drawn dimension by dimension."""
@@ -211,9 +228,10 @@ class Layers:
         if rank > min(width, out):
             raise BundleError(f"rank {rank} is larger than layer {name!r} of {width} x {out}; give smaller --ranks")
         signs = directions.signs(self.training.run_key, ADAPTER_A_GROUP, np.array([self._adapters], np.uint64), 0, width * rank)
-        a = signs.reshape(rank, width) / np.sqrt(np.float32(width))
+        drawn, b = self._begun(name, signs.reshape(rank, width).T / np.sqrt(np.float32(width)), out)
+        a = drawn.T
         self._adapters += 1
-        branches_b = self._in_slices(f"{name}.lora_B", np.zeros((rank, out), np.float32))
+        branches_b = self._in_slices(f"{name}.lora_B", b)
         if self.training.trainable == "lora":
             branches_a = g.op("Transpose", self._in_slices(f"{name}.lora_A", a), perm=[0, 2, 1])
             low = g.op("Mul", g.op("MatMul", x, g.op("Unsqueeze", branches_a, g.indices(1))), g.constant(scale))
