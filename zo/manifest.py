@@ -114,6 +114,7 @@ class Manifest:
         ranks.check(self.ranks)
         if self.ranks and self.ranks[-1] != self.rank:
             raise ValueError(f"ranks = {list(self.ranks)} must end with rank = {self.rank}")
+        ranks.check_slices(self.ranks, self.groups)
         if self.precision not in self.bases:
             raise ValueError(f"precision is {self.precision!r}, and bases has {', '.join(self.bases) or 'none'}")
 

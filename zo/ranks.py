@@ -6,7 +6,7 @@ An adapter `x.lora_B` of a graph is made of tensors `x.lora_B.0`, `x.lora_B.1`, 
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +37,23 @@ def check(ranks: Sequence[int]) -> None:
         raise ValueError(f"ranks = {list(ranks)} must grow")
 
 
+def check_slices(ranks: Sequence[int], groups: Iterable["Group"]) -> None:
+    """ValueError, naming it, where a tensor is not the slice of an adapter that its name says, or one of them is missing."""
+    found: dict[str, dict[int, int]] = {}
+    for group in groups if ranks else ():
+        if len({name and name[2] for name in (SLICED.fullmatch(tensor.name) for tensor in group.tensors)}) > 1:
+            raise ValueError(f"group {group.id} holds tensors of several slices")
+        for tensor in group.tensors:
+            if name := SLICED.fullmatch(tensor.name):
+                number = int(name[2])
+                if number >= len(ranks) or len(tensor.shape) != 2 or tensor.shape[0] != ranks[number] - (0, *ranks)[number]:
+                    raise ValueError(f"tensor {tensor.name!r} of shape {tensor.shape} is no slice of ranks = {list(ranks)}")
+                found.setdefault(name[1], {})[number] = tensor.shape[1]
+    for adapter, widths in found.items():
+        if len(widths) != len(ranks) or len(set(widths.values())) != 1:
+            raise ValueError(f"adapter {adapter!r} has slices {sorted(widths)} of widths {sorted(set(widths.values()))}")
+
+
 def spans(ranks: Sequence[int]) -> list[tuple[int, int]]:
     """The dimensions of every slice."""
     return list(pairwise((0, *ranks)))
@@ -63,7 +80,9 @@ def pieces(manifest: "Manifest") -> dict[str, tuple[Piece, ...]]:
 def prefix(manifest: "Manifest", rank: int) -> frozenset[int]:
     """Ids of the groups of a model of that rank (0: the largest): slices within it, and what is no slice. ConfigError as `refuse`."""
     refuse(manifest, rank)
-    most = manifest.ranks.index(rank) if rank and manifest.ranks else len(manifest.ranks)
+    most = manifest.ranks.index(rank) if rank else len(manifest.ranks)
+    if not manifest.ranks:
+        return frozenset(group.id for group in manifest.groups)
     return frozenset(group.id for group in manifest.groups if (slice_of(group) or 0) <= most)
 
 

@@ -1,12 +1,14 @@
 """Rank slices: which groups are of which rank, and what no bundle may say."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 from conftest import Bundles
 
 from zo import ranks
 from zo.errors import ConfigError
+from zo.parameters import Group, Tensor
 
 RANKS = (1, 2, 4)
 
@@ -52,3 +54,34 @@ def test_ranks_that_do_not_grow_are_no_manifest(wrong: tuple[int, ...], bundles:
 def test_the_largest_rank_is_that_of_the_adapters(bundles: Bundles) -> None:
     with pytest.raises(ValueError, match="must end with rank = 4"):
         dataclasses.replace(bundles("bert", ranks=RANKS).manifest, ranks=(1, 2))
+
+
+def renamed(old: str, new: str, shape: tuple[int, ...] | None = None) -> Callable[[Group], Group]:
+    def change(group: Group) -> Group:
+        tensors = tuple(Tensor(each.name.replace(old, new), shape or each.shape) if old in each.name else each for each in group.tensors)
+        return dataclasses.replace(group, tensors=tensors)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (renamed("lora_B.2", "lora_B.7"), "lora_B.7' of shape .* is no slice of ranks"),
+        (renamed("query.lora_B.2", "query.lora_B.2", (3, 32)), "is no slice of ranks"),
+        (renamed("query.lora_B.2", "query.lora_B.2", (64,)), "is no slice of ranks"),
+        (renamed("query.lora_B.2", "query.lora_B.2", (2, 31)), r"query.lora_B' has slices \[0, 1, 2\] of widths \[31, 32\]"),
+        (renamed("query.lora_B.1", "query.lora_B.0"), "holds tensors of several slices"),
+        (renamed("0.attention.self.query.lora_B.1", "0.attention.self.other.lora_B.1"), r"has slices \[0, 2\]"),
+    ],
+)
+def test_slices_that_are_not_what_they_are_named_are_no_manifest(change: Callable[[Group], Group], said: str, bundles: Bundles) -> None:
+    manifest = bundles("bert", ranks=RANKS).manifest
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(manifest, groups=tuple(map(change, manifest.groups)))
+
+
+def test_names_alone_make_no_slices(bundles: Bundles) -> None:
+    manifest = bundles("bert").manifest
+    odd = dataclasses.replace(manifest, groups=tuple(map(renamed("lora_B", "lora_B.3"), manifest.groups)))
+    assert ranks.prefix(odd, 0) == {0, 1, 2, 3}

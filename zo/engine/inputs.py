@@ -24,9 +24,8 @@ class Inputs:
         self._sliced = ranks.pieces(manifest)
         self._adapter = {piece.tensor: name for name, pieces in self._sliced.items() for piece in pieces}
         tensors = {tensor.name: tensor for group in manifest.groups for tensor in group.tensors}
-        for name, pieces in self._sliced.items():
-            if name not in axes or any(tensors[each.tensor].shape[0] != each.stop - each.start for each in pieces):
-                raise BundleError(f"bundle {manifest.name!r} does not hold {name!r} in slices of its ranks; build it again")
+        if left := sorted(self._sliced.keys() - axes.keys()):
+            raise BundleError(f"bundle {manifest.name!r} has no graph that takes {left[0]!r}; build it again")
         whole = [name for name in tensors if name not in self._adapter]
         self.branched = {name for name in whole if axes[name] > len(tensors[name].shape)} | self._adapter.keys()
         views = {name: parameters.tensor(name) for name in whole}
