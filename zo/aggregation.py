@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from zo import ranks
 from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, joint_halves, mezo_steps, round_stochastically
 from zo.lattice import LIMIT
@@ -113,6 +114,7 @@ def aggregate(
                 log2_run = given.log2_eps[group.kind]
                 reach = min(log2_run, REACH) if node.child and not node.joint else log2_run
                 rate = factors[group.kind] * given.by_kind[group.kind] / signal * 2.0 ** (log2_run + reach)
+                rate *= ranks.stretch(manifest, node.rank) if ranks.slice_of(group) is not None else 1.0
                 steps = mezo_steps(said, weight, rate, log2_eps, group.log2_unit)
                 rounded = round_stochastically(steps, manifest.run_key, alike[group.kind, group.log2_unit], level.first_seed, report.round)
                 terms.append(Term(size.groups, level.first_seed, rounded))

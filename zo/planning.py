@@ -1,6 +1,7 @@
 """From settings to the tree of directions that every device walks."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -67,7 +68,8 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
     held = ranks.prefix(manifest, shape.rank)
     tried = held.intersection(shape.groups) if shape.groups else held
     nested = {group.kind for group in manifest.groups if ranks.slice_of(group) is not None}
-    log2_eps = {kind: log2 + ranks.growth(manifest, shape.rank) * (kind in nested) for kind, log2 in log2_eps.items()}
+    larger = math.ceil(math.log2(ranks.stretch(manifest, shape.rank)))
+    log2_eps = {kind: log2 + larger * (kind in nested) for kind, log2 in log2_eps.items()}
     stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps, tried)
     for cut in shape.cuts:
         if not lowest < cut < stages:

@@ -95,9 +95,9 @@ def joined(manifest: "Manifest", tensors: Mapping[str, np.ndarray], rank: int) -
     return found
 
 
-def growth(manifest: "Manifest", rank: int) -> int:
-    """log2 of how much larger a probe of a prefix may be than one of all: fewer values move, and the loss should as far (docs/ranks.md)."""
-    return math.ceil(math.log2(manifest.ranks[-1] / rank) / 2) if rank and manifest.ranks else 0
+def stretch(manifest: "Manifest", rank: int) -> float:
+    """How many times as far probes and steps move values of a prefix of that rank, so that the loss moves as far (docs/ranks.md)."""
+    return math.sqrt(manifest.ranks[-1] / rank) if rank else 1.0
 
 
 def refuse(manifest: "Manifest", rank: int) -> None:

@@ -3,6 +3,7 @@
 Ours is its kinder form: what devices found is added to the sum, instead of averaging what the approximations left of it.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -35,7 +36,7 @@ class Flex:
             for device, held in enumerate(shares)
         ]
         body = calibrated.calibrated("body")
-        self._eps, self._generator = 2.0**body.log2_eps, np.random.default_rng([seed, 99])
+        self._log2_eps, self._generator = body.log2_eps, np.random.default_rng([seed, 99])
         self._squares = deque([(body.signal) ** 2], maxlen=LOOK_BACK * len(devices))
         live = self._engine.live
         names = [name.removesuffix("_A") for name in ranks.pieces(bundle.manifest) if name.endswith("lora_A")]
@@ -49,18 +50,20 @@ class Flex:
         factors, signal = self._factors(), float(np.sqrt(np.mean(self._squares)))
         for device, rank in enumerate(self._devices):
             batch, change = self._samplers[device].draw(self._batch), {}
+            stretch = (self._most / rank) ** 0.5  # as in our rounds: so that the loss moves as far
+            eps = 2.0 ** (self._log2_eps + math.ceil(math.log2(stretch)))
             tensors: Values = {}
             for name, (a, b) in factors.items():
                 change[name] = self._generator.choice([-1.0, 1.0], (rank, b.shape[1]))
-                pair = np.stack([b[:rank] + self._eps * change[name], b[:rank] - self._eps * change[name]])
+                pair = np.stack([b[:rank] + eps * change[name], b[:rank] - eps * change[name]])
                 tensors |= self._bound(name, a[:, :rank], pair)
             losses = self._run(batch, tensors)
-            half, part = float(losses[0] - losses[1]) / 2, rank / self._most
+            half = float(losses[0] - losses[1]) / 2 / eps * 2.0**self._log2_eps  # as at the probe size of the largest rank
             if not np.isfinite(half):
                 continue
-            self._squares.append(half**2 / part)
+            self._squares.append((half * stretch) ** 2)
             for name, direction in change.items():
-                length = rate * self._eps * half / (signal * np.sqrt(part))
+                length = rate * 2.0**self._log2_eps * stretch * half * stretch / signal
                 self._sum[name] -= length * (self._basis[name].T @ factors[name][0][:, :rank]) @ direction
 
     def loss(self, batches: Sequence[Batch], rank: int) -> float:
