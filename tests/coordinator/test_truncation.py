@@ -12,9 +12,14 @@ from coordinator import truncation
 from coordinator.config import Ranks, RunConfig, Seeds
 from coordinator.rounds import ReportRefused
 from coordinator.simulation import Simulation
-from zo import ranks
+from zo import aggregation, ranks
+from zo.aggregation import Rates
 from zo.bundle import Bundle
 from zo.errors import ConfigError
+from zo.estimators import Grid
+from zo.messages import Report
+from zo.plan import Shape
+from zo.planning import tree
 from zo.recipe import Probe, Rate
 
 RANKS = (1, 2, 4)
@@ -119,3 +124,19 @@ def test_a_rank_that_the_bundle_has_not_is_refused_in_plans_and_reports(nested: 
     with pytest.raises(ReportRefused, match="no adapters of rank 3"):
         run.rounds.plan_id(0, "fp32", dataclasses.replace(plan.shape, rank=3))
     assert RunConfig("", ranks=Ranks()).ranks.probabilities == ()
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_a_step_of_a_prefix_moves_the_loss_as_far_as_one_of_all(rank: int, nested: Bundle) -> None:
+    manifest, grid, log2_eps = nested.manifest, Grid(20, 8.0), {"body": -6, "head": -6}
+    body = tuple(group.id for group in manifest.groups if group.kind == "body")
+    root = tree(manifest, log2_eps, Shape((1,), groups=body, rank=rank))
+    given = Rates({"body": 0.5, "head": 0.5}, {"body": 0.25, "head": 0.25}, log2_eps)
+    stretch = (4 / rank) ** 0.5
+    larger = 2.0 ** np.ceil(np.log2(stretch))
+    usual = 0.5 / stretch * larger  # what its probes are expected to measure: fewer values, moved further
+    report = Report(1, 0, 1, grid.integers(np.array([usual])), 4, "fp32", shape=root.shape)
+    (term,) = aggregation.aggregate([report], [root], given, {"body": 1.0, "head": 1.0}, manifest, grid)
+    assert set(term.groups) == set(body) & ranks.prefix(manifest, rank)
+    moved = abs(float(term.steps[0])) * manifest.groups[0].unit
+    assert moved == pytest.approx(0.25 * 2.0**-6 * stretch, rel=1e-3)
