@@ -339,13 +339,20 @@ def _autopilot(given: argparse.Namespace) -> None:
 def _ranks(given: argparse.Namespace) -> None:
     from coordinator import task as task_file
     from coordinator.bench import rank_costs, ranks
+    from coordinator.build.build import build
+    from coordinator.build.layers import Training
     from coordinator.demo.packaged import packaged_model
+    from zo.bundle import open_bundle
 
     labels = given.data / "labels.json"
     task = task_file.read(labels if labels.exists() else None, given.max_tokens)
     with tempfile.TemporaryDirectory() as scratch:
-        fleets = ranks.Fleets(given.model or packaged_model(), Path(scratch), given.data, task, given.precision, given.rounds)
+        model = given.model or packaged_model()
+        fleets = ranks.Fleets(model, Path(scratch), given.data, task, given.precision, given.rounds)
         found = ranks.measure(fleets, given.seeds) | {"by_rank": rank_costs.measure(fleets.bundles[ranks.RANKS], given.repeats)}
+        if not given.model:
+            build(model, Path(scratch) / "large", task, Training(precision=given.precision, ranks=ranks.LARGE), [])
+            found["by_large_rank"] = rank_costs.measure(open_bundle(Path(scratch) / "large"), given.repeats)
     _show(given, ranks.told(found), found)
 
 

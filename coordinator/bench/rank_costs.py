@@ -1,10 +1,12 @@
-"""What a step costs by rank: time in alternating turns, bytes of adapters and their branches, and the peak of a process of its own.
+"""What a step costs by rank: processor time in alternating turns, bytes of adapters and branches, the peak of a process of its own.
 
 `python -m coordinator.bench.rank_costs BUNDLE RANK` takes some steps and prints the peak of its resident memory, in bytes.
 """
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from zo.bundle import Bundle, open_bundle
 from zo.engine import Engine
 from zo.memory import process
 from zo.ranks import prefix
-from zo.timing import probe_pair, random_batch, turns
+from zo.timing import probe_pair, random_batch
 
 EXAMPLES, TOKENS = 8, 32
 STEPS, PROCESSES = 5, 3
@@ -25,7 +27,8 @@ def measure(bundle: Bundle, repeats: int) -> dict[str, dict[str, Any]]:
     """By rank."""
     ranks, batch = bundle.manifest.ranks, _batch(bundle)
     engines = [Engine(bundle, bundle.parameters(), rank=rank) for rank in ranks]
-    taken = np.array(turns([probe_pair(engine, batch) for engine in engines], repeats))
+    steps = [probe_pair(engine, batch) for engine in engines]
+    taken = np.array([[_processor_time(step) for step in steps] for _ in range(repeats + 1)][1:]).T
     peaks = [[_peak(bundle.folder, rank) for rank in ranks] for _ in range(PROCESSES)]
     return {
         str(rank): {
@@ -35,6 +38,13 @@ def measure(bundle: Bundle, repeats: int) -> dict[str, dict[str, Any]]:
         }
         for place, rank in enumerate(ranks)
     }
+
+
+def _processor_time(step: Callable[[], object]) -> float:
+    """Seconds of this process, which has one thread: others may be at work meanwhile."""
+    began = time.process_time()
+    step()
+    return time.process_time() - began
 
 
 def _bytes(bundle: Bundle, rank: int) -> int:

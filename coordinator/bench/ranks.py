@@ -30,6 +30,7 @@ from zo.recipe import Probe, Rate
 from zo.terms import Term
 
 RANKS = (2, 4, 8, 16)
+LARGE = (16, 64, 256)  # of which costs alone are measured
 DEVICES = (2, 2, 4, 4, 8, 8, 16, 16)
 BATCH, VALIDATION, UNEVEN = 4, 256, 0.3
 RATES, SLOWEST, FASTEST = (1.0, 2.0), 1 / 16, 16.0  # times the default: where the search for the best begins and ends
@@ -246,9 +247,9 @@ def told(found: dict[str, Any]) -> str:
     lines.append("prefix   nested   cut from blind   alone   flexlora")
     for rank, row in found["prefix_losses"].items():
         lines.append(f"{rank:>6} {row['nested']:8.4f} {row['cut_from_blind']:16.4f} {row['alone']:7.4f} {row['flexlora']:10.4f}")
-    if "by_rank" in found:
+    for key in ("by_rank", "by_large_rank"):
         lines.append("rank   time of a step, of the largest rank's   bytes of values and branches   peak resident MB")
-        for rank, row in found["by_rank"].items():
+        for rank, row in found.get(key, {}).items():
             lines.append(f"{rank:>4} {row['time_ratio']:24.3f} {row['adapter_bytes']:34,} {row['peak_mb']:20.1f}")
     return "\n".join(lines)
 
