@@ -127,7 +127,7 @@ class Fleets:
             rate=Rate(body=rate * self.usual, head=0.0),
             ranks=Ranks() if side.truncated else Ranks(blind),
         )
-        fleet = kind(bundle, config, self.shares(seed), seed, side.devices)
+        fleet = kind(bundle, config, self.shares(seed), seed, ranks=side.devices)
         while not fleet.over:
             fleet.step()
         found = {}
