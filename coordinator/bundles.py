@@ -15,6 +15,7 @@ from zo.manifest import PRECISIONS, Manifest, Precision
 
 def build(given: argparse.Namespace) -> None:
     """bundle build MODEL OUT"""
+    from coordinator import peft
     from coordinator import task as task_file
     from coordinator.build import build as builder
     from coordinator.build.layers import Training
@@ -27,7 +28,9 @@ def build(given: argparse.Namespace) -> None:
     if not 0 <= run_key < 2**32:
         raise ConfigError(f"--run-key {run_key} must be 32 bits, unsigned")
     precision, *others = given.precision
-    training = Training(given.trainable, precision, given.rank, given.alpha, run_key, given.top_blocks)
+    adapter = peft.read(given.adapter) if given.adapter else None
+    rank, alpha = (adapter.rank, adapter.alpha) if adapter else (given.rank, given.alpha)
+    training = Training(given.trainable, precision, rank, alpha, run_key, given.top_blocks, given.ranks, adapter)
     found = examples.read(given.data, task).examples if given.data else []
     measured = builder.build(given.model, given.out, task, training, found, given.stages, others)
     print("\n".join(f"{precision}:\n{calibration.told(found)}" for precision, found in measured.items()))
@@ -40,6 +43,14 @@ def precisions(text: str) -> tuple[Precision, ...]:
     if len(found) != text.count(",") + 1 or len(set(found)) != len(found):
         raise argparse.ArgumentTypeError(f"{text!r} must be one or several of {', '.join(PRECISIONS)}, each once, with commas between")
     return found
+
+
+def ranks(text: str) -> tuple[int, ...]:
+    """Ranks between commas, as a flag gives them; for argparse."""
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas between, as 2,4,8,16") from None
 
 
 def inspect(given: argparse.Namespace) -> None:
@@ -96,6 +107,7 @@ def _described(manifest: Manifest, folder: Path) -> str:
     size = sum((folder / name).stat().st_size for name in manifest.files)
     lines = [
         f"{manifest.name}: {manifest.architecture}, trainable {manifest.trainable} ({values:,} values)",
+        *([f"ranks: {', '.join(map(str, manifest.ranks))}, scale {manifest.alpha / manifest.rank:g}"] if manifest.ranks else []),
         f"task: {manifest.task.kind}, head {manifest.task.head}, at most {manifest.task.max_tokens} tokens",
         *(f"  label {number}: {label}" for number, label in enumerate(manifest.task.labels[:12])),
         *([f"  ... {len(manifest.task.labels)} labels"] if len(manifest.task.labels) > 12 else []),

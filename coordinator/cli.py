@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_argument("run", help="name of the run")
     export.add_argument("out", type=Path, help="folder to make")
     export.add_argument("--at", type=int, metavar="ROUND", help="the model when this round closed; the best by validation if left out")
+    export.add_argument("--rank", type=int, default=0, help="of the adapters, where the bundle has several [the largest]")
+    export.add_argument("--peft", action="store_true", help="the adapter alone, as a folder that Hugging Face PEFT loads (docs/ranks.md)")
     ledger_commands.add(commands, DEFAULT_STORE)
     plan_command.add(commands, DEFAULT_STORE)
     fleet_commands.add(commands)
@@ -66,7 +68,15 @@ def _add_bundle_commands(commands: argparse._SubParsersAction) -> None:
         help=f"of what is not trained: {', '.join(PRECISIONS)}; several make as many bases, the first the default [fp32]",
     )
     build.add_argument("--rank", type=int, default=8, help="of adapters [8]")
-    build.add_argument("--alpha", type=float, default=16.0, help="adapters are scaled by alpha / rank [16]")
+    build.add_argument(
+        "--ranks",
+        type=bundles.ranks,
+        default=(),
+        metavar="R[,R...]",
+        help="of adapters in slices, as 2,4,8,16: each device trains with the rank it can bear (docs/ranks.md); instead of --rank",
+    )
+    build.add_argument("--alpha", type=float, default=16.0, help="adapters are scaled by alpha / rank, the largest rank [16]")
+    build.add_argument("--adapter", type=Path, help="folder of Hugging Face PEFT that training begins with; for --trainable lora")
     build.add_argument("--top-blocks", type=int, help="train only so many blocks, those nearest the output; 0: the head alone [all]")
     build.add_argument("--stages", type=int, help="parts that the blocks are cut into, the head not counted [2]")
     build.add_argument("--run-key", type=int, help="32 bits from which all directions derive [random]")
@@ -140,6 +150,7 @@ def _runs(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
+    from coordinator import peft
     from coordinator.export import export
 
     store = SqliteStore(given.store)
@@ -147,7 +158,7 @@ def _export(given: argparse.Namespace) -> None:
     entry = replay.best_entry(store, run.id) if given.at is None else history.entry_at(store, run, given.at)
     bundle = replay.opened(run)
     replica = replay.replica(store, run, bundle, entry)
-    export(bundle, replica, run.name, given.out)
+    (peft.export if given.peft else export)(bundle, replica, run.name, given.out, given.rank)
     print(f"{given.out}: entry {entry} of run {run.name!r}, digest {replica.parameters.digest().hex()}")
 
 

@@ -39,6 +39,21 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """Which prefix of its adapters a device trains, where the bundle has several ranks (PreLort, arXiv 2606.15963; docs/ranks.md)."""
+
+    probabilities: tuple[float, ...] = setting(
+        "of each of the bundle's ranks up to the device's own, in every other round; in the others it trains all that it holds;"
+        " left out, evenly; [0, 0, 0, 1] of four ranks never shortens",
+        (),
+    )
+
+    def __post_init__(self) -> None:
+        if not all(0 <= each < math.inf for each in self.probabilities):
+            raise ValueError(f"probabilities = {list(self.probabilities)} must not be negative")
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Measuring the global model on the operator's own labelled files."""
 
@@ -115,6 +130,7 @@ class RunConfig:
     probe: Probe = setting("", Probe())
     split: Split = setting("", Split())
     rate: Rate = setting("", Rate())
+    ranks: Ranks = setting("", Ranks())
     seeds: Seeds = setting("", Seeds())
     evaluation: Evaluation = setting("", Evaluation())
     tiles: TileSettings = setting("", TileSettings())

@@ -8,13 +8,23 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from coordinator import replay
 from coordinator.sqlite_store import SqliteStore
 from zo.batches import Batch
 from zo.engine import Engine
 from zo.errors import UserError
-from zo.evaluation import Rows, answers, batches, compared
+from zo.evaluation import Rows, answers, batches, compared, evaluate
+
+
+def _prefixes(engine: Engine, batches: list[Batch]) -> dict[str, Any]:
+    """As "prefixes", the metrics of every rank but the largest, where the bundle has ranks."""
+    found = {}
+    for rank in engine.manifest.ranks[:-1]:
+        with engine.cut(rank):
+            found[str(rank)] = evaluate(engine, batches)
+    return {"prefixes": found} if found else {}
 
 
 def main() -> int:
@@ -42,7 +52,7 @@ def main() -> int:
                 start[split] = answers(engine, read[split])
             replay.move(replica, store, run, request["entry"])
             found = answers(engine, read[split]) if request["entry"] else start[split]
-            print(json.dumps(compared(start[split], found, bundle.manifest.task)), flush=True)
+            print(json.dumps(compared(start[split], found, bundle.manifest.task) | _prefixes(engine, read[split])), flush=True)
     except UserError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return error.exit_code

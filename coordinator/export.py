@@ -11,6 +11,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from onnx.utils import Extractor
 from safetensors.numpy import save_file
 
+from zo import ranks
 from zo.bundle import TOKENIZER, Bundle
 from zo.errors import BundleError
 from zo.parameters import Parameters
@@ -21,15 +22,19 @@ MODEL = "model.onnx"
 INLINE = 1 << 30  # bytes; larger models keep their weights beside the graph
 
 
-def export(bundle: Bundle, replica: Replica, run_name: str, out: Path) -> None:
-    """Write the model of a replica to `out`: trained.safetensors, model.onnx, tokenizer.json and task.json. `out` must not exist."""
+def export(bundle: Bundle, replica: Replica, run_name: str, out: Path, rank: int = 0) -> None:
+    """Write the model of a replica to `out`: trained.safetensors, model.onnx, tokenizer.json and task.json. `out` must not exist.
+
+    rank: of the adapters, of those that the bundle has; 0 is the largest.
+    """
     if out.exists():
         raise BundleError(f"{out} exists already; choose another folder, or remove it")
-    out.mkdir(parents=True)
     parameters = replica.parameters
-    details = {"run": run_name, "entry": str(replica.entry), "digest": parameters.digest().hex()}
-    save_file(parameters.tensors(), out / TRAINED, metadata=details)
-    model = merged(bundle, parameters)
+    tensors = ranks.joined(bundle.manifest, parameters.tensors(), rank)
+    out.mkdir(parents=True)
+    details = {"run": run_name, "entry": str(replica.entry), "digest": parameters.digest().hex()} | ({"rank": str(rank)} if rank else {})
+    save_file(tensors, out / TRAINED, metadata=details)
+    model = merged(bundle, parameters, rank)
     large = model.ByteSize() > INLINE
     onnx.save(model, out / MODEL, save_as_external_data=large, location="model.data" if large else None)
     shutil.copyfile(bundle.folder / TOKENIZER, out / TOKENIZER)
@@ -37,8 +42,8 @@ def export(bundle: Bundle, replica: Replica, run_name: str, out: Path) -> None:
     (out / "task.json").write_text(json.dumps(task, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def merged(bundle: Bundle, parameters: Parameters) -> onnx.ModelProto:
-    """The chain as one graph with the trained values in it: token ids in, logits out.
+def merged(bundle: Bundle, parameters: Parameters, rank: int = 0) -> onnx.ModelProto:
+    """The chain as one graph with the trained values in it, adapters cut to a rank (0: whole): token ids in, logits out.
 
     Logits are [batch, classes], or [batch, tokens, vocabulary] for language modelling.
     """
@@ -55,7 +60,7 @@ def merged(bundle: Bundle, parameters: Parameters) -> onnx.ModelProto:
         for given in shared:
             _drop_input(model.graph, f"{given} {number}")
             _rename(model.graph, f"{given} {number}", given)
-    _freeze(model.graph, parameters)
+    _freeze(model.graph, ranks.joined(bundle.manifest, parameters.tensors(), rank))
     fields = [given.name for given in model.graph.input if given.name not in ("labels", "positions")]
     return _finished(model, fields, causal=bundle.manifest.task.kind == "language-modelling")
 
@@ -78,11 +83,11 @@ def _drop_input(graph: onnx.GraphProto, name: str) -> None:
     graph.input.extend(kept)
 
 
-def _freeze(graph: onnx.GraphProto, parameters: Parameters) -> None:
+def _freeze(graph: onnx.GraphProto, tensors: dict[str, np.ndarray]) -> None:
     """Turn trainable inputs into weights, with a branch axis of one where the graph has one."""
     for given in list(graph.input):
-        if given.name in parameters.tensors():
-            values = parameters.tensor(given.name)
+        if given.name in tensors:
+            values = tensors[given.name]
             lead = len(given.type.tensor_type.shape.dim) - values.ndim
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values.reshape((1,) * lead + values.shape)), given.name))
             _drop_input(graph, given.name)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from coordinator.config import RunConfig
-from zo import split
+from zo import ranks, split
 from zo.aggregation import Rates, by_level, combined, sizes
 from zo.errors import ConfigError
 from zo.estimators import Grid
 from zo.manifest import Manifest, Precision
 from zo.messages import Report
 from zo.plan import Node, Shape
-from zo.planning import kept_bytes, tree, within
+from zo.planning import groups_of_its_size, kept_bytes, tree, within
 from zo.recipe import Aggregation, directions, stated_shape
 
 log = logging.getLogger(__name__)
@@ -56,22 +56,22 @@ class Planner:
         tried = tuple(group for group in self._tried if group in among) if among else self._tried
         total = sum(stage_ns) or 1
         half_octaves = tuple(round(2 * math.log2(max(each, 1) / total)) for each in stage_ns)
-        return replace(self._fixed_within(tried) if self._fixed else self._planned(precision, half_octaves, tried), rank=rank)
+        return self._fixed_within(tried, rank) if self._fixed else self._planned(precision, half_octaves, tried, rank)
 
     @lru_cache(maxsize=1024)  # noqa: B019  lives as long as the run does
-    def _fixed_within(self, tried: tuple[int, ...]) -> Shape:
+    def _fixed_within(self, tried: tuple[int, ...], rank: int) -> Shape:
         assert self._fixed is not None
-        return self._within(self._manifest, self._fixed, tried)
+        return self._within(self._manifest, replace(self._fixed, rank=rank), tried)
 
     def _within(self, manifest: Manifest, shape: Shape, tried: tuple[int, ...]) -> Shape:
         return within(manifest, sizes(self._config.probe, manifest), shape, tried)
 
     @lru_cache(maxsize=1024)  # noqa: B019
-    def _planned(self, precision: Precision, half_octaves: tuple[int, ...], tried: tuple[int, ...]) -> Shape:
+    def _planned(self, precision: Precision, half_octaves: tuple[int, ...], tried: tuple[int, ...], rank: int) -> Shape:
         """The cheapest shape where stages cost 2**(half octaves / 2)."""
         stage_ns = tuple(round(1e6 * 2 ** (each / 2)) + 1 for each in half_octaves)
-        rows = self.table(precision, stage_ns, tried)
-        shape = self._within(self._manifest, split.choose(rows).shape, tried)
+        rows = self.table(precision, stage_ns, tuple(group for group in tried if group in ranks.prefix(self._manifest, rank)))
+        shape = self._within(self._manifest, replace(split.choose(rows).shape, rank=rank), tried)
         if shape not in self._told:
             log.info("the cheapest way to equal progress, for a device with base %s:\n%s", precision, split.told(rows))
             self._told.add(shape)
@@ -90,7 +90,7 @@ class Planner:
         manifest, count = self._manifest.at(precision), directions(self._config.algorithm, self._config.probe)
         if not set(shape.groups or self._every).issubset(self._tried):
             raise ShapeRefused(f"the run trains groups {list(self._tried)}, not all of {list(shape.groups)}")
-        if self._fixed and replace(shape, rank=0) != self._fixed_within(shape.groups):
+        if self._fixed and shape != self._fixed_within(shape.groups, shape.rank):
             raise ShapeRefused(f"the run asks for {self._fixed}, not {shape}")
         if not self._fixed and (shape.joint or shape.clean > self._config.split.clean or shape.counts[0] != count):
             raise ShapeRefused(f"the run asks for {count} directions of the lowest part, and tries one part at a time, not {shape}")
@@ -170,6 +170,6 @@ def slopes(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest,
             eps = {group: size.log2_e + groups[group].log2_unit for level in levels for size in level.probe_sizes for group in size.groups}
             if len({groups[group].kind for group in eps}) == 1:  # one kind has one eps
                 square = float(np.mean(np.ldexp(each, -next(iter(eps.values()))) ** 2))
-                for group in eps:
-                    found.setdefault(group, []).append(square / len(eps))
+                for group, alike in groups_of_its_size(groups[group] for group in eps).items():
+                    found.setdefault(group, []).append(square / alike)
     return {str(group): float(combined(np.array(each)[:, None], how)[0]) for group, each in sorted(found.items())}

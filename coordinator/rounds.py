@@ -3,12 +3,13 @@
 import logging
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from coordinator import history, replay
+from coordinator import history, replay, truncation
 from coordinator.allocation import Asking
 from coordinator.autopilot import Advice, Autopilot
 from coordinator.blocks import Blocks
@@ -67,6 +68,7 @@ class Rounds:
     def learn(self, summaries: Sequence[dict[str, Any]]) -> None:
         """Know what is to be known after entries with these summaries, and nothing else."""
         config = self.config
+        truncation.check(self.bundle.manifest, config.ranks.probabilities)
         self.planner = Planner(config, self.bundle.manifest, summaries)
         kinds = tuple(self.rates.by_kind)
         self.autopilot = Autopilot(kinds, config.rate.paced(kinds), config.held_out_every, config.least_gain)
@@ -110,13 +112,13 @@ class Rounds:
     ) -> WorkPlan | None:
         """What a device (at the last entry, with that base) is to do; None if it has reported or the run is over.
 
-        stage_ns: what its stages cost it, as far as it has said. among: the groups that it tries, all if left out. rank: to which
-        adapters are cut for it.
+        stage_ns: what its stages cost it, as far as it has said. among: the groups that it tries, all if left out. rank: of the
+        adapters that it can bear; 0 is the largest. It trains a prefix of them, or all (coordinator.truncation).
         """
         if self.finished or self.paused or device in self.reports:
             return None
         try:
-            shape = self.planner.shape(precision, stage_ns, among, rank) if self.config.aggregation == "mean" else self.planner.usual
+            shape = self._shape(device, precision, stage_ns, among, rank)
         except ConfigError as error:
             raise ReportRefused(str(error)) from None
         root = self.node(self.round, device, precision, shape)
@@ -142,6 +144,15 @@ class Rounds:
         except ConfigError as error:
             raise ReportRefused(str(error)) from None
         return None if among is None else self.plan(device, precision, profile.stage_ns, among, rank)
+
+    def _shape(self, device: int, precision: Precision, stage_ns: tuple[int, ...], among: tuple[int, ...], rank: int) -> Shape:
+        manifest = self.bundle.manifest
+        if self.config.aggregation != "mean":
+            if rank not in (0, *manifest.ranks[-1:]):
+                raise ConfigError(f"aggregation = {self.config.aggregation!r} compares devices of one rank; this one bears rank {rank}")
+            return self.planner.usual
+        cut = truncation.drawn(manifest, self.config.ranks.probabilities, self.round, device, rank)
+        return self.planner.shape(precision, stage_ns, among, cut)
 
     def plan_id(self, device: int, precision: Precision, shape: Shape | None = None) -> int:
         """32 bits that stand for all that gives the scalars of a device in the open round their meaning."""
@@ -395,6 +406,7 @@ class Rounds:
             "probes": sum(2 * node.count for node in nodes),
             "scalars": sum(report.scalars.size for report in reports),
             "slopes": slopes(reports, nodes, self.bundle.manifest, self.grid, self.config.aggregation),
+            **({"ranks": dict(Counter(str(node.rank) for node in nodes))} if self.bundle.manifest.ranks else {}),
             "dropped": sum(report.dropped for report in reports),
             "half_difference": float(np.sqrt(np.mean(np.concatenate([self.grid.values(report.scalars) for report in reports]) ** 2))),
             "factors": self._factors(self.round),

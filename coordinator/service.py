@@ -172,7 +172,7 @@ class Service:
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"entry {entries[0].number} is too large to be sent; join again")
         complete = request.entry + len(entries) == rounds.entry
         try:
-            plan = rounds.work(request.device, request.precision, request.profile) if complete else None
+            plan = rounds.work(request.device, request.precision, request.profile, request.rank) if complete else None
         except ReportRefused as error:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         finished = complete and rounds.finished

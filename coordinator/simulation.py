@@ -47,15 +47,25 @@ class Point:
 class Simulation:
     """Devices with these private examples, in a run with these settings. seed: of their batches.
 
-    profiles: what they tell of themselves; all of them the times measured here, if left out.
+    profiles: what they tell of themselves; all of them the times measured here, if left out. ranks: of the adapters that each bears;
+    the largest, if left out.
     """
 
+    ROUNDS = Rounds
+
     def __init__(
-        self, bundle: Bundle, config: RunConfig, shares: Sequence[Sequence[Example]], seed: int, profiles: Sequence[Profile] = ()
+        self,
+        bundle: Bundle,
+        config: RunConfig,
+        shares: Sequence[Sequence[Example]],
+        seed: int,
+        profiles: Sequence[Profile] = (),
+        ranks: Sequence[int] = (),
     ) -> None:
         store, task, tokenizer = MemoryStore(), bundle.manifest.task, bundle.tokenizer()
-        self.rounds = Rounds(store, store.open_run(config.name, bundle.folder, bundle.digest), bundle, config)
+        self.rounds = self.ROUNDS(store, store.open_run(config.name, bundle.folder, bundle.digest), bundle, config)
         self.engine = Engine(bundle, self.rounds.parameters, max_rows=MAX_ROWS)
+        self._ranks = tuple(ranks) or (0,) * len(shares)
         self._samplers, self._held_out = [], []
         for device, examples in enumerate(shares):
             self.rounds.enrol(device)
@@ -72,7 +82,7 @@ class Simulation:
         yield point
         while not (self.over or stop(point)):
             number = self.rounds.round
-            self._round()
+            self.step()
             if number in looks or self.over:
                 point = self._look(validation)
                 yield point
@@ -86,23 +96,26 @@ class Simulation:
         """A batch of the first device."""
         return self._samplers[0].draw(self.rounds.config.probe.examples)
 
-    def _round(self) -> None:
+    def step(self) -> None:
+        """One round."""
         for device, sampler in enumerate(self._samplers):
             self.rounds.accept(self._work(device, sampler))
         self.rounds.close_if_due()
 
     def work(self, device: int, precision: Precision) -> WorkPlan | None:
         """The plan that a device gets."""
-        return self.rounds.work(device, precision, self._profiles[device])
+        return self.rounds.work(device, precision, self._profiles[device], self._ranks[device])
 
     def _work(self, device: int, sampler: Sampler) -> Report:
         precision = self.engine.manifest.precision
+        rank = self._ranks[device]
         plan = self.work(device, precision)
         assert plan is not None, "a device has reported twice"
         batch = sampler.draw(plan.examples)
         began = time.perf_counter()
         found, dropped = scalars(self.engine.probe(plan.root, batch), plan.grid)
-        held_out = self._measured(device, plan) if plan.measure_held_out else ()
+        with self.engine.cut(rank):
+            held_out = self._measured(device, plan) if plan.measure_held_out else ()
         taken = time.perf_counter() - began
         self._seconds += taken
         self._probes += 2 * plan.root.count

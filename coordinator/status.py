@@ -48,4 +48,6 @@ def told(found: dict[str, Any]) -> str:
 
 def describe(metrics: dict[str, Any]) -> str:
     """Metrics for a person."""
-    return f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, balanced accuracy {metrics['balanced_accuracy']:.4f}"
+    prefixes = ", ".join(f"rank {rank} {each['accuracy']:.4f}" for rank, each in metrics.get("prefixes", {}).items())
+    whole = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, balanced accuracy {metrics['balanced_accuracy']:.4f}"
+    return whole + (f"; accuracy of {prefixes}" if prefixes else "")

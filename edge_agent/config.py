@@ -7,6 +7,7 @@ from typing import Literal
 from edge_agent.guest_config import WINDOWS, Cpu, Heat, Memory, Network, Power, check_windows
 from zo.config import setting
 from zo.manifest import Precision
+from zo.recipe import Auto
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class AgentConfig:
         "base to compute with, of those that the bundle has; auto measures which gives most signal a second here, if it has several",
         "auto",
     )
+    rank: int | Auto = setting(
+        "of the adapters, where the bundle has several: a smaller one takes less memory; auto is the largest that memory bears", "auto"
+    )
     insecure_loopback: bool = setting("talk plaintext, without certificates, to a loopback address only", False)
     threads: int = setting("processor threads for the model", 1)
     max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer where memory asks for it", 384)
@@ -79,6 +83,8 @@ class AgentConfig:
     def __post_init__(self) -> None:
         if self.threads < 1 or self.max_rows < 1 or self.refresh < 1:
             raise ValueError("threads, max_rows and refresh must be at least 1")
+        if self.rank != "auto" and self.rank < 1:
+            raise ValueError(f"rank = {self.rank} must be at least 1, or 'auto'")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share = {self.held_out_share} must be from 0 to below 1")
         if self.audit_bytes and not 1e4 <= self.audit_bytes < math.inf:

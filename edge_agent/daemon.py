@@ -24,6 +24,7 @@ from edge_agent.manners.policy import Policy
 from edge_agent.precision import Chooser
 from edge_agent.privacy import Guard
 from edge_agent.profile import Profiler
+from edge_agent.rank import bearable
 from edge_agent.sent import Sent
 from edge_agent.state import State
 from edge_agent.status import Status
@@ -145,7 +146,8 @@ class Daemon:
         self.blocks.caught_up()
         self.status.update(entry=follower.replica.entry)
         while True:
-            reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.profiler.now()))
+            self._choose_rank()
+            reply: WorkReply = self._ask(follower.request(self.engine.manifest.precision, self.profiler.now(), self.engine.rank))
             if reply.renew and self._identity:
                 self._renew(self._identity)
             self._apply(reply)
@@ -169,9 +171,10 @@ class Daemon:
         if optional:
             process.map_large()
         process.give_back()
-        before = memory.here()
+        self._device = before = memory.here()
         parameters = bundle.parameters(config.threads, {group.id for group in bundle.manifest.groups} - optional)
         self.engine = engine(config, bundle, parameters, self.state)
+        self._choose_rank()
         blocks = [group for group in bundle.manifest.groups if group.id in optional]
         replica = Replica(parameters, self.joined.genesis, bundle.initial_tensors, blocks)
         govern = partial(memory.govern, self.guest, self.engine, bundle, config, self.state, before)
@@ -179,6 +182,7 @@ class Daemon:
         if optional:
             self.blocks.refresh()
         planned = govern()
+        self._device = planned.device if planned else self._device
         self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
         self._check_probes()
         self.profiler = self.PROFILER(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
@@ -207,6 +211,14 @@ class Daemon:
                 manifest.precision,
             )
 
+    def _choose_rank(self) -> None:
+        """The rank that this device bears now: its budget may have changed since."""
+        rank = bearable(self.engine.manifest, self.config, self._device)
+        if rank != self.engine.rank:
+            log.info("training adapters of rank %d, of %s that the bundle has", rank, ", ".join(map(str, self.engine.manifest.ranks)))
+            self.engine.rank = rank
+            self.status.update(rank=rank)
+
     def _apply(self, reply: WorkReply) -> None:
         """Bring the parameters up to the reply's entries. ValueError where that cannot be."""
         if reply.entries:
@@ -216,7 +228,7 @@ class Daemon:
 
     def _take_on(self, plan: WorkPlan) -> None:
         """Do a plan and report it; wait for another where its blocks do not fit now."""
-        plan_limits.check(plan, self.engine.manifest)
+        plan_limits.check(plan, self.engine.manifest, self.engine.rank)
         why = self.blocks.take_on(plan.groups)
         self.status.update(active_blocks=len(self.blocks.active), **({"state": "waiting", "reason": why} if why else {}))
         if why:

@@ -72,9 +72,9 @@ class Follower:
             replica.restore(saved)
         self._check_promise()
 
-    def request(self, precision: Precision, profile: Profile) -> WorkRequest:
-        """What asks for work from here, for that base."""
-        return WorkRequest(self.joined.run, self.joined.device, self.replica.entry, short(self.replica.head), precision, profile)
+    def request(self, precision: Precision, profile: Profile, rank: int = 0) -> WorkRequest:
+        """What asks for work from here, for that base and rank."""
+        return WorkRequest(self.joined.run, self.joined.device, self.replica.entry, short(self.replica.head), precision, profile, rank)
 
     def apply(self, entries: Iterable[Entry]) -> None:
         """Go along with the ledger. ValueError where that cannot be."""

@@ -68,19 +68,19 @@ def _prefix(manifest: Manifest, config: AgentConfig | SoloConfig) -> int:
     return int(config.prefix.memory) if manifest.prefix else 0
 
 
-def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device, active: int = 1) -> Need:
-    """With runs of so many rows of the longest texts. active: blocks that are held in float32, where others need not be.
-
-    A device that trains alone holds all of them.
+def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device, active: int = 1, rank: int = 0) -> Need:
+    """With runs of so many rows of the longest texts. active: blocks that are held in float32, where others need not be; a device that
+    trains alone holds all of them. rank: of the adapters; 0 is the largest.
     """
     tokens, some = manifest.task.max_tokens, active if manifest.optional and isinstance(config, AgentConfig) else None
-    return need(manifest, rows, tokens, device, _prefix(manifest, config), pairs=max(1, rows // (2 * tokens)), active=some)
+    pairs = max(1, rows // (2 * tokens))
+    return need(manifest, rows, tokens, device, _prefix(manifest, config), pairs=pairs, active=some, rank=rank)
 
 
-def most_rows(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, active: int = 1) -> int:
+def most_rows(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, active: int = 1, rank: int = 0) -> int:
     """Of a run, so that it stays below the soft line: as the settings say, or fewer; 0 where even few do not fit."""
     allowed = room(config).allowed
-    return largest(lambda rows: predicted(manifest, rows, config, device, active).total <= allowed, config.max_rows)
+    return largest(lambda rows: predicted(manifest, rows, config, device, active, rank).total <= allowed, config.max_rows)
 
 
 def fitting(manifest: Manifest, among: Sequence[Precision], config: AgentConfig | SoloConfig) -> list[Precision]:
@@ -99,16 +99,16 @@ def fitting(manifest: Manifest, among: Sequence[Precision], config: AgentConfig 
     return found
 
 
-def plan(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, active: int = 1) -> Plan:
+def plan(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, active: int = 1, rank: int = 0) -> Plan:
     """Rows that stay below the soft line: as the settings say, or fewer. DoesNotFit where one example with its two branches does not."""
     allowed, least = room(config).allowed, 2 * manifest.task.max_tokens
-    if predicted(manifest, least, config, device, active).total > allowed:
+    if predicted(manifest, least, config, device, active, rank).total > allowed:
         needs = {manifest.precision: _least(manifest, config, device, active)}
         raise DoesNotFit(_refusal(manifest, [manifest.precision], needs, config))
-    rows = most_rows(manifest, config, device, active)
+    rows = most_rows(manifest, config, device, active, rank)
     if rows < config.max_rows:
         log.info("runs of at most %d rows instead of %d, so that they fit the %s allowed", rows, config.max_rows, told(allowed))
-    return Plan(device, allowed, rows, predicted(manifest, max(rows, least), config, device, active))
+    return Plan(device, allowed, rows, predicted(manifest, max(rows, least), config, device, active, rank))
 
 
 def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State, go_on: Callable[[], None]) -> Device:
@@ -157,17 +157,21 @@ def govern(
         guest.govern(engine, Governor(config.max_rows, gauges(config.memory), engine.trim))
         return None
     device = before if before and bundle.manifest.optional else calibrated(engine, bundle, config, state, guest.go_on)
-    made = plan(bundle.manifest, config, device, active)
+    made = plan(bundle.manifest, config, device, active, engine.rank)
 
     def growth(rows: int) -> float:
-        return predicted(bundle.manifest, rows, config, made.device, active).activations
+        return predicted(bundle.manifest, rows, config, made.device, active, engine.rank).activations
 
     guest.govern(engine, Governor(made.rows, gauges(config.memory), engine.trim, growth))
     return made
 
 
 def _least(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, active: int = 1) -> Need:
-    return predicted(manifest, 2 * manifest.task.max_tokens, config, device, active)
+    """With the smallest runs, and the smallest adapters that the settings allow."""
+    rank = 0
+    if isinstance(config, AgentConfig) and manifest.ranks:
+        rank = manifest.ranks[0] if config.rank == "auto" else config.rank
+    return predicted(manifest, 2 * manifest.task.max_tokens, config, device, active, rank)
 
 
 def _refusal(manifest: Manifest, among: Sequence[Precision], needs: dict[Precision, Need], config: AgentConfig | SoloConfig) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+from zo import ranks
 from zo.errors import RunRefused
 from zo.lattice import LIMIT
 from zo.manifest import Manifest
@@ -11,15 +12,15 @@ from zo.plan import WorkPlan
 MOST_EXAMPLES = 4096  # of a batch, as zo.recipe.Probe allows
 
 
-def check(plan: WorkPlan, manifest: Manifest) -> None:
-    """RunRefused where the plan is none that this bundle allows, or asks for more than any run may."""
+def check(plan: WorkPlan, manifest: Manifest, rank: int = 0) -> None:
+    """RunRefused where the plan is none that this bundle allows, or asks for more than any run may, or for more than this rank (0: any)."""
     try:
-        _check(plan, manifest)
+        _check(plan, manifest, rank)
     except ValueError as error:
         raise RunRefused(f"the coordinator asks for what cannot be done: {error}; run the same release on both sides") from None
 
 
-def _check(plan: WorkPlan, manifest: Manifest) -> None:
+def _check(plan: WorkPlan, manifest: Manifest, rank: int) -> None:
     shape = plan.shape  # ValueError where its counts, cuts or groups cannot be
     if not 1 <= plan.examples <= MOST_EXAMPLES:
         raise ValueError(f"a batch of {plan.examples} examples")
@@ -29,8 +30,13 @@ def _check(plan: WorkPlan, manifest: Manifest) -> None:
     tried = [group for node, _ in plan.root.levels() for size in node.probe_sizes for group in size.groups]
     if plan.groups and set(plan.groups) != set(tried):
         raise ValueError(f"groups {list(plan.groups[:8])}, and directions of groups {tried[:8]}")
+    if plan.root.rank not in (0, *manifest.ranks) or (rank and not 0 < plan.root.rank <= rank):
+        raise ValueError(
+            f"adapters of rank {plan.root.rank}, where the bundle has {list(manifest.ranks)} and this device bears {rank or 'all'}"
+        )
+    within = ranks.prefix(manifest, plan.root.rank)
     for (node, total), (low, high) in zip(plan.root.levels(), itertools.pairwise(bounds), strict=True):
-        here = {group for stage in manifest.stages[low:high] for group in stage.groups}
+        here = {group for stage in manifest.stages[low:high] for group in stage.groups if group in within}
         asked = [group for size in node.probe_sizes for group in size.groups]
         if not asked or len(set(asked)) != len(asked) or not here.issuperset(asked):
             raise ValueError(f"groups {asked[:8]} in stages {low} to {high - 1}, which hold {sorted(here)[:8]}")

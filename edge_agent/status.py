@@ -80,7 +80,8 @@ def told(facts: dict[str, Any]) -> str:
         )
     if "precision" in facts:
         signal = ", ".join(f"{name} {value}" for name, value in facts.get("signal_per_second", {}).items())
-        lines.append(f"base {facts['precision']}" + (f"; signal a second: {signal}" if signal else ""))
+        rank = f", adapters of rank {facts['rank']}" if facts.get("rank") else ""
+        lines.append(f"base {facts['precision']}{rank}" + (f"; signal a second: {signal}" if signal else ""))
     if "examples" in facts:
         lines.append(f"{facts['examples']} examples, {facts['held_out']} of them held out; {facts['skipped']} lines skipped")
     if facts.get("held_out_loss") is not None:

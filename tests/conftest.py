@@ -51,18 +51,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def bundles(folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """bundles(model, trainable="lora-fa", precision="fp32", top_blocks=None, stages=None): built and calibrated; tests must not change it.
+    """bundles(model, trainable="lora-fa", precision="fp32", ...): built and calibrated; tests must not change it.
 
-    precision: of one base, or "int8,fp32". stages: of the blocks; the usual two if left out.
+    precision: of one base, or "int8,fp32". stages: of the blocks; the usual two if left out. ranks: of adapters in slices, at the
+    same scale as others.
     """
 
     @cache
     def bundle(
-        model: str, trainable: str = "lora-fa", precision: str = "fp32", top_blocks: int | None = None, stages: int | None = None
+        model: str,
+        trainable: str = "lora-fa",
+        precision: str = "fp32",
+        top_blocks: int | None = None,
+        stages: int | None = None,
+        ranks: tuple[int, ...] = (),
     ) -> Bundle:
         out, task = tmp_path_factory.mktemp("bundles") / f"{model}-{trainable}-{precision}", tiny_models.MODELS[model][2]
         first, *others = precision.split(",")
-        training = Training(trainable, first, RANK, ALPHA, RUN_KEY, top_blocks)
+        alpha = ALPHA / RANK * ranks[-1] if ranks else ALPHA
+        training = Training(trainable, first, RANK, alpha, RUN_KEY, top_blocks, ranks)
         build(folders(model), out, task, training, tiny_models.examples(task), stages, others)
         return open_bundle(out)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from zo import ranks
 from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, joint_halves, mezo_steps, round_stochastically
 from zo.lattice import LIMIT
@@ -15,7 +16,7 @@ from zo.manifest import Manifest, Task
 from zo.messages import Report
 from zo.parameters import Group
 from zo.plan import Node, ProbeSize
-from zo.planning import kinds, probe_sizes
+from zo.planning import groups_of_its_size, kinds, probe_sizes
 from zo.recipe import Aggregation, Probe, Rate
 from zo.terms import Term
 
@@ -113,6 +114,7 @@ def aggregate(
                 log2_run = given.log2_eps[group.kind]
                 reach = min(log2_run, REACH) if node.child and not node.joint else log2_run
                 rate = factors[group.kind] * given.by_kind[group.kind] / signal * 2.0 ** (log2_run + reach)
+                rate *= ranks.stretch(manifest, node.rank) if ranks.slice_of(group) is not None else 1.0
                 steps = mezo_steps(said, weight, rate, log2_eps, group.log2_unit)
                 rounded = round_stochastically(steps, manifest.run_key, alike[group.kind, group.log2_unit], level.first_seed, report.round)
                 terms.append(Term(size.groups, level.first_seed, rounded))
@@ -219,9 +221,8 @@ def _weighed_alike(sizes: Sequence[ProbeSize], directions: Counter[int], example
 
 
 def _signal(root: Node, given: Rates, manifest: Manifest) -> float:
-    """The rms half difference to be expected of probes of these groups together: of each kind the share that its groups are."""
-    kind = {group.id: group.kind for group in manifest.groups}
-    all_of = Counter(kind.values())
+    """The rms half difference to be expected of probes of these groups together: of each kind the share of its values."""
+    kind, alike = {group.id: group.kind for group in manifest.groups}, groups_of_its_size(manifest.groups)
     levels = [node for node, _ in root.levels()] if root.joint else [root]
-    probed = [kind[group] for level in levels for size in level.probe_sizes for group in size.groups]
-    return math.sqrt(sum(given.signal[each] ** 2 / all_of[each] for each in probed))
+    probed = [group for level in levels for size in level.probe_sizes for group in size.groups]
+    return math.sqrt(sum(given.signal[kind[group]] ** 2 / alike[group] for group in probed))

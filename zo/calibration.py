@@ -83,10 +83,10 @@ def correlation_here(
     """Correlation of this processor's probes with noise-free ones, estimated without a float32 model. log2_eps: as calibrated, if left out.
 
     A smooth loss gives nearly the same derivatives after a nudge of an eighth of a probe; the staircase of a quantised
-    base gives new noise. The parameters are restored exactly.
+    base gives new noise. The parameters are restored exactly. Probes are of the engine's rank.
     """
     log2_eps = engine.manifest.log2_eps(kind) if log2_eps is None else log2_eps
-    node = one_level(engine.manifest, {kind: log2_eps}, NUDGE_SEED + 1, directions)
+    node = one_level(engine.manifest, {kind: log2_eps}, NUDGE_SEED + 1, directions, engine.rank)
     nudge = tuple(Term(size.groups, NUDGE_SEED, np.array([1 << max(0, size.log2_e - 3)])) for size in node.probe_sizes)
     before = half_differences(engine.probe(node, batch, go_on))
     engine.parameters.add(nudge)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from zo import ranks
 from zo.errors import BundleError, ConfigError
 from zo.memory.shapes import ModelShape
 from zo.parameters import Group
@@ -90,7 +91,8 @@ class Base:
 class Manifest:
     """Everything about a bundle but its weights, looked at through one of its bases: `precision`; in manifest.json, the default one.
 
-    width: of the hidden states. rank, alpha: of adapters. bases: of the same model; groups, and so a run's ledger, are common
+    width: of the hidden states. rank, alpha: of adapters. ranks: of their prefixes, the last one `rank`, where they are in slices
+    (zo.ranks). bases: of the same model; groups, and so a run's ledger, are common
     to them. files: SHA-256 by name, of every file but this. model: its dimensions; bundles of earlier versions do not state them.
     """
 
@@ -108,8 +110,13 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     model: ModelShape | None = None
+    ranks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        ranks.check(self.ranks)
+        if self.ranks and self.ranks[-1] != self.rank:
+            raise ValueError(f"ranks = {list(self.ranks)} must end with rank = {self.rank}")
+        ranks.check_slices(self.ranks, self.groups)
         if self.precision not in self.bases:
             raise ValueError(f"precision is {self.precision!r}, and bases has {', '.join(self.bases) or 'none'}")
 
@@ -160,7 +167,10 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        plain = dataclasses.asdict(self)
+        if not self.ranks:
+            del plain["ranks"]  # as in bundles of earlier versions, bit for bit
+        text = json.dumps(plain, indent=1, ensure_ascii=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     def log2_eps(self, kind: str) -> int:

@@ -134,7 +134,10 @@ class Profile:
 
 @dataclass(frozen=True)
 class WorkRequest:
-    """What is there to do for a device at this entry, with a base of this precision? chain: `ledger.short` of its head."""
+    """What is there to do for a device at this entry, with a base of this precision?
+
+    chain: `ledger.short` of its head. rank: of the adapters that it can bear, of those that the bundle has; 0 is the largest.
+    """
 
     run: int
     device: int
@@ -142,6 +145,7 @@ class WorkRequest:
     chain: int
     precision: Precision
     profile: Profile = field(default_factory=Profile)
+    rank: int = 0
 
 
 @dataclass(frozen=True)

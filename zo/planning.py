@@ -1,11 +1,15 @@
 """From settings to the tree of directions that every device walks."""
 
 import itertools
-from collections.abc import Collection, Mapping
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+from zo import ranks
 from zo.errors import ConfigError
 from zo.manifest import Manifest
+from zo.parameters import Group
 from zo.plan import Node, ProbeSize, Shape
 from zo.seeds import first_seed
 
@@ -13,6 +17,14 @@ from zo.seeds import first_seed
 def kinds(manifest: Manifest) -> tuple[str, ...]:
     """The kinds of group that a bundle has."""
     return tuple(dict.fromkeys(group.kind for group in manifest.groups))
+
+
+def groups_of_its_size(groups: Iterable[Group]) -> dict[int, float]:
+    """By group id: how many groups as large as it would hold all values of its kind. Rank slices differ in size, blocks hardly do."""
+    groups, values = tuple(groups), Counter[str]()
+    for group in groups:
+        values[group.kind] += group.size
+    return {group.id: values[group.kind] / group.size for group in groups}
 
 
 def probe_sizes(manifest: Manifest, log2_eps: Mapping[str, int], among: Collection[int] | None = None) -> tuple[ProbeSize, ...]:
@@ -32,7 +44,8 @@ def lowest_stage(manifest: Manifest, log2_eps: Mapping[str, int], among: Collect
 
 def within(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape, among: Collection[int]) -> Shape:
     """The shape for a device that tries these groups only: parts that would try nothing are left out, with their directions."""
-    tried = {group for size in probe_sizes(manifest, log2_eps, among or None) for group in size.groups}
+    every = ranks.prefix(manifest, shape.rank)
+    tried = {group for size in probe_sizes(manifest, log2_eps, every.intersection(among) if among else every) for group in size.groups}
     bounds, counts, cuts, pending = (0, *shape.cuts, len(manifest.stages)), list[int](), list[int](), 1
     for count, (start, stop) in zip(shape.counts, itertools.pairwise(bounds), strict=True):
         pending *= count
@@ -40,17 +53,24 @@ def within(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape, among:
             cuts += [start] if counts else []
             counts.append(pending)
             pending = 1
-    every = {group.id for group in manifest.groups}
     groups = () if tried == every else tuple(sorted(tried))
     return replace(shape, counts=tuple(counts), cuts=tuple(cuts), joint=shape.joint and bool(cuts), groups=groups)
 
 
 def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
-    """The tree of a shape, with all seeds from 0 on. ConfigError where the bundle has no such stages or groups, or a part tries nothing."""
+    """The tree of a shape, with all seeds from 0 on: of its groups, those within its rank are tried, a short prefix with larger probes.
+
+    ConfigError where the bundle has no such stages, groups or rank, or a part tries nothing.
+    """
     unknown = set(shape.groups) - {group.id for group in manifest.groups}
     if unknown:
         raise ConfigError(f"groups = {list(shape.groups)}: this bundle has no group {min(unknown)}")
-    stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps, shape.groups)
+    held = ranks.prefix(manifest, shape.rank)
+    tried = held.intersection(shape.groups) if shape.groups else held
+    nested = {group.kind for group in manifest.groups if ranks.slice_of(group) is not None}
+    larger = math.ceil(math.log2(ranks.stretch(manifest, shape.rank)))
+    log2_eps = {kind: log2 + larger * (kind in nested) for kind, log2 in log2_eps.items()}
+    stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps, tried)
     for cut in shape.cuts:
         if not lowest < cut < stages:
             raise ConfigError(f"cuts = {list(shape.cuts)}: this bundle can be cut before stages {lowest + 1} to {stages - 1}")
@@ -59,7 +79,7 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
     for place in reversed(range(len(shape.counts))):
         start, stop = bounds[place : place + 2]
         here = {group for stage in manifest.stages[start:stop] for group in stage.groups}
-        sizes = probe_sizes(manifest, log2_eps, here.intersection(shape.groups) if shape.groups else here)
+        sizes = probe_sizes(manifest, log2_eps, here & tried)
         if not sizes:
             raise ConfigError(f"cuts = {list(shape.cuts)}: nothing is trained in stages {start} to {stop - 1}")
         node = Node(start, 0, shape.counts[place], sizes, node, shape.joint and node is not None, shape.clean and place == 0)
@@ -81,9 +101,9 @@ def kept_bytes(manifest: Manifest, shape: Shape, examples: int) -> int:
     return sum(2 ** (level + 1) * each for level, each in enumerate(once))
 
 
-def one_level(manifest: Manifest, log2_eps: Mapping[str, int], first_seed: int, count: int) -> Node:
+def one_level(manifest: Manifest, log2_eps: Mapping[str, int], first_seed: int, count: int, rank: int = 0) -> Node:
     """The plan of plain MeZO: one node from the lowest stage that holds one of the groups to the end."""
-    return replace(tree(manifest, log2_eps, Shape((count,))), first_seed=first_seed)
+    return replace(tree(manifest, log2_eps, Shape((count,), rank=rank)), first_seed=first_seed)
 
 
 def seeded(root: Node, run_key: int, round_number: int, device: int, pool: int = 0, offset: int = 0) -> Node:

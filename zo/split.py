@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from zo.manifest import Manifest
 from zo.plan import MOST_DIRECTIONS, Shape
-from zo.planning import lowest_stage
+from zo.planning import groups_of_its_size, lowest_stage
 
 COUNTS = tuple(2**power for power in range(10))  # directions of a part that are thought of: 1 to 512
 WORTH_IT = 0.9  # of the cost of plain MeZO: a smaller gain may be an error of the estimates
@@ -125,16 +125,16 @@ def shares(
     among: Collection[int] = (),
 ) -> Shares:
     """What is known of the stages. stage_ns: of a device; else cost goes by the values of the groups. slopes: mean squared slope of
-    every group's probes so far, by group; else as calibrated, a kind's spread evenly over its groups. Curvature is as calibrated.
+    every group's probes so far, by group; else as calibrated, a kind's spread evenly over its values. Curvature is as calibrated.
     among: groups that are tried, where they are not all of them; the others count for nothing but their cost.
     """
-    count = {kind: sum(group.kind == kind for group in manifest.groups) for kind in log2_eps}
+    alike = groups_of_its_size(manifest.groups)
     energy, curvature, size = {}, {}, {group.id: float(group.size) for group in manifest.groups}
     for group in manifest.groups:
         found = manifest.calibrated(group.kind)
-        energy[group.id] = (slopes or {}).get(group.id, (found.signal / 2.0**found.log2_eps) ** 2 / count[group.kind])
+        energy[group.id] = (slopes or {}).get(group.id, (found.signal / 2.0**found.log2_eps) ** 2 / alike[group.id])
         trace = found.curvature / 4.0**found.log2_eps
-        curvature[group.id] = trace / count[group.kind] if trace > 0 else 0.0
+        curvature[group.id] = trace / alike[group.id] if trace > 0 else 0.0
     if any(each == 0 for each in curvature.values()):  # drowned in noise: then by count of values
         curvature = size
     ids = [stage.groups for stage in manifest.stages]

@@ -43,7 +43,7 @@ def random_batch(task: Task, vocabulary: int, examples: int, tokens: int) -> Bat
 def probe_pair(engine: Engine, batch: Batch, go_on: Callable[[], None] = lambda: None) -> Callable[[], object]:
     """One direction of plain MeZO, at the probe sizes of the engine's base: +E and -E of all groups."""
     sizes = {each.kind: each.log2_eps for each in engine.manifest.calibration}
-    plan = one_level(engine.manifest, sizes, 0, 1)
+    plan = one_level(engine.manifest, sizes, 0, 1, engine.rank)
     return lambda: engine.probe(plan, batch, go_on)
 
 
@@ -59,15 +59,17 @@ def stage_ns(engine: Engine, batch: Batch, repeats: int = 3, alone: bool = False
     """
     batch = batch.split(max(1, engine.max_rows // (2 * batch.tokens)))[0]
     stages, values, found = engine.stages, {name: share(array) for name, array in batch.fields.items()}, []
-    engine.parameters.settle()
+    engine.inputs.refresh()
     for number, stage in enumerate(engine.manifest.stages):
         groups, head = engine.parameters.groups, number == len(stages) - 1
         held = {tensor.name for group in stage.groups if group in groups for tensor in groups[group].tensors}
-        held, tensors = held & engine.branched, engine.live
+        held, tensors = held & engine.inputs.branched, engine.live
         branches = 1 if alone else HEAD_BRANCHES if head and held else 2 if number or held else 1
         if branches > 1 and held and (head or not number):  # the first takes no branches in
-            copies = {name: np.stack([engine.parameters.tensor(name)] * branches) for name in held}
-            tensors = tensors | {name: share(array) for name, array in copies.items()}
+            out, bound = engine.inputs.branches(held, branches, engine.rank)
+            for name, array in out.items():
+                array[...] = engine.parameters.tensor(name)
+            tensors = tensors | bound
         elif number:
             name = engine.manifest.stages[number - 1].outputs[0]
             values[name] = share(np.concatenate([values[name].numpy()] * branches))

@@ -64,6 +64,8 @@ class Bert:
             weight, bias = head.initial_weight(self.layers, self.width, classes), np.zeros(classes, np.float32)
             if "classifier.weight" in self.weights and self.weights["classifier.weight"].shape == weight.T.shape:
                 weight, bias = self.weights["classifier.weight"].T, self.weights["classifier.bias"]
+            if (adapter := self.layers.training.adapter) and adapter.head and adapter.head[0].shape == weight.shape:
+                weight, bias = adapter.head
             logits = head.linear_logits(self.layers, x, weight, bias)
         head.finish(self.layers, logits, classes)
 

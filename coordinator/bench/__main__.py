@@ -107,6 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split.add_argument("--long-rate", type=float, default=1.0, help="its rate, times the default [1]")
     split.add_argument("--plot", type=Path, help="write a picture of loss against compute")
     split.set_defaults(command=_split)
+    ranks = commands.add_parser("ranks", help="one adapter for devices of unequal rank, against its peers, on real data")
+    ranks.add_argument("--data", type=Path, required=True, help="folder as of 'split'")
+    ranks.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    ranks.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
+    ranks.add_argument("--max-tokens", type=int, default=32, help="[32]")
+    ranks.add_argument("--seeds", type=int, default=5, help="[5]")
+    ranks.add_argument("--rounds", type=int, default=80, help="of 8 devices, 2 probes each [80]")
+    ranks.add_argument("--repeats", type=int, default=25, help="of the steps that are timed, by rank [25]")
+    ranks.set_defaults(command=_ranks)
     autopilot = commands.add_parser("autopilot", help="runs with every setting at 'auto' against the best of a sweep by hand, on real data")
     autopilot.add_argument("--data", type=Path, action="append", required=True, help="folder as of 'split'; may be repeated")
     autopilot.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
@@ -343,6 +352,26 @@ def _fleet(given: argparse.Namespace) -> int:
         found = fleet.measure(folder, fleet.BERT_BASE, given.rounds, given.base)
     _show(given, fleet.told(found), found)
     return int(not found["digests_equal"] or found["over_budget_mb"] > 0 or not found["all_blocks_covered"])
+
+
+def _ranks(given: argparse.Namespace) -> None:
+    from coordinator import task as task_file
+    from coordinator.bench import rank_costs, ranks
+    from coordinator.build.build import build
+    from coordinator.build.layers import Training
+    from coordinator.demo.packaged import packaged_model
+    from zo.bundle import open_bundle
+
+    labels = given.data / "labels.json"
+    task = task_file.read(labels if labels.exists() else None, given.max_tokens)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = given.model or packaged_model()
+        fleets = ranks.Fleets(model, Path(scratch), given.data, task, given.precision, given.rounds)
+        found = ranks.measure(fleets, given.seeds) | {"by_rank": rank_costs.measure(fleets.bundles[ranks.RANKS], given.repeats)}
+        if not given.model:
+            build(model, Path(scratch) / "large", task, Training(precision=given.precision, ranks=ranks.LARGE), [])
+            found["by_large_rank"] = rank_costs.measure(open_bundle(Path(scratch) / "large"), given.repeats)
+    _show(given, ranks.told(found), found)
 
 
 def _round(given: argparse.Namespace) -> None:

@@ -74,8 +74,9 @@ def calibrate(bundle: Bundle, reference: Bundle, batches: Sequence[Batch]) -> li
 def exact_twin(bundle: Bundle, model: Path, folder: Path) -> Bundle:
     """A float32 bundle of the model that `bundle` was built from, for calibration; it has no calibration of its own."""
     manifest, checkpoint = bundle.manifest, Checkpoint(model)
-    trained = min(sum(group.kind == "body" for group in manifest.groups), _blocks(checkpoint))  # another model may have fewer
-    training = Training(manifest.trainable, "fp32", manifest.rank, manifest.alpha, manifest.run_key, trained)
+    slices = max(1, len(manifest.ranks))
+    trained = min(sum(group.kind == "body" for group in manifest.groups) // slices, _blocks(checkpoint))  # another model may have fewer
+    training = Training(manifest.trainable, "fp32", manifest.rank, manifest.alpha, manifest.run_key, trained, manifest.ranks)
     twin = draft(checkpoint, folder, manifest.task, training, ("fp32",), None, manifest.name)
     if [group.tensors for group in twin.manifest.groups] != [group.tensors for group in manifest.groups]:
         raise BundleError(f"{model} is not the model that {bundle.folder} was built from")

@@ -14,7 +14,7 @@ from coordinator.architectures import ARCHITECTURES
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import DraftGroup, Layers, Training
 from zo import bundle as bundle_files
-from zo import quantised
+from zo import quantised, ranks
 from zo.errors import BundleError
 from zo.inactive import layout
 from zo.lattice import fit_log2_unit, snap
@@ -34,6 +34,13 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int, e
         raise BundleError("trainable 'full' perturbs the weights themselves; it needs precision 'fp32', or 'w8' or 'w4' of inactive blocks")
     if training.rank < 1:
         raise BundleError(f"adapters of rank {training.rank} cannot be; give 1 or more")
+    _check_ranks(training)
+    if training.adapter and training.trainable != "lora":
+        raise BundleError(
+            f"an adapter to begin with needs trainable 'lora', as both of its matrices are its own, not {training.trainable!r}"
+        )
+    if training.adapter and training.adapter.rank != training.largest_rank:
+        raise BundleError(f"the adapter in {training.adapter.folder} has rank {training.adapter.rank}, not {training.largest_rank}")
     layers = Layers(checkpoint, training)
     try:
         _check_tokenizer(checkpoint, int(checkpoint.config["vocab_size"]))
@@ -62,9 +69,22 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int, e
     x = layers.cut(model.select(x), ["P", "rows", model.width])
     with layers.group("head"):
         model.head(x)
+    given = training.adapter
+    if given and (left := sorted(given.layers.keys() - layers.begun)):
+        raise BundleError(f"the adapter in {given.folder} has layer {left[0]!r}, for which the bundle trains none")
     if not layers.groups:
         raise BundleError(f"nothing would be trained: the head has nothing for {training.trainable!r}; train a block, or 'norms' or 'full'")
     return layers
+
+
+def _check_ranks(training: Training) -> None:
+    """BundleError where there are no such slices of adapters."""
+    try:
+        ranks.check(training.ranks)
+    except ValueError as error:
+        raise BundleError(f"--{error}") from None
+    if training.ranks and training.trainable not in ("lora", "lora-fa"):
+        raise BundleError(f"trainable {training.trainable!r} has no adapters; --ranks needs 'lora-fa' or 'lora'")
 
 
 def _check_tokenizer(checkpoint: Checkpoint, known: int) -> None:
@@ -90,7 +110,7 @@ def write(layers: Layers, folder: Path, name: str, task: Task, inactive: Layers 
         file = f"{precision}.stage_{number}.onnx"
         onnx.save(graph.model(outputs, places), folder / file)
         trained = {tensor for draft in layers.groups if draft.stage == number for tensor in draft.tensors}
-        inputs = tuple(given for given in graph.inputs if given not in trained)
+        inputs = tuple(given for given in graph.inputs if given not in trained | layers.sliced)
         held = tuple(place for place, draft in enumerate(layers.groups) if draft.stage == number)
         body = inactive is not None and [groups[place].kind for place in held] == ["body"]
         resting = f"{precision}.inactive_{number}.onnx" if body else ""
@@ -108,13 +128,14 @@ def write(layers: Layers, folder: Path, name: str, task: Task, inactive: Layers 
         width=int(next(iter(layers.outputs[-2].values()))[-1]),
         precision=precision,
         trainable=training.trainable,
-        rank=training.rank,
+        rank=training.largest_rank,
         alpha=training.alpha,
         run_key=training.run_key,
         task=task,
         groups=groups,
         bases={precision: Base(base, (folder / base).stat().st_size, tuple(stages))},
         model=of_config(config),
+        ranks=training.ranks,
     )
 
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.graph import CONTRIB, FLOAT, INT64, Frozen, Graph
-from zo import directions, quantised
+from coordinator.peft import Adapter
+from zo import directions, quantised, ranks
+from zo.errors import BundleError
 from zo.manifest import Precision, TrainableSet
 
 ADAPTER_A_GROUP = 2**32 - 1  # the direction stream from which frozen A matrices are drawn
@@ -31,7 +33,9 @@ class DraftGroup:
 class Training:
     """What is trained and in what precision the rest is held. rank, alpha: of the adapters.
 
-    top_blocks: how many blocks are trained, those nearest the output; all where it is None.
+    top_blocks: how many blocks are trained, those nearest the output; all where it is None. ranks: adapters are held in slices, so
+    that a model of each of these is a prefix of the next (zo.ranks); the largest takes the place of `rank`. adapter: what A and B, and
+    a linear head, begin as; its rank and alpha must be these.
     """
 
     trainable: TrainableSet = "lora-fa"
@@ -40,6 +44,13 @@ class Training:
     alpha: float = 16.0
     run_key: int = 0
     top_blocks: int | None = None
+    ranks: tuple[int, ...] = ()
+    adapter: Adapter | None = None
+
+    @property
+    def largest_rank(self) -> int:
+        """Of the adapters; alpha over it is the scale of every prefix."""
+        return self.ranks[-1] if self.ranks else self.rank
 
 
 class Layers:
@@ -52,6 +63,9 @@ class Layers:
         self.groups: list[DraftGroup] = []
         self.outputs: list[dict[str, list[int | str]]] = []
         self._open: DraftGroup | None = None
+        self._slices: list[DraftGroup] = []
+        self.sliced: set[str] = set()
+        self.begun: set[str] = set()
         self._made: dict[tuple[int, str], str] = {}
         self._adapters = 0
 
@@ -75,11 +89,11 @@ class Layers:
 
     @contextmanager
     def group(self, kind: str) -> Iterator[None]:
-        """Trainable tensors made inside belong to one new group."""
+        """Trainable tensors made inside belong to one new group, but slices of adapters, which have one each."""
         self._open = DraftGroup(kind, len(self.graphs) - 1)
+        self._slices = [DraftGroup(kind, len(self.graphs) - 1) for _ in self.training.ranks]
         yield
-        if self._open.tensors:
-            self.groups.append(self._open)
+        self.groups += [draft for draft in (self._open, *self._slices) if draft.tensors]
         self._open = None
 
     def once(self, name: str, make: Callable[[], str]) -> str:
@@ -180,14 +194,55 @@ class Layers:
 
     def _adapter(self, x: str, name: str, width: int, out: int) -> str:
         """scale * x A B for x [P, batch, tokens, in]. A is +-1/sqrt(in), frozen and pre-scaled in `lora-fa`; B starts at zero."""
+        if self.training.ranks:
+            return self._nested(x, name, width, out)
         g, rank, scale = self.graph, self.training.rank, self.training.alpha / self.training.rank
         signs = directions.signs(self.training.run_key, ADAPTER_A_GROUP, np.array([self._adapters], np.uint64), 0, width * rank)
-        a = signs.reshape(width, rank) / np.sqrt(np.float32(width))
+        a, b = self._begun(name, signs.reshape(width, rank) / np.sqrt(np.float32(width)), out)
         self._adapters += 1
         if self.training.trainable == "lora":
             branches_a = g.op("Unsqueeze", self.trained(f"{name}.lora_A", a), g.indices(1))
             low = g.op("Mul", g.op("MatMul", x, branches_a), g.constant(scale))
         else:
             low = g.op("MatMul", x, g.weight(f"{name}.lora_A", a * np.float32(scale)))
-        branches_b = self.trained(f"{name}.lora_B", np.zeros((rank, out), np.float32))
+        branches_b = self.trained(f"{name}.lora_B", b)
         return g.op("MatMul", low, g.op("Unsqueeze", branches_b, g.indices(1)))
+
+    def _begun(self, name: str, a: np.ndarray, out: int) -> tuple[np.ndarray, np.ndarray]:
+        """What A [in, rank] and B [rank, out] of a layer begin as: drawn and zero, or as the adapter that is given has them."""
+        given = self.training.adapter
+        if given is None:
+            return a, np.zeros((a.shape[1], out), np.float32)
+        if name not in given.layers:
+            raise BundleError(f"the adapter in {given.folder} has nothing for layer {name!r}")
+        found = given.layers[name]
+        if found[0].shape != a.shape or found[1].shape != (a.shape[1], out):
+            raise BundleError(f"the adapter in {given.folder} is not of this model: its layer {name!r} has other dimensions")
+        self.begun.add(name)
+        return found
+
+    def _nested(self, x: str, name: str, width: int, out: int) -> str:
+        """The same in slices: the rank that is bound decides how many dimensions are computed. A is drawn dimension by dimension."""
+        g, rank, scale = self.graph, self.training.largest_rank, self.training.alpha / self.training.largest_rank
+        if rank > min(width, out):
+            raise BundleError(f"rank {rank} is larger than layer {name!r} of {width} x {out}; give smaller --ranks")
+        signs = directions.signs(self.training.run_key, ADAPTER_A_GROUP, np.array([self._adapters], np.uint64), 0, width * rank)
+        drawn, b = self._begun(name, signs.reshape(rank, width).T / np.sqrt(np.float32(width)), out)
+        a = drawn.T
+        self._adapters += 1
+        branches_b = self._in_slices(f"{name}.lora_B", b)
+        if self.training.trainable == "lora":
+            branches_a = g.op("Transpose", self._in_slices(f"{name}.lora_A", a), perm=[0, 2, 1])
+            low = g.op("Mul", g.op("MatMul", x, g.op("Unsqueeze", branches_a, g.indices(1))), g.constant(scale))
+        else:
+            held = g.weight(f"{name}.lora_A", (a * np.float32(scale)).T)
+            bound = g.op("Shape", branches_b, start=1, end=2)
+            low = g.op("MatMul", x, g.op("Slice", held, g.indices(0), bound, g.indices(1)))
+        return g.op("MatMul", low, g.op("Unsqueeze", branches_b, g.indices(1)))
+
+    def _in_slices(self, name: str, values: np.ndarray) -> str:
+        """A trainable tensor [rank, width], rank dimension by rank dimension in the slices' groups: one graph input of any rank."""
+        for number, (start, stop) in enumerate(ranks.spans(self.training.ranks)):
+            self._slices[number].tensors[f"{name}.{number}"] = values[start:stop]
+        self.sliced.add(name)
+        return self.graph.input(name, [f"branches of {name}", "rank", values.shape[1]])

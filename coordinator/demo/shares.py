@@ -10,11 +10,11 @@ import numpy as np
 from zo.errors import DataError
 from zo.examples import Example
 
-CONCENTRATION = 1.0  # of the Dirichlet distribution over devices, one draw a class: lower is more uneven
+CONCENTRATION = 1.0  # of the Dirichlet distribution over devices, one draw a class, where none is stated: lower is more uneven
 FEWEST = 4  # examples that every device gets
 
 
-def divide(examples: Sequence[Example], devices: int, seed: int) -> list[list[Example]]:
+def divide(examples: Sequence[Example], devices: int, seed: int, concentration: float = CONCENTRATION) -> list[list[Example]]:
     """One list a device: each class is split by a Dirichlet draw; text without labels is split into consecutive shares."""
     if len(examples) < devices * FEWEST:
         raise DataError(f"{len(examples)} training examples are too few for {devices} devices; use fewer with --agents")
@@ -26,7 +26,7 @@ def divide(examples: Sequence[Example], devices: int, seed: int) -> list[list[Ex
     for label in sorted({example.label for example in examples if example.label is not None}):
         mine = [example for example in examples if example.label == label]
         generator.shuffle(mine)
-        portions = generator.dirichlet([CONCENTRATION] * devices)
+        portions = generator.dirichlet([concentration] * devices)
         bounds = np.r_[0, np.rint(np.cumsum(portions) * len(mine))].astype(int)
         for share, (a, b) in zip(shares, itertools.pairwise(bounds), strict=True):
             share += mine[a:b]

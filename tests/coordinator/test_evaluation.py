@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import Bundles
 from test_export import trained
 
 from coordinator.sqlite_store import SqliteStore
+from coordinator.status import describe
 from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.errors import DataError
@@ -38,6 +40,17 @@ def test_the_process_answers_for_any_entry_in_any_order(bert_bundle: Bundle, val
     assert (found[1]["gain"], found[1]["gain_error"]) == (0.0, 0.0)
     assert found[0]["gain"] == pytest.approx(found[1]["balanced_loss"] - found[0]["balanced_loss"])
     assert found[1]["loss"] != found[0]["loss"]
+
+
+def test_the_process_measures_every_prefix(bundles: Bundles, validation: Path, tmp_path: Path) -> None:
+    bundle = bundles("bert", ranks=(1, 2, 4))
+    model = trained(bundle, tmp_path)
+    _, (found,), _ = ask(tmp_path, validation, ['{"entry": 3, "split": "validation"}\n'])
+    for rank in (1, 2):
+        expected = evaluate(Engine(bundle, model.parameters, rank=rank), batches(bundle, validation, 10))
+        assert found["prefixes"][str(rank)] == pytest.approx(expected)  # type: ignore[index]
+    assert set(found["prefixes"]) == {"1", "2"}  # type: ignore[call-overload]
+    assert "; accuracy of rank 1 0." in describe(found)
 
 
 def test_the_process_tells_what_is_wrong_with_the_file(bert_bundle: Bundle, tmp_path: Path) -> None:

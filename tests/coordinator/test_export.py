@@ -137,6 +137,24 @@ def test_an_existing_folder_is_refused(bert_bundle: Bundle, tmp_path: Path) -> N
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", [("bert", "lora-fa", "int8"), ("llama-tied", "lora")], ids="-".join)
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_every_prefix_is_a_model_of_its_own(kind: tuple[str, ...], rank: int, bundles: Bundles, tmp_path: Path) -> None:
+    bundle = bundles(*kind, ranks=(1, 2, 4))
+    model, given = trained(bundle, tmp_path), batch(bundle)
+    export(bundle, model.replica, "run", tmp_path / "out", rank)
+    expected = Engine(bundle, model.parameters, rank=rank).forward(given)[1]
+    found = run(tmp_path / "out", given.fields)
+    if not bundle.manifest.task.labels:
+        found = found.reshape(-1, found.shape[-1])[given.fields["positions"]]
+    assert np.abs(found - expected).max() < 1e-4
+    held = {values.shape[0] for name, values in load_file(tmp_path / "out" / TRAINED).items() if name.endswith("lora_B")}
+    assert held == {rank or 4}
+    with pytest.raises(ConfigError, match="has no adapters of rank 3"):
+        export(bundle, model.replica, "run", tmp_path / "other", 3)
+    assert not (tmp_path / "other").exists()
+
+
 # --- the command ---
 
 

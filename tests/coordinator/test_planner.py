@@ -113,17 +113,18 @@ def test_times_that_cannot_be_give_a_shape_all_the_same(stage_ns: tuple[int, ...
     assert made.tree("fp32", made.shape("fp32", stage_ns)).shape == made.shape("fp32", stage_ns)
 
 
-def test_a_device_that_tries_some_groups_gets_a_tree_of_those(bert_bundle: Bundle) -> None:
-    *body, head = (group.id for group in bert_bundle.manifest.groups)
-    for made in (planner(bert_bundle), planner(bert_bundle, split=Split((2,), (4,)))):
-        shape = made.shape("fp32", (100, 100, 1), (body[-1], head), 2)
-        assert (shape.groups, shape.rank) == ((body[-1], head), 2)
+def test_a_device_that_tries_some_groups_gets_a_tree_of_those(bundles: Bundles) -> None:
+    bundle = bundles("bert", ranks=(1, 2, 4))
+    *_, last, _, _, head = (group.id for group in bundle.manifest.groups)
+    for made in (planner(bundle), planner(bundle, split=Split((2,), (4,)))):
+        shape = made.shape("fp32", (100, 100, 1), (last, last + 2, head), 2)
+        assert (shape.groups, shape.rank) == ((last, head), 2)
         tree = made.tree("fp32", shape)
         assert (tree.rank, sorted(g for node, _ in tree.levels() for size in node.probe_sizes for g in size.groups)) == (
             2,
-            [body[-1], head],
+            [last, head],
         )
-        assert made.shape("fp32", (100, 100, 1), (body[0],)).cuts == ()
+        assert made.shape("fp32", (100, 100, 1), (0,)).cuts == ()
 
 
 def test_what_has_a_rate_of_zero_is_not_tried_by_anyone(bert_bundle: Bundle) -> None:

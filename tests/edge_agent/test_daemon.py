@@ -138,6 +138,27 @@ class Listening(Service):
         return await super().send_report(report)
 
 
+def test_agents_of_unequal_rank_train_prefixes_of_one_adapter(bundles: Bundles, make: Make, tmp_path: Path) -> None:
+    bundle, settings = bundles("bert", ranks=(1, 2, 4)), {"digest_every": 2, "rounds": 8, "round": Round(3, 3, 60.0)}
+    with LocalCoordinator(bundle, tmp_path / "run.sqlite", Listening, **settings) as coordinator:
+        daemons = [make(coordinator.address, name, rank=rank) for name, rank in (("a", 1), ("bb", 2), ("ccc", "auto"))]
+        run_all(daemons)
+        digest, shapes = coordinator.call(lambda s: (s.rounds.digest(), s.shapes))
+        summaries = coordinator.call(lambda s: s.rounds.store.summaries(1))
+    assert [told(daemon)["digest"] for daemon in daemons] == [digest.hex()] * 3
+    assert [daemon.engine.rank for daemon in daemons] == [1, 2, 4]
+    assert [told(daemon)["rank"] for daemon in daemons] == [1, 2, 4]
+    assert {shape.rank for shape in shapes if shape} == {1, 2, 4}
+    assert all(sum(summary["ranks"].values()) == 3 for summary in summaries)
+
+
+def test_a_rank_that_the_bundle_has_not_ends_the_agent_with_those_that_it_has(bundles: Bundles, make: Make, tmp_path: Path) -> None:
+    with LocalCoordinator(bundles("bert", ranks=(1, 2, 4)), tmp_path / "run.sqlite") as coordinator:
+        daemon = make(coordinator.address, rank=3)
+        with pytest.raises(ConfigError, match="has no adapters of rank 3; it has 1, 2, 4"):
+            daemon.run()
+
+
 @pytest.mark.parametrize(
     ("split", "shapes"),
     [

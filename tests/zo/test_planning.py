@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import PROPERTY
 
+from zo import ranks
 from zo.bundle import Bundle
 from zo.errors import ConfigError
 from zo.plan import Node, ProbeSize, Shape
-from zo.planning import kept_bytes, lowest_stage, one_level, seeded, tree, within
+from zo.planning import groups_of_its_size, kept_bytes, lowest_stage, one_level, seeded, tree, within
 from zo.seeds import ALONE, MOST_DEVICES, SEEDS_PER_ROUND
 
 SIZES = {"body": -6, "head": -3}
@@ -31,11 +32,40 @@ def test_a_tree_tries_the_groups_of_its_shape_alone_from_the_lowest_stage_that_h
     assert (body.stage, groups(body)) == (2, list(top))
     assert (head.stage, groups(head)) == (3, list(manifest.stages[3].groups))
     assert lowest_stage(manifest, SIZES, top) == 2
-    assert tree(manifest, SIZES, Shape((2,), rank=4)).rank == 4
     with pytest.raises(ConfigError, match=r"groups = \[0, 99\]: this bundle has no group 99"):
         tree(manifest, SIZES, Shape((2,), groups=(0, 99)))
     with pytest.raises(ConfigError, match="nothing is trained in stages 3 to 3"):
         tree(manifest, SIZES, Shape((2, 3), (3,), groups=top))
+
+
+def test_a_tree_of_a_rank_tries_the_slices_within_it_with_larger_probes_the_fewer_they_are(bundles: Bundles) -> None:
+    manifest = bundles("bert", ranks=(1, 2, 4)).manifest
+    whole = {size.groups: size.log2_e for size in tree(manifest, SIZES, Shape((2,))).probe_sizes}
+    for rank, grown in ((1, 1), (2, 1), (4, 0), (0, 0)):
+        made = tree(manifest, SIZES, Shape((2,), rank=rank))
+        assert made.rank == rank
+        assert set(groups(made)) == ranks.prefix(manifest, rank)
+        assert {size.log2_e for size in made.probe_sizes} == {whole[(9,)], next(iter(whole.values())) + grown}
+    chosen = tree(manifest, SIZES, Shape((2,), groups=(0, 1, 2), rank=2))
+    assert sorted(groups(chosen)) == [0, 1]
+    with pytest.raises(ConfigError, match="no adapters of rank 3"):
+        tree(manifest, SIZES, Shape((2,), rank=3))
+
+
+def test_a_kinds_values_are_those_of_so_many_groups_of_a_size(bundles: Bundles) -> None:
+    assert groups_of_its_size(bundles("bert").manifest.groups) == {0: 3.0, 1: 3.0, 2: 3.0, 3: 1.0}
+    assert groups_of_its_size(bundles("bert", ranks=(1, 2, 4)).manifest.groups) == {
+        0: 12,
+        1: 12,
+        2: 6,
+        3: 12,
+        4: 12,
+        5: 6,
+        6: 12,
+        7: 12,
+        8: 6,
+        9: 1,
+    }
 
 
 def test_parts_that_would_try_nothing_are_left_out_with_their_directions_and_those_above_keep_theirs(bundles: Bundles) -> None:

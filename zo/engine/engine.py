@@ -1,13 +1,15 @@
 """The engine: losses of work plans on batches (DESIGN section 5)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from zo import ranks
 from zo.batches import Batch
 from zo.bundle import Bundle
+from zo.engine.inputs import Inputs
 from zo.engine.prefix import Prefix
 from zo.engine.stages import Stages, Values, share
 from zo.engine.walk import Cache, Walk
@@ -26,35 +28,56 @@ class Engine:
     the other, except that a run never holds less than one example with its two branches (on each output that the levels
     below leave of it). The head's rows are few and do not count. prefix: keeps outputs of the stages below every group.
     Where `parameters` do not hold all groups, `rest` has to be called for every stage of theirs before the model is run.
-    BundleError where a graph cannot be loaded. Not safe for concurrent calls.
+    rank: adapters are cut to it, but in plans, which say to what; 0 is all of them. It may be set at any time between calls.
+    BundleError where a graph cannot be loaded, ConfigError where the bundle has no such rank. Not safe for concurrent calls.
     """
 
     HEAD_ROOM = HEAD_ROOM
 
     def __init__(
-        self, bundle: Bundle, parameters: Parameters, *, threads: int = 1, max_rows: int = MAX_ROWS, prefix: Prefix | None = None
+        self,
+        bundle: Bundle,
+        parameters: Parameters,
+        *,
+        threads: int = 1,
+        max_rows: int = MAX_ROWS,
+        prefix: Prefix | None = None,
+        rank: int = 0,
     ) -> None:
         self.manifest, self.parameters, self.max_rows, self._prefix = bundle.manifest, parameters, max_rows, prefix
+        ranks.refuse(bundle.manifest, rank)
+        self.rank = rank
         self.stages = Stages(bundle, threads, parameters.groups.keys())
         self._frozen = next(place for place, stage in enumerate(self.manifest.stages) if stage.groups)  # stages below every group
-        tensors = {tensor.name: tensor for group in parameters.groups.values() for tensor in group.tensors}
-        self.branched = {name for name, tensor in tensors.items() if self.stages.ranks[name] > len(tensor.shape)}
-        self.live = {name: share(parameters.tensor(name)[None] if name in self.branched else parameters.tensor(name)) for name in tensors}
-        self._buffers: dict[tuple[str, int], tuple[np.ndarray, Any]] = {}
+        self.inputs = Inputs(bundle.manifest, parameters, self.stages.ranks)
+
+    @property
+    def live(self) -> Values:
+        """The trainable tensors, unperturbed, as they are bound."""
+        return self.inputs.live(self.rank)
+
+    @contextmanager
+    def cut(self, rank: int) -> Iterator[None]:
+        """Another rank meanwhile."""
+        ranks.refuse(self.manifest, rank)
+        kept, self.rank = self.rank, rank
+        try:
+            yield
+        finally:
+            self.rank = kept
 
     def activate(self, number: int) -> None:
         """Compute a stage with the live values of its groups, which `parameters` has come to hold; they are perturbed in place."""
         self.stages.open(number)
         for group in self.manifest.stages[number].groups:
-            self.live |= {tensor.name: share(self.parameters.tensor(tensor.name)) for tensor in self.parameters.groups[group].tensors}
+            self.inputs.hold(self.parameters.groups[group])
 
     def deactivate(self, number: int) -> None:
         """Let go of a stage and its groups' values; it cannot be run until `rest` has given it others."""
         self.stages.close(number)
         for group in self.manifest.groups:
             if group.id in self.manifest.stages[number].groups:
-                for tensor in group.tensors:
-                    self.live.pop(tensor.name, None)
+                self.inputs.release(group)
 
     def rest(self, number: int, folder: Path) -> None:
         """Compute a stage with its inactive graph and weights, in a folder that may go afterwards (`zo.inactive`)."""
@@ -62,14 +85,14 @@ class Engine:
 
     def trim(self) -> None:
         """Give back memory that no run is using: branches, and the arena's, which grows to the largest run that there ever was."""
-        self._buffers.clear()
+        self.inputs.trim()
         self.stages.trim(self.manifest.width, self.live)
 
     def in_place(self, node: Node) -> bool:
         """Whether the node perturbs a tensor without a branch axis, so that its probes run one by one."""
         groups = {group for size in node.probe_sizes for group in size.groups}
         names = {tensor.name for group in groups for tensor in self.parameters.groups[group].tensors}
-        return not names <= self.branched
+        return not names <= self.inputs.branched
 
     def probe(self, node: Node, batch: Batch, go_on: Callable[[], None] = lambda: None) -> np.ndarray:
         """Losses of a plan: float64 [2 * scalars], + then - of every direction, lowest level first; NaN or infinite ones included.
@@ -79,14 +102,16 @@ class Engine:
         exactly: after EnoughProbed with the losses found so far, NaN for the others.
         """
         parts = batch.split(max(1, self.max_rows // (self._copies(node) * batch.tokens)))
-        caches = [Cache(part, self._below(part, node.stage), part.losses / batch.losses) for part in parts]
-        return Walk(self, node, go_on).losses(caches)
+        with self.cut(node.rank):
+            self.inputs.copy()
+            caches = [Cache(part, self._below(part, node.stage), part.losses / batch.losses) for part in parts]
+            return Walk(self, node, go_on).losses(caches)
 
     def forward(self, batch: Batch) -> tuple[float, np.ndarray]:
         """Unperturbed loss (nats, mean over rows) and logits [rows, classes]."""
         parts = batch.split(max(1, self.max_rows // batch.tokens))
         head, stop = len(self.stages) - 1, len(self.stages)
-        self.parameters.settle()  # `_below` does not where nothing below the head is trained
+        self.inputs.refresh()  # `_below` does not where nothing below the head is trained
         values = [self.stages.run(self._below(part, head), head, stop, self.live, logits=True) for part in parts]
         loss = sum(float(each["loss"].numpy()[0]) * part.losses for each, part in zip(values, parts, strict=True)) / batch.losses
         return loss, np.concatenate([each["logits"].numpy()[0] for each in values])
@@ -121,13 +146,6 @@ class Engine:
         """What the stage before the head gives for the unperturbed model: [rows, width]."""
         return self._below(batch, len(self.stages) - 1)[self.manifest.stages[-2].outputs[0]].numpy()[0]
 
-    def buffer(self, name: str, branches: int) -> tuple[np.ndarray, Any]:
-        """Room for a tensor's branches [branches, *shape], always the same, and the OrtValue over it."""
-        if (name, branches) not in self._buffers:
-            array = np.empty((branches, *self.parameters.tensor(name).shape), np.float32)
-            self._buffers[name, branches] = (array, share(array))
-        return self._buffers[name, branches]
-
     def _copies(self, root: Node) -> int:
         """Rows of a token in a run of one direction of the highest level below the head: its branches, on all that is kept for it."""
         levels = sum(level.stage < len(self.stages) - 1 for level, _ in root.levels())
@@ -138,7 +156,7 @@ class Engine:
         values = {name: share(array) for name, array in batch.fields.items()}
         first = self._frozen
         if first < stop:
-            self.parameters.settle()
+            self.inputs.refresh()
         if self._prefix is None or not first or stop < first:  # what is kept are outputs of one stage
             return self.stages.run(values, 0, stop, self.live)
         name = self.manifest.stages[first - 1].outputs[0]

@@ -74,7 +74,7 @@ class Walk:
 
     def _clean(self, caches: list[Cache]) -> None:
         """Every direction alone, at +E; at -E the loss is taken to be as far on the other side of the unperturbed one."""
-        self._engine.parameters.settle()
+        self._engine.inputs.refresh()
         nodes = list(self._root.levels())
         kept = [caches]
         for (low, _), (high, _) in pairwise(nodes):
@@ -107,7 +107,7 @@ class Walk:
         """What becomes of a level's outputs, + and - of the directions from `first` on: its own losses, and the level above."""
         name = self._engine.manifest.stages[child.stage - 1].outputs[0]
         if not node.joint:
-            self._engine.parameters.settle()
+            self._engine.inputs.refresh()
             self._note(node, first, caches, [self._run(each, child.stage, len(self._engine.stages))["loss"].numpy() for each in found])
         hidden = [each[name].numpy() for each in found]
         for place in range(len(hidden[0]) // 2):
@@ -132,11 +132,10 @@ class Walk:
         together = self._together(node, caches[-1].batch)
         for start in range(first, first + node.count, together):
             count = min(together, first + node.count - start)
-            buffers = {name: engine.buffer(name, len(self._signs) * count) for name in names}
-            out = {name: array for name, (array, _) in buffers.items()}
+            out, bound = engine.inputs.branches(names, len(self._signs) * count, engine.rank)
             for size in node.probe_sizes:
                 engine.parameters.probes(size.groups, node.first_seed + start, count, [sign << size.log2_e for sign in self._signs], out)
-            tensors = engine.live | {name: value for name, (_, value) in buffers.items()}
+            tensors = engine.live | bound
             yield start, [self._run(cache.side_by_side(count), node.stage, stop, tensors) for cache in caches]
 
     def _in_place(self, node: Node, first: int, caches: list[Cache], stop: int) -> Steps:

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zo import ranks
 from zo.memory.shapes import ModelShape, table_bytes, weight_bytes
 from zo.memory.units import FLOAT
 
@@ -77,20 +78,33 @@ def base_bytes(model: ModelShape, precision: str) -> int:
 
 
 def need(
-    manifest: "Manifest", rows: int, tokens: int, device: Device, kept: int = 0, pairs: int = 1, head: int = 0, active: int | None = None
+    manifest: "Manifest",
+    rows: int,
+    tokens: int,
+    device: Device,
+    kept: int = 0,
+    pairs: int = 1,
+    head: int = 0,
+    active: int | None = None,
+    rank: int = 0,
 ) -> Need:
     """Of an agent that trains a bundle: runs of `rows` rows, texts of `tokens` tokens; `pairs` directions side by side.
 
     Of weights that are trained in place, those of a block are held twice for a moment, when a checkpoint is gone to.
     kept: bytes of stage outputs that are kept (`planning.kept_bytes`, and the prefix). head: directions tried of it alone.
     active: blocks that are tried, all if left out; where weights are trained in place, others are held in the base's few bits, if it
-    has such graphs.
+    has such graphs. rank: to which adapters are cut (0: the largest); values of all slices are held, and once more side by side, but
+    branches only of what is within the rank.
     BundleError where the manifest does not state the model's dimensions.
     """
     model, in_place = manifest.dimensions, manifest.trainable == "full"
     size = {kind: sum(group.size for group in manifest.groups if group.kind == kind) for kind in ("body", "head")}
-    blocks = sum(group.kind == "body" for group in manifest.groups)
-    tried = size["body"] if active is None or (in_place and not manifest.optional) else size["body"] * active // max(1, blocks)
+    blocks = sum(group.kind == "body" for group in manifest.groups) // max(1, len(manifest.ranks))
+    within = ranks.prefix(manifest, rank)
+    tried = sum(group.size for group in manifest.groups if group.kind == "body" and group.id in within)
+    if active is not None and (manifest.optional or not in_place):
+        tried = tried * active // max(1, blocks)
+    held = size["body"] * (2 if manifest.ranks else 1)
     base = base_bytes(model, manifest.precision)
     if in_place:
         base -= weight_bytes(manifest.precision, tried, model.width)
@@ -99,7 +113,7 @@ def need(
     return Need(
         imports=device.imports,
         base=base,
-        trainables=FLOAT * (size["head"] + (tried + size["body"] // max(1, blocks) if in_place else size["body"] + 2 * pairs * tried)),
+        trainables=FLOAT * (size["head"] + (tried + size["body"] // max(1, blocks) if in_place else held + 2 * pairs * tried)),
         optimiser=0,
         activations=round(rows * row_bytes(model, tokens, device.held(manifest.precision))),
         logits=2 * FLOAT * scored * classes + min(HEAD_ROOM, 4 * FLOAT * head * size["head"]),

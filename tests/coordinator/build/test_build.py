@@ -134,7 +134,7 @@ def test_full_trains_every_weight_matrix_of_a_block(model: str, bundles: Callabl
 @pytest.mark.parametrize("trainable", TRAINABLE_SETS)
 def test_only_the_body_of_full_has_no_branch_axis(trainable: str, bundles: Callable[..., Bundle]) -> None:
     bundle = bundles("bert", trainable)
-    branched = Engine(bundle, bundle.parameters()).branched
+    branched = Engine(bundle, bundle.parameters()).inputs.branched
     for group in bundle.manifest.groups:
         expected = not (trainable == "full" and group.kind == "body")
         assert all((tensor.name in branched) == expected for tensor in group.tensors), group

@@ -57,11 +57,11 @@ def test_a_probe_takes_no_fresh_memory_once_warm(
     batch, node = batch_of(bundle, LARGE), plan(bundle)
     for _ in range(WARM):
         engine.probe(node, batch)
-    buffers, before = list(engine._buffers), faults()
+    buffers, before = list(engine.inputs._buffers), faults()
     for _ in range(PROBES):
         engine.probe(node, batch)
     assert faults() - before < MOST_FAULTS
-    assert list(engine._buffers) == buffers
+    assert list(engine.inputs._buffers) == buffers
 
 
 @pytest.mark.parametrize(("trainable", "branched"), [("lora-fa", True), ("full", False)])
@@ -73,7 +73,7 @@ def test_branch_buffers_are_as_many_as_the_sizes_of_walks(trainable: str, branch
     assert together == 1
     for count in (1, 2, 5):  # one direction at a time, whatever their count
         engine.probe(plan(bundle, count), batch)
-        assert len(engine._buffers) == tensors * branched
+        assert len(engine.inputs._buffers) == tensors * branched
 
 
 @pytest.mark.parametrize("directions", [1, 3])

@@ -139,20 +139,22 @@ class Profile(_message.Message):
     def __init__(self, memory_mib: _Optional[int] = ..., stage_ns: _Optional[_Iterable[int]] = ..., single_ns: _Optional[_Iterable[int]] = ..., signs_per_second: _Optional[int] = ..., bytes_per_second: _Optional[int] = ...) -> None: ...
 
 class WorkRequest(_message.Message):
-    __slots__ = ("run", "device", "entry", "chain", "precision", "profile")
+    __slots__ = ("run", "device", "entry", "chain", "precision", "profile", "rank")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     run: int
     device: int
     entry: int
     chain: int
     precision: _plan_pb2.Precision
     profile: Profile
-    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ..., chain: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ...) -> None: ...
+    rank: int
+    def __init__(self, run: _Optional[int] = ..., device: _Optional[int] = ..., entry: _Optional[int] = ..., chain: _Optional[int] = ..., precision: _Optional[_Union[_plan_pb2.Precision, str]] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class WorkReply(_message.Message):
     __slots__ = ("entries", "plan", "retry_after_ms", "reason", "finished", "renew")

@@ -1,0 +1,263 @@
+"""`scripts/bench ranks`: one adapter for devices of unequal rank (PreLort, arXiv 2606.15963) against its peers, at equal probes.
+
+Eight devices with ranks 2, 2, 4, 4, 8, 8, 16, 16 and uneven shares (Dirichlet 0.3), one direction a device and round, the head as it is,
+so that adapters alone are measured. Each side has its own best rate, found on a seed of its own, and the same shares, batches and seeds of
+directions as the others.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from coordinator.bench.flexlora import Flex
+from coordinator.build.build import build
+from coordinator.build.layers import Training
+from coordinator.config import Ranks, Round, RunConfig
+from coordinator.demo import shares
+from coordinator.rounds import Rounds
+from coordinator.simulation import Simulation
+from zo import aggregation, evaluation, examples
+from zo import ranks as slices
+from zo.bundle import Bundle, open_bundle
+from zo.manifest import Precision, Task
+from zo.messages import Report
+from zo.plan import Node
+from zo.recipe import Probe, Rate
+from zo.terms import Term
+
+RANKS = (2, 4, 8, 16)
+LARGE = (16, 64, 256)  # of which costs alone are measured
+DEVICES = (2, 2, 4, 4, 8, 8, 16, 16)
+BATCH, VALIDATION, UNEVEN = 4, 256, 0.3
+RATES, SLOWEST, FASTEST = (1.0, 2.0), 1 / 16, 16.0  # times the default: where the search for the best begins and ends
+TUNING_SEED = 1000
+FLAT, BY_OWNERS = (1.0, 1.0, 1.0, 1.0), (1.0, 8 / 6, 8 / 4, 8 / 2)  # rates by slice of zero-padding: as they come, or as far as slice 0
+
+
+class ZeroPadded(Rounds):
+    """Averages over all devices, those without a slice counting as 0 (HetLoRA, arXiv 2401.06432), with a rate of its own for each slice.
+
+    As an update grows with the count of the directions that tried a group, that is what our rounds do with rates alike.
+    """
+
+    slice_rates = FLAT
+
+    def _terms(self, reports: list[Report], nodes: list[Node]) -> tuple[Term, ...]:
+        by_id = {group.id: slices.slice_of(group) or 0 for group in self.bundle.manifest.groups}
+        return tuple(
+            Term((group,), term.first_seed, (term.steps * self.slice_rates[by_id[group]]).round().astype(term.steps.dtype))
+            for term in super()._terms(reports, nodes)
+            for group in term.groups
+        )
+
+
+class Padding(Simulation):
+    """A fleet whose updates are zero-padded."""
+
+    ROUNDS = ZeroPadded
+
+
+class PaddingByOwners(Simulation):
+    """The same, with slices that few hold moving as far as others."""
+
+    class ROUNDS(ZeroPadded):
+        """See above."""
+
+        slice_rates = BY_OWNERS
+
+
+@dataclass(frozen=True)
+class Side:
+    """A way to train. bundle: by its ranks. devices: the rank of each. truncated: whether shorter prefixes are trained as well."""
+
+    bundle: tuple[int, ...]
+    devices: tuple[int, ...]
+    truncated: bool = False
+    kinds: tuple[type[Simulation], ...] = (Simulation,)
+
+
+SIDES = {
+    "nested": Side(RANKS, DEVICES, truncated=True),
+    "zero_padded": Side(RANKS, DEVICES, kinds=(Padding, PaddingByOwners)),
+    "smallest_rank": Side((2,), (2,) * 8),
+    "largest_rank": Side(RANKS, (16,) * 8),
+    "rank_4_alone": Side((4,), (4,) * 8),
+    "rank_8_alone": Side((8,), (8,) * 8),
+}
+FLEX = "flexlora"
+PEERS = ("zero_padded", "smallest_rank", "largest_rank", FLEX)
+ALONE = {2: "smallest_rank", 4: "rank_4_alone", 8: "rank_8_alone", 16: "largest_rank"}  # all devices of one rank
+
+
+class Fleets:
+    """Runs on one data set. folder: for bundles, one by ranks, all at one scale."""
+
+    def __init__(self, model: Path, folder: Path, data: Path, task: Task, precision: Precision, rounds: int) -> None:
+        self.rounds, self._data = rounds, data
+        self._examples = examples.read(data / "validation.jsonl", task).examples
+        self.bundles: dict[tuple[int, ...], Bundle] = {}
+        for ranks in (RANKS, *dict.fromkeys(side.bundle for side in SIDES.values() if side.bundle != RANKS)):
+            self.bundles[ranks] = self._built(model, folder / "-".join(map(str, ranks)), task, Training("lora-fa", precision, ranks=ranks))
+        self.trained_a = self._built(model, folder / "trained-a", task, Training("lora", precision, ranks=RANKS))
+        self._private = examples.read(data / "train.jsonl", task).examples
+        self._validation = evaluation.batches(self.bundles[RANKS], data / "validation.jsonl", VALIDATION)
+        self.usual = aggregation.default_rate(task)
+
+    def _built(self, model: Path, out: Path, task: Task, training: Training) -> Bundle:
+        """With adapters at a scale of 1."""
+        build(model, out, task, replace(training, alpha=float(training.largest_rank)), self._examples)
+        return open_bundle(out)
+
+    def run(self, side: Side, kind: type[Simulation], seed: int, rate: float) -> dict[int, float]:
+        """Validation loss (nats) by prefix at the end. rate: times the default. seed: of shares, batches and directions."""
+        opened = self.bundles[side.bundle]
+        bundle = Bundle(opened.folder, replace(opened.manifest, run_key=seed))
+        blind = tuple(float(rank == side.bundle[-1]) for rank in side.bundle)
+        config = RunConfig(
+            str(bundle.folder),
+            rounds=self.rounds,
+            held_out_every=0,  # the autopilot leaves rates and the run as they are
+            round=Round(len(DEVICES), len(DEVICES)),
+            algorithm="mezo",
+            probe=Probe(directions=1, examples=BATCH),
+            rate=Rate(body=rate * self.usual, head=0.0),
+            ranks=Ranks() if side.truncated else Ranks(blind),
+        )
+        fleet = kind(bundle, config, self.shares(seed), seed, ranks=side.devices)
+        while not fleet.over:
+            fleet.step()
+        found = {}
+        for rank in side.bundle:
+            with fleet.engine.cut(rank):
+                found[rank] = evaluation.evaluate(fleet.engine, self._validation)["loss"]
+        return found
+
+    def flex(self, seed: int, rate: float) -> dict[int, float]:
+        """The same of FlexLoRA."""
+        fleet = Flex(self.trained_a, self.bundles[RANKS].manifest, DEVICES, self.shares(seed), seed, BATCH)
+        for number in range(self.rounds):
+            fleet.step(rate * self.usual * aggregation.decay(Rate(), number + 1, self.rounds))
+        return {rank: fleet.loss(self._validation, rank) for rank in RANKS}
+
+    def start(self) -> float:
+        """The loss before training."""
+        opened = self.bundles[RANKS]
+        fleet = Simulation(opened, RunConfig(str(opened.folder), probe=Probe(examples=BATCH)), self.shares(0), 0)
+        return evaluation.evaluate(fleet.engine, self._validation)["loss"]
+
+    def shares(self, seed: int) -> list[list[examples.Example]]:
+        """Of the devices."""
+        return shares.divide(self._private, len(DEVICES), seed, UNEVEN)
+
+
+Way = Callable[[int, float], dict[int, float]]  # from a seed and a rate to losses by prefix
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A side at its best. tried: losses on the tuning seed, by rate."""
+
+    way: Way
+    kind: str
+    rate: float
+    tried: dict[float, float]
+
+
+def tuned(name: str, kind: str, way: Way) -> Tuned:
+    """The best rate by factors of two: the search goes on until it lies between others."""
+    tried: dict[float, float] = {}
+    wanted = list(RATES)
+    while wanted:
+        for rate in wanted:
+            losses = way(TUNING_SEED, rate)
+            tried[rate] = round(losses[max(losses)], 4)
+            _say(f"tuning {name} ({kind}) at {rate:g} times the default rate: {tried[rate]}")
+        best = min(tried, key=lambda rate: tried[rate])
+        wanted = [rate for rate in (best / 2, best * 2) if rate not in tried and SLOWEST <= rate <= FASTEST]
+    return Tuned(way, kind, best, tried)
+
+
+def measure(fleets: Fleets, seeds: int) -> dict[str, Any]:
+    """All sides: the best rate of each on the tuning seed, then all seeds at it."""
+    ways: dict[str, list[tuple[str, Way]]] = {
+        name: [(kind.__name__, partial(fleets.run, side, kind)) for kind in side.kinds] for name, side in SIDES.items()
+    }
+    ways |= {FLEX: [(Flex.__name__, fleets.flex)]}
+    best = {name: min((tuned(name, *each) for each in some), key=lambda one: min(one.tried.values())) for name, some in ways.items()}
+    found: dict[str, list[dict[int, float]]] = {name: [] for name in best}
+    for seed in range(seeds):
+        for name, side in best.items():
+            found[name].append(side.way(seed, side.rate))
+            _say(f"seed {seed} {name}: {found[name][-1]}")
+    return _settings(fleets, seeds, best) | differences(found)
+
+
+def _settings(fleets: Fleets, seeds: int, best: dict[str, Tuned]) -> dict[str, Any]:
+    settings = {"rounds": fleets.rounds, "devices": DEVICES, "directions": 1, "examples": BATCH, "dirichlet": UNEVEN, "rate_head": 0.0}
+    settings |= {"seeds": list(range(seeds)), "tuning_seed": TUNING_SEED, "default_rate": fleets.usual}
+    settings |= {"rates": {name: each.rate for name, each in best.items()}, "tried": {name: each.tried for name, each in best.items()}}
+    settings |= {"zero_padded_by_slice": BY_OWNERS if best["zero_padded"].kind == PaddingByOwners.__name__ else FLAT}
+    return {"settings": settings, "start_loss": round(fleets.start(), 4)}
+
+
+def differences(found: dict[str, list[dict[int, float]]]) -> dict[str, Any]:
+    """The figures, of losses by prefix by seed of each side."""
+
+    def at(side: str, rank: int) -> list[float]:
+        return [losses[rank] for losses in found[side]]
+
+    full = {name: [losses[max(losses)] for losses in each] for name, each in found.items()}
+    against = {f"nested_minus_{name}": compared(full["nested"], full[name]) for name in PEERS}
+    prefix: dict[str, dict[str, Any]] = {
+        str(rank): {
+            "nested": _mean(at("nested", rank)),
+            "cut_from_blind": _mean(at("zero_padded", rank)),
+            "alone": _mean(at(ALONE[rank], rank)),
+            "flexlora": _mean(at(FLEX, rank)),
+            "minus_cut_from_blind": compared(at("nested", rank), at("zero_padded", rank)),
+            "minus_alone": compared(at("nested", rank), at(ALONE[rank], rank)),
+        }
+        for rank in RANKS
+    }
+    losses = {name: [round(loss, 4) for loss in each] for name, each in full.items()}
+    return {**against, "prefix_losses": prefix, "losses": losses}
+
+
+def compared(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """Mean difference, its standard error, and the mean with two of them on top; paired by seed."""
+    differences = [a - b for a, b in zip(one, other, strict=True)]
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
+    return {"mean": round(mean, 4), "se": round(error, 4), "upper": round(mean + 2 * error, 4)}
+
+
+def told(found: dict[str, Any]) -> str:
+    """The figures for a person."""
+    s = found["settings"]
+    lines = [f"{s['rounds']} rounds of 8 devices, one direction each; validation loss before: {found['start_loss']:.4f}"]
+    for name, each in found["losses"].items():
+        lines.append(f"{name:14} rate x {s['rates'][name]:<4g} {statistics.fmean(each):.4f}   by seed: {each}")
+    for key, each in found.items():
+        if key.startswith("nested_minus"):
+            lines.append(f"{key.replace('_', ' '):30} {each['mean']:+.4f} +- {each['se']:.4f} (upper {each['upper']:+.4f})")
+    lines.append("prefix   nested   cut from blind   alone   flexlora")
+    for rank, row in found["prefix_losses"].items():
+        lines.append(f"{rank:>6} {row['nested']:8.4f} {row['cut_from_blind']:16.4f} {row['alone']:7.4f} {row['flexlora']:10.4f}")
+    for key in ("by_rank", "by_large_rank"):
+        lines.append("rank   time of a step, of the largest rank's   bytes of values and branches   peak resident MB")
+        for rank, row in found.get(key, {}).items():
+            lines.append(f"{rank:>4} {row['time_ratio']:24.3f} {row['adapter_bytes']:34,} {row['peak_mb']:20.1f}")
+    return "\n".join(lines)
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return round(statistics.fmean(losses), 4)
+
+
+def _say(line: str) -> None:
+    """Runs take long: where they stand, for whoever waits."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,99 @@
+"""The peers of nested ranks are what they are said to be."""
+
+import numpy as np
+import pytest
+from conftest import Bundles
+from tiny_walks import batch_of
+
+from coordinator.bench import tiny_models
+from coordinator.bench.flexlora import Flex
+from coordinator.bench.rank_costs import measure as costs
+from coordinator.bench.ranks import ALONE, FLEX, PEERS, RANKS, ZeroPadded, compared, differences, tuned
+from coordinator.config import Ranks, Round, RunConfig
+from coordinator.simulation import Simulation
+from zo.bundle import Bundle
+from zo.engine import Engine
+from zo.recipe import Probe, Rate
+
+TINY, BEARS = (1, 2, 4), (1, 2, 4)
+
+
+def moved(bundle: Bundle, rates: tuple[float, ...] | None) -> list[np.ndarray]:
+    """By how much one round moves the groups; zero-padded where rates by slice are given."""
+
+    class Padded(ZeroPadded):
+        slice_rates = rates or ()
+
+    class Padding(Simulation):
+        ROUNDS = Padded if rates else Simulation.ROUNDS
+
+    config = RunConfig(
+        str(bundle.folder),
+        rounds=1,
+        held_out_every=0,
+        round=Round(3, 3),
+        algorithm="mezo",
+        probe=Probe(directions=1, examples=4),
+        rate=Rate(body=0.3, head=0.0),
+        ranks=Ranks((0.0, 0.0, 1.0)),
+    )
+    fleet = Padding(bundle, config, [tiny_models.examples(bundle.manifest.task, 20, device) for device in range(3)], 0, BEARS)
+    fleet.step()
+    start = bundle.parameters()
+    return [fleet.rounds.parameters.flat(group.id) - start.flat(group.id) for group in bundle.manifest.groups]
+
+
+def test_zero_padding_with_one_rate_is_what_rounds_do_and_rates_by_slice_scale_it(bundles: Bundles) -> None:
+    bundle = bundles("bert", ranks=TINY)
+    plain, flat, scaled = (moved(bundle, rates) for rates in (None, (1.0, 1.0, 1.0), (1.0, 0.5, 2.0)))
+    assert all(np.array_equal(one, other) for one, other in zip(plain, flat, strict=True))
+    for group, one, other in zip(bundle.manifest.groups, plain, scaled, strict=True):
+        factor = (1.0, 0.5, 2.0)[group.id % 3] if group.kind == "body" else 0.0
+        np.testing.assert_allclose(other, factor * one, atol=4 * group.unit)
+        assert one.any() == (group.kind == "body")
+
+
+def test_flexlora_begins_at_the_model_and_holds_the_best_approximation_of_each_rank(bundles: Bundles) -> None:
+    bundle, nested = bundles("bert", "lora", ranks=TINY), bundles("bert", ranks=TINY).manifest
+    shares = [tiny_models.examples(bundle.manifest.task, 20, device) for device in range(3)]
+    fleet, batches = Flex(bundle, nested, BEARS, shares, 0, 4), [batch_of(bundle)]
+    start = Engine(bundle, bundle.parameters()).loss(batches[0])
+    assert [fleet.loss(batches, rank) for rank in TINY] == pytest.approx([start] * 3, abs=1e-6)
+    for _ in range(3):
+        fleet.step(0.3)
+    assert len({round(fleet.loss(batches, rank), 6) for rank in TINY}) == 3
+    for name, total in fleet._sum.items():
+        a, b = fleet._factors()[name]
+        np.testing.assert_allclose(a @ b, fleet._basis[name] @ total, atol=1e-6)
+        errors = [np.linalg.norm(a[:, :rank] @ b[:rank] - fleet._basis[name] @ total) for rank in (*TINY,)]
+        sizes = np.linalg.svd(total, compute_uv=False)
+        np.testing.assert_allclose(errors, [np.linalg.norm(sizes[rank:]) for rank in TINY], atol=1e-6)
+
+
+def test_the_best_rate_is_searched_until_it_lies_between_others() -> None:
+    found = tuned("side", "kind", lambda seed, rate: {2: 9.0, 4: abs(np.log2(rate) - 3.2)})
+    assert found.rate == 8.0
+    assert sorted(found.tried) == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert tuned("side", "kind", lambda seed, rate: {4: abs(np.log2(rate) + 1)}).rate == 0.5
+
+
+def test_differences_are_paired_by_seed() -> None:
+    assert compared([1.0, 2.0, 3.0], [0.5, 2.0, 2.5]) == {"mean": 0.3333, "se": 0.1667, "upper": 0.6667}
+    nested = [{rank: 0.5 - rank / 100 + seed for rank in RANKS} for seed in range(3)]
+    found = {"nested": nested, "zero_padded": [dict.fromkeys(RANKS, 0.6 + seed) for seed in range(3)], FLEX: nested}
+    found |= {name: [{rank: 0.4 + seed} for seed in range(3)] for rank, name in ALONE.items() if name != "largest_rank"}
+    found["largest_rank"] = [{rank: 0.5 - rank / 50 + seed for rank in RANKS} for seed in range(3)]
+    made = differences(found)
+    assert made.keys() == {*(f"nested_minus_{name}" for name in PEERS), "prefix_losses", "losses"}
+    assert made["nested_minus_zero_padded"] == {"mean": -0.26, "se": 0.0, "upper": -0.26}
+    assert made["nested_minus_smallest_rank"]["mean"] == -0.06
+    assert made["nested_minus_largest_rank"]["mean"] == 0.16
+    assert made["prefix_losses"]["4"]["minus_alone"]["mean"] == 0.06
+    assert made["prefix_losses"]["2"]["minus_cut_from_blind"]["mean"] == -0.12
+
+
+def test_bytes_fall_with_the_rank(bundles: Bundles) -> None:
+    found = costs(bundles("bert", ranks=TINY), 2)
+    assert found["1"]["adapter_bytes"] < found["2"]["adapter_bytes"] < found["4"]["adapter_bytes"]
+    assert found["4"]["time_ratio"] == 1.0
+    assert all(row["peak_mb"] > 10 for row in found.values())
