@@ -34,7 +34,7 @@ def test_auto_is_the_largest_with_which_runs_stay_nearly_as_large(manifest: Mani
     found = []
     for size in range(1_300_000, 6_000_000, 25_000):
         config = budgeted(size)
-        rows = {rank: memory.most_rows(manifest, config, DEVICE, rank) for rank in RANKS}
+        rows = {rank: memory.most_rows(manifest, config, DEVICE, rank=rank) for rank in RANKS}
         rank = bearable(manifest, config, DEVICE)
         assert rank == max(each for each in RANKS if each == 1 or (rows[1] and rows[each] >= WORTH * rows[1]))
         found.append(rank)
@@ -67,7 +67,7 @@ def test_a_bundle_that_does_not_state_its_dimensions_is_trained_whole(manifest: 
 
 
 def test_memory_falls_with_the_rank(manifest: Manifest) -> None:
-    needs = [memory.predicted(manifest, 64, AgentConfig(""), DEVICE, rank).total for rank in RANKS]
+    needs = [memory.predicted(manifest, 64, AgentConfig(""), DEVICE, rank=rank).total for rank in RANKS]
     assert needs[0] < needs[1] < needs[2] == memory.predicted(manifest, 64, AgentConfig(""), DEVICE).total
 
 
