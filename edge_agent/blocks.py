@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 SCRATCH = "inactive"  # in the state folder
 IN_MEMORY = Path("/dev/shm")
-NO_ROOM = 60.0  # seconds that plans may ask for more blocks than fit
 
 
 class Blocks:
@@ -31,6 +30,8 @@ class Blocks:
     every: entries between refreshes of the inactive ones. govern: keeps to the memory budget with so many active; DoesNotFit where that
     cannot be. go_on: called between blocks; what it raises leaves the engine without some.
     """
+
+    NO_ROOM = 60.0  # seconds that plans may ask for more blocks than fit
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Blocks:
         except DoesNotFit as error:
             now = time.monotonic()
             self._no_room = self._no_room or now
-            if now - self._no_room > NO_ROOM:
+            if now - self._no_room > self.NO_ROOM:
                 raise
             log.warning("%d active blocks are too many (%s); asking again", len(wanted), error)
             return str(error)

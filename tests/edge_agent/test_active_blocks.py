@@ -45,7 +45,7 @@ def bundle(bundles: Bundles) -> Bundle:
 class Device:
     """A replica that holds the head alone at first, and an engine over it."""
 
-    def __init__(self, bundle: Bundle, folder: Path, every: int = 4, daily: float = 1e9) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, every: int = 4, daily: float = 1e9, kind: type[Blocks] = Blocks) -> None:
         manifest = bundle.manifest
         parameters = bundle.parameters(among={group.id for group in manifest.groups} - manifest.optional)
         optional = [group for group in manifest.groups if group.id in manifest.optional]
@@ -53,7 +53,7 @@ class Device:
         self.replica = Replica(parameters, genesis(bundle.digest, b""), bundle.initial_tensors, optional)
         self.engine = Engine(bundle, parameters)
         self.room = 3  # blocks
-        self.blocks = Blocks(bundle, self.engine, self.replica, self.state, every, self.govern, lambda: None)
+        self.blocks = kind(bundle, self.engine, self.replica, self.state, every, self.govern, lambda: None)
         self.blocks.refresh()
 
     def govern(self, active: int) -> None:
@@ -188,10 +188,14 @@ def test_a_plan_for_more_than_fits_changes_nothing_and_the_next_one_counts(devic
     assert device.blocks.active == (2,)
 
 
-def test_plans_that_never_fit_end_it(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+class Impatient(Blocks):
+    NO_ROOM = 0.0
+
+
+def test_plans_that_never_fit_end_it(bundle: Bundle, tmp_path: Path) -> None:
+    device = Device(bundle, tmp_path / "state", kind=Impatient)
     device.room = 1
     assert device.blocks.take_on((0, 1)) == "2 of 1"
-    monkeypatch.setattr("edge_agent.blocks.NO_ROOM", -1.0)
     with pytest.raises(DoesNotFit):
         device.blocks.take_on((0, 1))
 
@@ -219,11 +223,16 @@ def test_what_a_dead_process_left_is_removed(bundle: Bundle, tmp_path: Path) -> 
     assert not left.exists()
 
 
-def test_no_room_anywhere_is_told(device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(device.blocks, "_scratch", lambda size: tmp_path / "file")
+class Nowhere(Blocks):
+    """Where it would write is no folder."""
+
+    def _scratch(self, size: int) -> Path:
+        return Path("/dev/null")
+
+
+def test_no_room_anywhere_is_told(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="needs room"):
-        device.blocks.refresh()
+        Device(bundle, tmp_path / "state", kind=Nowhere)
 
 
 # --- a fleet ---
