@@ -37,7 +37,7 @@ def moved(bundle: Bundle, rates: tuple[float, ...] | None) -> list[np.ndarray]:
         rate=Rate(body=0.3, head=0.0),
         ranks=Ranks((0.0, 0.0, 1.0)),
     )
-    fleet = Padding(bundle, config, [tiny_models.examples(bundle.manifest.task, 20, device) for device in range(3)], 0, BEARS)
+    fleet = Padding(bundle, config, [tiny_models.examples(bundle.manifest.task, 20, device) for device in range(3)], 0, ranks=BEARS)
     fleet.step()
     start = bundle.parameters()
     return [fleet.rounds.parameters.flat(group.id) - start.flat(group.id) for group in bundle.manifest.groups]
