@@ -356,7 +356,7 @@ def _fleet(given: argparse.Namespace) -> int:
 
 def _ranks(given: argparse.Namespace) -> None:
     from coordinator import task as task_file
-    from coordinator.bench import rank_costs, ranks
+    from coordinator.bench import rank_costs, rank_sides, ranks
     from coordinator.build.build import build
     from coordinator.build.layers import Training
     from coordinator.demo.packaged import packaged_model
@@ -367,7 +367,7 @@ def _ranks(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = given.model or packaged_model()
         fleets = ranks.Fleets(model, Path(scratch), given.data, task, given.precision, given.rounds)
-        found = ranks.measure(fleets, given.seeds) | {"by_rank": rank_costs.measure(fleets.bundles[ranks.RANKS], given.repeats)}
+        found = ranks.measure(fleets, given.seeds) | {"by_rank": rank_costs.measure(fleets.bundles[rank_sides.RANKS], given.repeats)}
         if not given.model:
             build(model, Path(scratch) / "large", task, Training(precision=given.precision, ranks=ranks.LARGE), [])
             found["by_large_rank"] = rank_costs.measure(open_bundle(Path(scratch) / "large"), given.repeats)

@@ -14,80 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.bench.flexlora import Flex
+from coordinator.bench.rank_sides import BY_OWNERS, DEVICES, FLAT, RANKS, SIDES, PaddingByOwners, Side
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from coordinator.config import Ranks, Round, RunConfig
 from coordinator.demo import shares
-from coordinator.rounds import Rounds
 from coordinator.simulation import Simulation
 from zo import aggregation, evaluation, examples
-from zo import ranks as slices
 from zo.bundle import Bundle, open_bundle
 from zo.manifest import Precision, Task
-from zo.messages import Report
-from zo.plan import Node
 from zo.recipe import Probe, Rate
-from zo.terms import Term
 
-RANKS = (2, 4, 8, 16)
 LARGE = (16, 64, 256)  # of which costs alone are measured
-DEVICES = (2, 2, 4, 4, 8, 8, 16, 16)
 BATCH, VALIDATION, UNEVEN = 4, 256, 0.3
 RATES, SLOWEST, FASTEST = (1.0, 2.0), 1 / 16, 16.0  # times the default: where the search for the best begins and ends
 TUNING_SEED = 1000
-FLAT, BY_OWNERS = (1.0, 1.0, 1.0, 1.0), (1.0, 8 / 6, 8 / 4, 8 / 2)  # rates by slice of zero-padding: as they come, or as far as slice 0
 
 
-class ZeroPadded(Rounds):
-    """Averages over all devices, those without a slice counting as 0 (HetLoRA, arXiv 2401.06432), with a rate of its own for each slice.
-
-    As an update grows with the count of the directions that tried a group, that is what our rounds do with rates alike.
-    """
-
-    slice_rates = FLAT
-
-    def _terms(self, reports: list[Report], nodes: list[Node]) -> tuple[Term, ...]:
-        by_id = {group.id: slices.slice_of(group) or 0 for group in self.bundle.manifest.groups}
-        return tuple(
-            Term((group,), term.first_seed, (term.steps * self.slice_rates[by_id[group]]).round().astype(term.steps.dtype))
-            for term in super()._terms(reports, nodes)
-            for group in term.groups
-        )
-
-
-class Padding(Simulation):
-    """A fleet whose updates are zero-padded."""
-
-    ROUNDS = ZeroPadded
-
-
-class PaddingByOwners(Simulation):
-    """The same, with slices that few hold moving as far as others."""
-
-    class ROUNDS(ZeroPadded):
-        """See above."""
-
-        slice_rates = BY_OWNERS
-
-
-@dataclass(frozen=True)
-class Side:
-    """A way to train. bundle: by its ranks. devices: the rank of each. truncated: whether shorter prefixes are trained as well."""
-
-    bundle: tuple[int, ...]
-    devices: tuple[int, ...]
-    truncated: bool = False
-    kinds: tuple[type[Simulation], ...] = (Simulation,)
-
-
-SIDES = {
-    "nested": Side(RANKS, DEVICES, truncated=True),
-    "zero_padded": Side(RANKS, DEVICES, kinds=(Padding, PaddingByOwners)),
-    "smallest_rank": Side((2,), (2,) * 8),
-    "largest_rank": Side(RANKS, (16,) * 8),
-    "rank_4_alone": Side((4,), (4,) * 8),
-    "rank_8_alone": Side((8,), (8,) * 8),
-}
 FLEX = "flexlora"
 PEERS = ("zero_padded", "smallest_rank", "largest_rank", FLEX)
 ALONE = {2: "smallest_rank", 4: "rank_4_alone", 8: "rank_8_alone", 16: "largest_rank"}  # all devices of one rank

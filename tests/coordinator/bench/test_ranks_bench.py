@@ -8,7 +8,8 @@ from tiny_walks import batch_of
 from coordinator.bench import tiny_models
 from coordinator.bench.flexlora import Flex
 from coordinator.bench.rank_costs import measure as costs
-from coordinator.bench.ranks import ALONE, FLEX, PEERS, RANKS, ZeroPadded, compared, differences, tuned
+from coordinator.bench.rank_sides import RANKS, ZeroPadded
+from coordinator.bench.ranks import ALONE, FLEX, PEERS, compared, differences, tuned
 from coordinator.config import Ranks, Round, RunConfig
 from coordinator.simulation import Simulation
 from zo.bundle import Bundle
