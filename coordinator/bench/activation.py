@@ -1,11 +1,11 @@
 """`scripts/bench activation`: some blocks a device against all on every device, with a frozen head (ZorBA, arXiv 2603.04436).
 
-Simulated fleets with the same shares, batches and probe sizes, at constant rates. All-active runs for some rounds at every rate of a
-sweep; the least loss that it ends at is what the others have to reach, each at its own best rate of that sweep, in at most twice the
-rounds. Losses are means of three looks; cost is counted in probes.
+Simulated fleets with the same shares, batches and probe sizes, rates falling as in any run. All-active has so many rounds; the others
+a multiple of them. Each side has its own best rate of one sweep, by the loss that it ends at on the validation file.
 """
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,25 +24,12 @@ from zo.messages import Profile
 from zo.plan import WorkPlan
 from zo.recipe import Probe, Rate
 
-DEVICES, VALIDATION, LOOK_EVERY, SMOOTHED = 8, 128, 5, 3
+DEVICES = 8
 ROOMS = (1, 1, 2, 2, 3, 3, 6, 6)  # blocks that a device has room for
 LOWEST = (0, 0, 1, 2, 3, 4, 5, 5)  # block below which a device is too slow
-RATES = (4.0, 8.0, 16.0, 32.0)  # times the default
-MOST = 2  # times the rounds of all-active
+RATES = (4.0, 8.0)  # times the default
+MULTIPLES = (0.75, 1.0, 1.3)  # of the rounds of all-active
 DEADLINE = 60.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """One run: validation loss, mean of this look and the ones before it, by probes of the whole fleet."""
-
-    rate: float
-    probes: tuple[int, ...]
-    losses: tuple[float, ...]
-
-    def cost(self, loss: float) -> float:
-        """Probes until the loss was first this low; infinite where it never was."""
-        return next((float(count) for count, each in zip(self.probes, self.losses, strict=True) if each <= loss), float("inf"))
 
 
 class Roomy(Simulation):
@@ -55,6 +42,7 @@ class Roomy(Simulation):
 
 
 Make = Callable[[RunConfig, int], Simulation]
+Losses = dict[str, dict[float, float]]  # that a side ends at, at its best rate, by multiple of the rounds
 
 
 class Fleets:
@@ -63,31 +51,33 @@ class Fleets:
     def __init__(self, bundle: Bundle, data: Path, rounds: int) -> None:
         self.bundle, self.rounds = bundle, rounds
         self._private = examples.read(data / "train.jsonl", bundle.manifest.task).examples
-        self._validation = evaluation.batches(bundle, data / "validation.jsonl", VALIDATION)
+        self._validation = evaluation.batches(bundle, data / "validation.jsonl", 0)
         self.sides: dict[str, Make] = {"all": self._all, "by memory": self._by_memory, "by time": self._by_time}
 
-    def run(self, side: str, seed: int, rate: float, rounds: int, target: float = 0.0) -> Trace:
-        """rate: times the default. target: loss at which the run is over."""
-        probes, seen, losses = list[int](), list[float](), list[float]()
-        looks = {*range(LOOK_EVERY, rounds, LOOK_EVERY), rounds}
-        for point in self.side(side, seed, rate).run(self._validation, looks):
-            seen.append(point.metrics["loss"])
-            probes.append(point.probes)
-            losses.append(statistics.fmean(seen[-SMOOTHED:]))
-            if point.round >= rounds or (len(seen) >= SMOOTHED and losses[-1] <= target):
-                break
-        return Trace(rate, tuple(probes), tuple(losses))
+    def losses(self, seed: int, rates: Sequence[float] = RATES, multiples: Sequence[float] = MULTIPLES) -> Losses:
+        """Of every side. rates: times the default."""
+        wanted = {side: (1.0,) if side == "all" else multiples for side in self.sides}
+        return {side: {each: min(self.loss(side, seed, rate, each) for rate in rates) for each in wanted[side]} for side in self.sides}
 
-    def side(self, name: str, seed: int, rate: float) -> Simulation:
+    def loss(self, side: str, seed: int, rate: float, multiple: float) -> float:
+        """That a run ends at."""
+        *_, last = self.side(side, seed, rate, multiple).run(self._validation, ())
+        return float(last.metrics["loss"])
+
+    def start(self) -> float:
+        """The loss before any round."""
+        return float(next(iter(self.side("all", 0, 1.0, 1.0).run(self._validation, ()))).metrics["loss"])
+
+    def side(self, name: str, seed: int, rate: float, multiple: float) -> Simulation:
         """A fleet that has not begun."""
         config = RunConfig(
             str(self.bundle.folder),
-            rounds=self.rounds * MOST,
+            rounds=max(1, round(self.rounds * multiple)),
             held_out_every=0,  # the autopilot leaves rates and the run as they are
             round=Round(DEVICES, DEVICES, DEADLINE),
             algorithm="mezo",
             probe=Probe(directions=1),
-            rate=Rate(body=rate * aggregation.default_rate(self.bundle.manifest.task), head=0.0, final=1.0),
+            rate=Rate(body=rate * aggregation.default_rate(self.bundle.manifest.task), head=0.0),
         )
         return self.sides[name](config, seed)
 
@@ -118,33 +108,37 @@ def _slow(base: Base, stages: int, lowest: int) -> Profile:
 
 
 def measure(fleets: Fleets, seeds: int, rates: Sequence[float] = RATES) -> dict[str, Any]:
-    """By seed: the loss that all-active comes to, and what it costs every side; and the median ratios of probes, where all came to it."""
-    rows = []
-    for seed in range(seeds):
-        everything = [fleets.run("all", seed, rate, fleets.rounds) for rate in rates]
-        target = min(trace.losses[-1] for trace in everything)
-        row: dict[str, Any] = {"seed": seed, "start": round(everything[0].losses[0], 4), "loss": round(target, 4), "probes": {}, "rate": {}}
-        for side in fleets.sides:
-            traces = everything if side == "all" else [fleets.run(side, seed, rate, MOST * fleets.rounds, target) for rate in rates]
-            best = min(traces, key=lambda trace: trace.cost(target))
-            row["probes"][side], row["rate"][side] = best.cost(target), best.rate
-            row.setdefault("least", {})[side] = {f"{trace.rate:g}": round(min(trace.losses), 4) for trace in traces}
-        rows.append(row)
-    ratios = {side: [row["probes"][side] / row["probes"]["all"] for row in rows] for side in fleets.sides if side != "all"}
-    found = {f"probes_ratio_{side.replace(' ', '_')}": round(statistics.median(each), 3) for side, each in ratios.items()}
-    return {"rounds": fleets.rounds, "devices": DEVICES, "rooms": ROOMS, "lowest": LOWEST, "seeds": rows} | found
+    """All figures."""
+    return summed(fleets, [fleets.losses(seed, rates) for seed in range(seeds)])
+
+
+def summed(fleets: Fleets, rows: Sequence[Losses]) -> dict[str, Any]:
+    """Mean losses over the seeds; and the least multiple at which a side's is not above all-active's, infinite where it is at none."""
+    mean = {side: {each: statistics.fmean(row[side][each] for row in rows) for each in rows[0][side]} for side in rows[0]}
+    goal = mean["all"][1.0]
+    found: dict[str, Any] = {
+        "rounds": fleets.rounds,
+        "devices": DEVICES,
+        "rooms": ROOMS,
+        "lowest": LOWEST,
+        "start": round(fleets.start(), 4),
+    }
+    for side, losses in mean.items():
+        name = side.replace(" ", "_")
+        found[f"loss_{name}"] = {f"{multiple:g}": round(each, 4) for multiple, each in losses.items()}
+        if side != "all":
+            found[f"probes_ratio_{name}"] = min((multiple for multiple, each in losses.items() if each <= goal), default=math.inf)
+    return found | {"seeds": [{side: {f"{m:g}": round(each, 4) for m, each in row[side].items()} for side in row} for row in rows]}
 
 
 def told(found: dict[str, Any]) -> str:
     """The figures for a person."""
-    lines = []
-    for row in found["seeds"]:
-        lines.append(f"seed {row['seed']}: validation loss {row['start']} -> {row['loss']}")
-        lines += [f"  {side:10} {count:8.0f} probes at rate x {row['rate'][side]:g}" for side, count in row["probes"].items()]
-    return "\n".join(
-        [
-            *lines,
-            f"room for {list(found['rooms'])} blocks: {found['probes_ratio_by_memory']} of the probes of all-active (median)",
-            f"too slow for blocks below {list(found['lowest'])}: {found['probes_ratio_by_time']} of them",
-        ]
-    )
+    probes = 2 * DEVICES * found["rounds"]
+    lines = [f"validation loss {found['start']} -> {found['loss_all']['1']} after {probes} probes of all blocks on every device"]
+    for name, text in (
+        ("by_memory", f"room for {list(found['rooms'])} blocks"),
+        ("by_time", f"too slow for blocks below {list(found['lowest'])}"),
+    ):
+        losses = ", ".join(f"{each} after {float(multiple) * probes:.0f}" for multiple, each in found[f"loss_{name}"].items())
+        lines.append(f"{text}: {losses}; {found[f'probes_ratio_{name}']} of the probes")
+    return "\n".join(lines)

@@ -1,12 +1,13 @@
 """`scripts/bench activation`: each side tries what it says, and costs are told from traces."""
 
+import math
 from pathlib import Path
 
 import pytest
 from conftest import Bundles
 
 from coordinator.bench import activation, tiny_models
-from coordinator.bench.activation import Fleets, Trace
+from coordinator.bench.activation import Fleets
 from coordinator.demo import shares
 
 
@@ -19,7 +20,7 @@ def fleets(bundles: Bundles, tmp_path: Path) -> Fleets:
 
 def tried(fleets: Fleets, side: str) -> list[set[int]]:
     """Groups by device, in the first round."""
-    simulation = fleets.side(side, 0, 1.0)
+    simulation = fleets.side(side, 0, 1.0, 1.0)
     plans = [simulation.work(device, "fp32") for device in range(activation.DEVICES)]
     return [{group for size in plan.root.probe_sizes for group in size.groups} for plan in plans if plan]
 
@@ -34,16 +35,18 @@ def test_every_side_tries_its_blocks_and_never_the_head(fleets: Fleets) -> None:
     assert all(each == {group for group in body if group >= min(each)} for each in by_time)
 
 
-def test_a_run_ends_at_its_target_and_the_figures_are_told(fleets: Fleets) -> None:
-    found = activation.measure(fleets, 1, (1.0,))
-    (row,) = found["seeds"]
-    assert row["probes"]["all"] <= 2 * 8 * 2
-    assert row["least"].keys() == fleets.sides.keys()
-    assert "seed 0: validation loss" in activation.told(found)
-    assert fleets.run("all", 0, 1.0, 2, target=100.0).probes == (0, 32)
-    assert fleets.run("all", 0, 1.0, 4).probes == (0, 64)
+def test_the_others_get_a_multiple_of_the_rounds_and_each_side_its_best_rate(fleets: Fleets) -> None:
+    assert [fleets.side("by time", 0, 1.0, multiple).rounds.config.rounds for multiple in (0.4, 1.0, 1.3, 2.0)] == [1, 2, 3, 4]
+    found = fleets.losses(0, (1.0, 2.0), (1.0,))
+    assert found["all"].keys() == found["by time"].keys() == {1.0}
+    assert found["by memory"][1.0] == min(fleets.loss("by memory", 0, rate, 1.0) for rate in (1.0, 2.0))
 
 
-def test_the_cost_is_that_of_the_first_look_at_the_target() -> None:
-    trace = Trace(1.0, (0, 16, 32), (0.9, 0.5, 0.6))
-    assert [trace.cost(loss) for loss in (0.95, 0.55, 0.5, 0.4)] == [0, 16, 16, float("inf")]
+def test_the_least_multiple_that_comes_to_the_loss_is_told(fleets: Fleets) -> None:
+    row = {"all": {1.0: 0.5}, "by memory": {0.75: 0.55, 1.0: 0.5, 1.3: 0.4}, "by time": {0.75: 0.9, 1.0: 0.8, 1.3: 0.7}}
+    other = {side: {multiple: each + 0.1 for multiple, each in losses.items()} for side, losses in row.items()}
+    found = activation.summed(fleets, [row, other])
+    assert found["loss_all"] == {"1": 0.55}
+    assert (found["probes_ratio_by_memory"], found["probes_ratio_by_time"]) == (1.0, math.inf)
+    told = activation.told(found)
+    assert "0.6 after 24, 0.55 after 32, 0.45 after 42; 1.0 of the probes" in told
