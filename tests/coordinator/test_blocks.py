@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -195,6 +196,7 @@ def test_times_of_other_stages_are_not_believed_nor_kept() -> None:
     assert heard.blocks.news()["profiles"]["0"]["profile"]["stage_ns"] == ()
 
 
+@hypothesis.settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(0.1, 14)), min_size=1, max_size=30))
 def test_whatever_is_told_no_device_is_asked_for_more_than_it_can_and_the_same_is_answered_twice(told: list[tuple[int, float]]) -> None:
     one, other = Heard(), Heard()

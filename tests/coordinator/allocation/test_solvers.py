@@ -114,6 +114,7 @@ def test_a_search_that_is_given_up_says_so() -> None:
     assert exact.solve(Problem(tuple(range(3, 15)), capacities, 0.05), seconds=0.0) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.data())
 def test_gains_and_losses_are_differences_of_the_proxy(sizes: list[int], data: st.DataObject) -> None:
     contributors = np.array(data.draw(st.lists(st.integers(2, 6), min_size=len(sizes), max_size=len(sizes))))
