@@ -113,9 +113,10 @@ def measure(fleets: Fleets, seeds: int, rates: Sequence[float] = RATES) -> dict[
 
 
 def summed(fleets: Fleets, rows: Sequence[Losses]) -> dict[str, Any]:
-    """Mean losses over the seeds; and the least multiple at which a side's is not above all-active's, infinite where it is at none."""
+    """Mean losses over the seeds; and the median of the least multiples at which a side's is not above all-active's of that seed,
+    infinite where it is at none.
+    """
     mean = {side: {each: statistics.fmean(row[side][each] for row in rows) for each in rows[0][side]} for side in rows[0]}
-    goal = mean["all"][1.0]
     found: dict[str, Any] = {
         "rounds": fleets.rounds,
         "devices": DEVICES,
@@ -127,7 +128,8 @@ def summed(fleets: Fleets, rows: Sequence[Losses]) -> dict[str, Any]:
         name = side.replace(" ", "_")
         found[f"loss_{name}"] = {f"{multiple:g}": round(each, 4) for multiple, each in losses.items()}
         if side != "all":
-            found[f"probes_ratio_{name}"] = min((multiple for multiple, each in losses.items() if each <= goal), default=math.inf)
+            ratios = [min((each for each, loss in row[side].items() if loss <= row["all"][1.0]), default=math.inf) for row in rows]
+            found[f"probes_ratio_{name}"] = statistics.median(ratios)
     return found | {"seeds": [{side: {f"{m:g}": round(each, 4) for m, each in row[side].items()} for side in row} for row in rows]}
 
 
