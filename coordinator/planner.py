@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from coordinator import truncation
 from coordinator.config import RunConfig
 from zo import ranks, split
-from zo.aggregation import Rates, by_level, combined, sizes
+from zo.aggregation import Rates, sizes
 from zo.errors import ConfigError
-from zo.estimators import Grid
 from zo.manifest import Manifest, Precision
-from zo.messages import Report
 from zo.plan import Node, Shape
-from zo.planning import groups_of_its_size, kept_bytes, tree, within
-from zo.recipe import Aggregation, directions, stated_shape
+from zo.planning import kept_bytes, seeded, tree, within
+from zo.recipe import directions, stated_shape
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ class Planner:
 
     def __init__(self, config: RunConfig, manifest: Manifest, summaries: Sequence[dict[str, Any]] = ()) -> None:
         self._config, self._manifest = config, manifest
+        truncation.check(manifest, config.ranks.probabilities)
         self._slopes = [summary.get("slopes", {}) for summary in summaries[-LOOK_BACK:]]
         self._told, self._learnt = set[Shape](), 0
         self._tried, self._every = _tried(config, manifest), tuple(group.id for group in manifest.groups)
@@ -57,6 +57,31 @@ class Planner:
         total = sum(stage_ns) or 1
         half_octaves = tuple(round(2 * math.log2(max(each, 1) / total)) for each in stage_ns)
         return self._fixed_within(tried, rank) if self._fixed else self._planned(precision, half_octaves, tried, rank)
+
+    def asked(
+        self, round_number: int, device: int, precision: Precision, stage_ns: tuple[int, ...], among: tuple[int, ...], rank: int
+    ) -> Shape:
+        """The `shape` for a device in a round: cut to a prefix of the rank that it bears, or not (coordinator.truncation).
+
+        Devices that are compared are all asked for the usual one; ConfigError where one does not bear that.
+        """
+        if self._config.aggregation == "mean":
+            drawn = truncation.drawn(self._manifest, self._config.ranks.probabilities, round_number, device, rank)
+            return self.shape(precision, stage_ns, among, drawn)
+        if rank not in (0, *self._manifest.ranks[-1:]):
+            raise ConfigError(f"aggregation = {self._config.aggregation!r} compares devices of one rank; this one bears rank {rank}")
+        return self.usual
+
+    def node(self, round_number: int, device: int, precision: Precision, shape: Shape | None = None) -> Node:
+        """The `tree` of a device in a round, with seeds of its own next to those of its neighbours.
+
+        shape: the run's usual one if left out; of devices that are compared, ShapeRefused where it is another.
+        """
+        if shape and shape != self.usual and self._config.aggregation != "mean":
+            raise ShapeRefused("devices whose reports are compared walk one tree")
+        seeds = self._config.seeds
+        root = self.tree(precision, shape or self.usual)
+        return seeded(root, self._manifest.run_key, round_number, 0 if seeds.shared else device, seeds.pool)
 
     @lru_cache(maxsize=1024)  # noqa: B019  lives as long as the run does
     def _fixed_within(self, tried: tuple[int, ...], rank: int) -> Shape:
@@ -155,21 +180,3 @@ def _tried(config: RunConfig, manifest: Manifest) -> tuple[int, ...]:
     if not found:
         raise ConfigError("rate.body and rate.head are 0 for all that the bundle trains; nothing would be learnt")
     return found
-
-
-def slopes(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid, how: Aggregation = "mean") -> dict[str, float]:
-    """Mean squared slope of every group (by its id, as text) that was probed with none of another kind: what the planner learns from."""
-    found: dict[int, list[float]] = {}
-    groups = {group.id: group for group in manifest.groups}
-    for report, node in zip(reports, nodes, strict=True):
-        half = grid.values(report.scalars)
-        together = (
-            [([level for level, _ in node.levels()], half)] if node.joint else [([level], each) for level, each in by_level(node, half)]
-        )
-        for levels, each in together:
-            eps = {group: size.log2_e + groups[group].log2_unit for level in levels for size in level.probe_sizes for group in size.groups}
-            if len({groups[group].kind for group in eps}) == 1:  # one kind has one eps
-                square = float(np.mean(np.ldexp(each, -next(iter(eps.values()))) ** 2))
-                for group, alike in groups_of_its_size(groups[group] for group in eps).items():
-                    found.setdefault(group, []).append(square / alike)
-    return {str(group): float(combined(np.array(each)[:, None], how)[0]) for group, each in sorted(found.items())}

@@ -3,19 +3,19 @@
 import logging
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from coordinator import history, replay, truncation
+from coordinator import history, replay
 from coordinator.allocation import Asking
 from coordinator.autopilot import Advice, Autopilot
 from coordinator.blocks import Blocks
 from coordinator.config import RunConfig
-from coordinator.planner import Planner, ShapeRefused, slopes
+from coordinator.planner import Planner, ShapeRefused
 from coordinator.store import Compacted, Conflict, RunRow, Store
+from coordinator.summary import summary
 from zo import aggregation, wire
 from zo.bundle import Bundle
 from zo.checkpoint import signs
@@ -27,7 +27,6 @@ from zo.manifest import Precision
 from zo.messages import Profile, Report, Verdict
 from zo.parameters import Parameters
 from zo.plan import Node, Shape, WorkPlan
-from zo.planning import seeded
 from zo.seeds import MOST_DEVICES
 from zo.terms import Term, negated
 
@@ -68,11 +67,10 @@ class Rounds:
     def learn(self, summaries: Sequence[dict[str, Any]]) -> None:
         """Know what is to be known after entries with these summaries, and nothing else."""
         config = self.config
-        truncation.check(self.bundle.manifest, config.ranks.probabilities)
         self.planner = Planner(config, self.bundle.manifest, summaries)
         kinds = tuple(self.rates.by_kind)
         self.autopilot = Autopilot(kinds, config.rate.paced(kinds), config.held_out_every, config.least_gain)
-        advice = [self.autopilot.learn(summary) for summary in summaries]
+        advice = [self.autopilot.learn(told) for told in summaries]
         self.stopped = bool(advice) and advice[-1].act == "stop"
 
     @property
@@ -118,7 +116,7 @@ class Rounds:
         if self.finished or self.paused or device in self.reports:
             return None
         try:
-            shape = self._shape(device, precision, stage_ns, among, rank)
+            shape = self.planner.asked(self.round, device, precision, stage_ns, among, rank)
         except ConfigError as error:
             raise ReportRefused(str(error)) from None
         root = self.node(self.round, device, precision, shape)
@@ -145,15 +143,6 @@ class Rounds:
             raise ReportRefused(str(error)) from None
         return None if among is None else self.plan(device, precision, profile.stage_ns, among, rank)
 
-    def _shape(self, device: int, precision: Precision, stage_ns: tuple[int, ...], among: tuple[int, ...], rank: int) -> Shape:
-        manifest = self.bundle.manifest
-        if self.config.aggregation != "mean":
-            if rank not in (0, *manifest.ranks[-1:]):
-                raise ConfigError(f"aggregation = {self.config.aggregation!r} compares devices of one rank; this one bears rank {rank}")
-            return self.planner.usual
-        cut = truncation.drawn(manifest, self.config.ranks.probabilities, self.round, device, rank)
-        return self.planner.shape(precision, stage_ns, among, cut)
-
     def plan_id(self, device: int, precision: Precision, shape: Shape | None = None) -> int:
         """32 bits that stand for all that gives the scalars of a device in the open round their meaning."""
         return self._plan_id(self.node(self.round, device, precision, shape))
@@ -167,16 +156,12 @@ class Rounds:
         shape: the run's usual one if left out. ReportRefused where the bundle has no such base or stages; ShapeRefused where the
         run does not ask for that, which it may have done with other settings.
         """
-        if shape and shape != self.planner.usual and self.config.aggregation != "mean":
-            raise ShapeRefused("devices whose reports are compared walk one tree")
         try:
-            root = self.planner.tree(precision, shape or self.planner.usual)
+            return self.planner.node(round_number, device, precision, shape)
         except ShapeRefused:
             raise
         except ConfigError as error:
             raise ReportRefused(str(error)) from None
-        seeds = self.config.seeds
-        return seeded(root, self.bundle.manifest.run_key, round_number, 0 if seeds.shared else device, seeds.pool)
 
     def _node_of(self, report: Report) -> Node:
         """The plan that a report answers, or seems to."""
@@ -257,16 +242,16 @@ class Rounds:
         due = self.round % self.config.digest_every == 0 or may_be_last
         digest = self.parameters.digest() if due else None
         entry = Entry(self.entry + 1, self.round, len(reports), terms, digest)
-        summary = self._summary(reports, nodes) | ({"digest": digest.hex()} if digest else {})
+        told = self._summary(reports, nodes) | ({"digest": digest.hex()} if digest else {})
         try:
-            self.store.commit(self.run.id, entry, self.replica.head, signs(terms, self.replica.sizes), summary)
+            self.store.commit(self.run.id, entry, self.replica.head, signs(terms, self.replica.sizes), told)
         except BaseException:
             self.parameters.add(negated(terms))
             raise
         self.replica.advance(entry)
-        self.planner.learn(summary["slopes"])
+        self.planner.learn(told["slopes"])
         self.blocks.keep()
-        self._heed(self.autopilot.learn(summary), entry.round + 1)
+        self._heed(self.autopilot.learn(told), entry.round + 1)
 
     def _tempered(self, reports: list[Report]) -> tuple[list[Report], list[Node]]:
         """The reports, none much larger than the others, and the plans that they answer; whoever sent a larger one is named once."""
@@ -305,9 +290,9 @@ class Rounds:
         if not entries:
             raise StorageError(f"the store's entry {self.entry} is not the one that was committed; start the coordinator again")
         replay.move(self.replica, self.store, self.run, entries[-1].number)
-        for summary in self.store.summaries(self.run.id)[-len(entries) :]:
-            self.planner.learn(summary.get("slopes", {}))  # as a restart would
-            self.autopilot.learn(summary)
+        for told in self.store.summaries(self.run.id)[-len(entries) :]:
+            self.planner.learn(told.get("slopes", {}))  # as a restart would
+            self.autopilot.learn(told)
         self._next(entries[-1].round + 1)
         return True
 
@@ -397,24 +382,13 @@ class Rounds:
         return {kind: share * factor for kind, factor in self.autopilot.pace.factors.items()}
 
     def _summary(self, reports: list[Report], nodes: list[Node]) -> dict[str, Any]:
-        """What `status` and the demo show of a round; no scalars."""
-        looks = {str(report.device): self.grid.values(np.array(report.held_out)).tolist() for report in reports if report.held_out}
+        """What the store keeps of a round beside its entry."""
         return {
             "round": self.round,
-            "reports": len(reports),
             "seconds": round(self._waited(), 3),
-            "probes": sum(2 * node.count for node in nodes),
-            "scalars": sum(report.scalars.size for report in reports),
-            "slopes": slopes(reports, nodes, self.bundle.manifest, self.grid, self.config.aggregation),
-            **({"ranks": dict(Counter(str(node.rank) for node in nodes))} if self.bundle.manifest.ranks else {}),
-            "dropped": sum(report.dropped for report in reports),
-            "half_difference": float(np.sqrt(np.mean(np.concatenate([self.grid.values(report.scalars) for report in reports]) ** 2))),
+            **summary(reports, nodes, self.bundle.manifest, self.grid, self.config.aggregation),
             "factors": self._factors(self.round),
-            "looks": looks,
-            "held_out": float(np.mean([each[0] for each in looks.values()])) if looks else None,
-            "device_seconds": sum(report.spent.milliseconds for report in reports) / 1000,
             "autopilot": self.autopilot.told,
             **self.blocks.news(),
             **({} if self.autopilot.best_entry is None else {"best_entry": self.autopilot.best_entry}),
-            "peak_memory_mib": max(report.spent.peak_memory_mib for report in reports),
         }

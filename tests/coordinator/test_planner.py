@@ -11,7 +11,8 @@ from conftest import Bundles, recalibrated
 from local_coordinator import PROBE, settings
 
 from coordinator.config import Round, RunConfig, Seeds
-from coordinator.planner import LOOK_BACK, MOST_SCALARS, Planner, ShapeRefused, slopes
+from coordinator.planner import LOOK_BACK, MOST_SCALARS, Planner, ShapeRefused
+from coordinator.summary import slopes
 from zo import aggregation, split
 from zo.bundle import Bundle
 from zo.errors import ConfigError
