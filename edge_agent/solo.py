@@ -4,10 +4,7 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
 from pathlib import Path
-
-import numpy as np
 
 from edge_agent import journal, memory
 from edge_agent.data import Dataset
@@ -28,20 +25,17 @@ from zo.disk import Disk
 from zo.errors import ConfigError, StorageError
 from zo.estimators import Grid
 from zo.lattice import RangeError
-from zo.ledger import fold, genesis
-from zo.pace import Pace
+from zo.ledger import genesis
 from zo.plan import Shape, WorkPlan
 from zo.planning import kept_bytes, seeded, tree
 from zo.recipe import directions, stated_shape
-from zo.replica import MOST_ENTRIES
 from zo.seeds import ALONE
 from zo.stride import losses
-from zo.terms import Term
 from zo.timing import stage_ns
 
 log = logging.getLogger(__name__)
 
-LOOKS, SELDOM = 20, 5  # the held-out loss is measured so often in all, but not sooner than after so many rounds; and at rounds 2, 4, 8 ...
+LOOKS, SELDOM = 20, 5  # the held-out loss is measured so often in all, but not sooner than after so many rounds
 DIGEST_EVERY = 10  # rounds
 
 
@@ -118,9 +112,6 @@ class Solo:
         self.start: float | None = None
         self.loss: float | None = None
         self.round = self.measured = 0
-        kinds = tuple(self.rates.by_kind)
-        self.pace = Pace(kinds, self.config.rate.paced(kinds))
-        self._since = deque[tuple[tuple[Term, ...], dict[str, float]]](maxlen=MOST_ENTRIES)  # entries and factors since the last look
         self.ready = False  # the parameters are where the local ledger ends
         every = max(SELDOM, self.config.rounds // LOOKS)
         try:
@@ -131,9 +122,9 @@ class Solo:
             self._follow()
             while self.round < self.config.rounds:
                 self._work(self.round + 1)
-                if (self.round % every == 0 or self.round.bit_count() == 1) and self.round < self.config.rounds:
+                if self.round % every == 0 and self.round < self.config.rounds:
                     self._look()
-                    log.info("round %d of %d: held-out loss %s, %s", self.round, self.config.rounds, _nats(self.loss), self.pace.told())
+                    log.info("round %d of %d: held-out loss %s", self.round, self.config.rounds, _nats(self.loss))
                 self.status.update(reason=f"training alone, round {self.round} of {self.config.rounds}", held_out_loss=self.loss)
             self._look()
             return "finished"
@@ -161,15 +152,13 @@ class Solo:
         if report.dropped:
             log.warning("round %d: %d of %d directions gave no finite loss and were dropped", number, report.dropped, node.scalars)
         share = decay(self.config.rate, number, self.config.rounds)
-        factors = {kind: share * factor for kind, factor in self.pace.factors.items()}
         try:
-            terms = aggregate([report], [node], self.rates, factors, self.manifest, self.grid)
+            terms = aggregate([report], [node], self.rates, dict.fromkeys(self.rates.by_kind, share), self.manifest, self.grid)
             entry = self.model.commit(terms, number % DIGEST_EVERY == 0 or number == self.config.rounds)
         except ValueError as error:
             raise ConfigError(f"round {number} cannot be applied ({error}); lower --rate.body and --rate.head") from None
         self.journal.append(entry)
         self.round = number
-        self._since.append((terms, factors))
         if time.monotonic() - self._synced >= self.SYNC_EVERY:
             self._sync()
 
@@ -207,14 +196,9 @@ class Solo:
         log.info("%s: %s; digest %s", done, told, digest)
 
     def _look(self) -> None:
-        """Measure the held-out loss here, and go on at a better pace."""
-        stride = fold(term for terms, _ in self._since for term in terms)
-        found = losses(self.engine, self.dataset.held_out_batches(self.config.probe.examples), stride, self.guest.go_on)
+        """Measure the held-out loss here."""
+        found = losses(self.engine, self.dataset.held_out_batches(self.config.probe.examples), (), self.guest.go_on)
         self.loss, self.measured = found[0] if found else None, self.round
-        if len(found) == 1 + 2 * len(self.pace.factors):
-            in_force = {kind: float(np.mean([factors[kind] for _, factors in self._since])) for kind in self.pace.factors}
-            self.pace.learn(np.array([found]), in_force)
-        self._since.clear()
 
 
 def _nats(loss: float | None) -> str:
