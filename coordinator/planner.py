@@ -12,7 +12,7 @@ import numpy as np
 from coordinator import truncation
 from coordinator.config import RunConfig
 from zo import ranks, split
-from zo.aggregation import Rates, sizes
+from zo.aggregation import Rates, sized_tree, sizes
 from zo.errors import ConfigError
 from zo.manifest import Manifest, Precision
 from zo.plan import Node, Shape
@@ -119,7 +119,7 @@ class Planner:
             raise ShapeRefused(f"the run asks for {self._fixed}, not {shape}")
         if not self._fixed and (shape.joint or shape.clean > self._config.split.clean or shape.counts[0] != count):
             raise ShapeRefused(f"the run asks for {count} directions of the lowest part, and tries one part at a time, not {shape}")
-        made = tree(manifest, sizes(self._config.probe, manifest), shape)
+        made = sized_tree(self._config.probe, manifest, shape)
         self._check(shape)
         return made
 

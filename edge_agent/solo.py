@@ -20,14 +20,14 @@ from edge_agent.status import Status
 from edge_agent.stopping import Stopped
 from edge_agent.work import work
 from zo import split
-from zo.aggregation import aggregate, decay, rates
+from zo.aggregation import aggregate, decay, rates, sized_tree
 from zo.disk import Disk
 from zo.errors import ConfigError, StorageError
 from zo.estimators import Grid
 from zo.lattice import RangeError
 from zo.ledger import genesis
 from zo.plan import Shape, WorkPlan
-from zo.planning import kept_bytes, seeded, tree
+from zo.planning import kept_bytes, seeded
 from zo.recipe import directions, stated_shape
 from zo.seeds import ALONE
 from zo.stride import losses
@@ -84,7 +84,7 @@ class Solo:
         self.model = Personal(self.bundle, position, config.threads)
         memory.fitting(self.manifest, [self.manifest.precision], config)
         self.engine = engine(config, self.bundle, self.model.parameters, self.state)
-        self.tree = tree(self.manifest, self.rates.log2_eps, self._shape())
+        self.tree = sized_tree(self.config.probe, self.manifest, self._shape())
         log.info("training on top of %s", f"the fleet's entry {position.entry}" if position else "the bundle")
         fleet = (position.entry, position.head) if position else ()
         opening = Opening(genesis(self.bundle.digest, secrets.token_bytes(16)), self.bundle.digest, *fleet)

@@ -15,8 +15,8 @@ from zo.ledger import fold
 from zo.manifest import Manifest, Task
 from zo.messages import Report
 from zo.parameters import Group
-from zo.plan import Node, ProbeSize
-from zo.planning import groups_of_its_size, kinds, probe_sizes
+from zo.plan import Node, ProbeSize, Shape
+from zo.planning import groups_of_its_size, kinds, one_kind_each, probe_sizes, tree
 from zo.recipe import Aggregation, Probe, Rate
 from zo.terms import Term
 
@@ -50,14 +50,26 @@ def rates(probe: Probe, rate: Rate, manifest: Manifest) -> Rates:
     return Rates(signal, by_kind, log2_eps)
 
 
-def sizes(probe: Probe, manifest: Manifest) -> dict[str, int]:
-    """log2 of the probe size by kind of group: the settings' for every base, else as calibrated for the manifest's."""
+def sizes(probe: Probe, manifest: Manifest, apart: bool = False) -> dict[str, int]:
+    """log2 of the probe size by kind of group: the settings' for every base, else as calibrated for the manifest's.
+
+    apart: of probes that move one kind only.
+    """
     stated = {"body": probe.log2_eps_body, "head": probe.log2_eps_head}
-    found = {kind: manifest.log2_eps(kind) if stated[kind] == "auto" else int(stated[kind]) for kind in kinds(manifest)}
+    found = {kind: manifest.log2_eps(kind, apart) if stated[kind] == "auto" else int(stated[kind]) for kind in kinds(manifest)}
     for kind, log2 in found.items():
         if not all(0 <= size.log2_e < math.log2(LIMIT) for size in probe_sizes(manifest, {kind: log2})):
             raise ConfigError(f"probe.log2_eps_{kind} = {log2} is less than a unit of the lattice, or more than it holds")
     return found
+
+
+def sized_tree(probe: Probe, manifest: Manifest, shape: Shape) -> Node:
+    """The tree of a shape, all seeds from 0 on, with probe sizes that suit it: larger ones where no probe moves two kinds of group.
+
+    ConfigError as `planning.tree`.
+    """
+    made = tree(manifest, sizes(probe, manifest), shape)
+    return made if shape.joint or not one_kind_each(manifest, made) else tree(manifest, sizes(probe, manifest, apart=True), shape)
 
 
 def default_rate(task: Task) -> float:

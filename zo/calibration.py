@@ -1,6 +1,7 @@
 """Probe sizes by measurement: signal, noise and bias of probes at each eps (DESIGN section 6, probe noise)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,10 +43,10 @@ def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], 
 
 
 def choose(measured: Sequence[Calibration]) -> tuple[Calibration, ...]:
-    """The probe size of every kind of group, for probes of all kinds at once.
+    """The probe size of every kind of group, for probes of all kinds at once, and (log2_eps_apart) of that kind alone.
 
-    Each kind's own best is the largest eps near its best squared correlation. A kind whose signal would drown the
-    others' then shrinks, as far as its own noise allows. BundleError where no eps measures the slope.
+    Each kind's own best is the largest eps near its best squared correlation. For probes of all at once, a kind whose signal would
+    drown the others' then shrinks, as far as its own noise allows. BundleError where no eps measures the slope.
     """
     by_kind = {kind: [m for m in measured if m.kind == kind] for kind in dict.fromkeys(m.kind for m in measured)}
     own = {kind: max(_within(found, NEAR_BEST), key=lambda m: m.log2_eps) for kind, found in by_kind.items()}
@@ -54,7 +55,7 @@ def choose(measured: Sequence[Calibration]) -> tuple[Calibration, ...]:
     for kind, found in by_kind.items():
         usable = [m for m in _within(found, USABLE) if m.log2_eps <= own[kind].log2_eps]
         quiet = [m for m in usable if m.signal <= DROWNING * weakest] or [min(usable, key=lambda m: m.signal)]
-        chosen.append(max(quiet, key=lambda m: m.log2_eps))
+        chosen.append(replace(max(quiet, key=lambda m: m.log2_eps), log2_eps_apart=own[kind].log2_eps))
     return tuple(chosen)
 
 

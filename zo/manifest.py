@@ -61,6 +61,7 @@ class Calibration:
     log2_eps: probes move values by 2**log2_eps. signal: rms of the half difference (nats) of probes of this kind
     alone. noise: rms of its error. bias: relative bias against the small-step derivative. curvature: mean second
     difference (L+ - 2 L0 + L-, nats), which is eps**2 times the curvature trace. correlation: with the float32 small-step derivative.
+    log2_eps_apart: of probes that move no other kind, and so drown none; None where it is the same.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class Calibration:
     bias: float
     curvature: float
     correlation: float
+    log2_eps_apart: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,10 @@ class Manifest:
         text = json.dumps(plain, indent=1, ensure_ascii=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
-    def log2_eps(self, kind: str) -> int:
-        """The calibrated probe size of a kind of group, in this base."""
-        return self.calibrated(kind).log2_eps
+    def log2_eps(self, kind: str, apart: bool = False) -> int:
+        """The calibrated probe size of a kind of group, in this base. apart: where the probes move no other kind."""
+        found = self.calibrated(kind)
+        return found.log2_eps if not apart or found.log2_eps_apart is None else found.log2_eps_apart
 
     def calibrated(self, kind: str) -> Calibration:
         """How probes of a kind of group measure in this base; BundleError where it was never calibrated."""

@@ -87,6 +87,12 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
     return replace(node, rank=shape.rank)
 
 
+def one_kind_each(manifest: Manifest, root: Node) -> bool:
+    """Whether every level of a tree tries groups of one kind."""
+    kind = {group.id: group.kind for group in manifest.groups}
+    return all(len({kind[group] for size in node.probe_sizes for group in size.groups}) == 1 for node, _ in root.levels())
+
+
 def kept_bytes(manifest: Manifest, shape: Shape, examples: int) -> int:
     """Most bytes of stage outputs that a device keeps at once: at every cut those of one direction, at + and -, on all outputs below.
 

@@ -14,7 +14,7 @@ from coordinator.simulation import Point, Simulation
 from zo import aggregation, evaluation, examples, split
 from zo.bundle import Bundle
 from zo.plan import Shape
-from zo.planning import lowest_stage, tree
+from zo.planning import lowest_stage
 from zo.recipe import Algorithm, Probe, Rate, Split
 from zo.timing import stage_ns, turns
 
@@ -93,7 +93,7 @@ class Fleets:
         """A split step over a plain one: branches counted as they run, and milliseconds in alternating turns."""
         simulation = self._simulation(self.plain, 0, Rate())
         engine, batch = simulation.engine, simulation.draw()
-        nodes = [tree(self.bundle.manifest, self._log2_eps, shape) for shape in (self.plain, self.shape)]
+        nodes = [aggregation.sized_tree(Probe(), self.bundle.manifest, shape) for shape in (self.plain, self.shape)]
         taken = np.array(turns([partial(engine.probe, node, batch) for node in nodes], repeats))
         counted = []
         for node in nodes:
