@@ -64,13 +64,36 @@ def test_what_is_stated_is_what_every_device_walks_whatever_its_stages_cost(
 
 
 def test_every_base_has_the_same_shape_with_probe_sizes_of_its_own(bundles: Bundles, tmp_path: Any) -> None:
-    several = recalibrated(bundles("bert", precision="fp32,int8,w4"), tmp_path / "several", "int8", log2_eps=-2)
+    several = recalibrated(bundles("bert", precision="fp32,int8,w4"), tmp_path / "several", "int8", log2_eps=-4, log2_eps_apart=-2)
     made = planner(several, split=Split((2,), (4,)))
     trees = {precision: made.tree(precision, made.usual) for precision in several.manifest.bases}
     assert {root.shape for root in trees.values()} == {Shape((3, 4), (2,))}
     eps = {name: root.probe_sizes[0].log2_e + several.manifest.groups[0].log2_unit for name, root in trees.items()}
-    assert eps == {name: several.at(name).manifest.log2_eps("body") for name in several.manifest.bases}
+    assert eps == {name: several.at(name).manifest.log2_eps("body", apart=True) for name in several.manifest.bases}
     assert eps["int8"] == -2 != eps["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "log2_eps"),
+    [
+        ({"algorithm": "mezo"}, {-6}),
+        ({"split": Split((1,), (4,))}, {-6}),  # the upper part has blocks and the head
+        ({"split": Split((2,), (4,), joint=True)}, {-6}),
+        ({"split": Split((2,), (4,))}, {-4}),
+        ({"split": Split((1, 2), (2, 4))}, {-4}),
+        ({"algorithm": "mezo", "rate": Rate(head=0.0)}, {-4}),
+        ({"split": Split((2,), (4,)), "probe": Probe(log2_eps_body=-5)}, {-5}),
+    ],
+)
+def test_what_is_tried_apart_from_other_kinds_is_tried_further(
+    changed: dict[str, Any], log2_eps: set[int], bundles: Bundles, tmp_path: Any
+) -> None:
+    bundle = recalibrated(bundles("bert"), tmp_path / "bundle", "fp32", log2_eps=-6, log2_eps_apart=-4)
+    made = planner(bundle, **changed)
+    units = {group.id: group.log2_unit for group in bundle.manifest.groups if group.kind == "body"}
+    levels = made.tree("fp32", made.usual).levels()
+    found = {size.log2_e + units[group] for node, _ in levels for size in node.probe_sizes for group in size.groups if group in units}
+    assert found == log2_eps
 
 
 # --- as planned ---
