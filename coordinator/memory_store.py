@@ -143,8 +143,9 @@ class MemoryStore(Store):
     def compacted(self, run: int) -> int:
         return max((row.header.number for row in self.data[run].rows if row.entry is None), default=0)
 
-    def summaries(self, run: int) -> list[dict[str, Any]]:
-        return [row.summary for row in self.data[run].rows]
+    def summaries(self, run: int, last: int = -1) -> list[dict[str, Any]]:
+        rows = self.data[run].rows
+        return [row.summary for row in (rows if last < 0 else rows[max(0, len(rows) - last) :])]
 
     def add_evaluation(self, run: int, entry: int, split: str, metrics: dict[str, Any]) -> None:
         self.data[run].evaluations[split, entry] = metrics

@@ -13,6 +13,8 @@ from zo.replica import LedgerError, Replica
 
 log = logging.getLogger(__name__)
 
+LATELY = 64  # entries: once devices have looked, all but those of a rollback tell the best
+
 
 def replica(store: Store, run: RunRow, bundle: Bundle, entry: int | None = None) -> Replica:
     """A replica at an entry of the run, the last by default.
@@ -64,7 +66,8 @@ def best_entry(store: Store, run: int) -> int:
     """
     evaluated = store.evaluations(run, "validation")
     if not evaluated:
-        return next((summary["best_entry"] for summary in reversed(store.summaries(run)) if "best_entry" in summary), store.head(run)[0])
+        lately = reversed(store.summaries(run, LATELY))
+        return next((summary["best_entry"] for summary in lately if "best_entry" in summary), store.head(run)[0])
     better = [entry for entry, metrics in evaluated.items() if metrics.get("gain", np.inf) > SURE * metrics.get("gain_error", 0.0)]
     return min(better, key=lambda entry: (evaluated[entry]["balanced_loss"], entry), default=0)
 

@@ -290,7 +290,7 @@ class Rounds:
         if not entries:
             raise StorageError(f"the store's entry {self.entry} is not the one that was committed; start the coordinator again")
         replay.move(self.replica, self.store, self.run, entries[-1].number)
-        for told in self.store.summaries(self.run.id)[-len(entries) :]:
+        for told in self.store.summaries(self.run.id, len(entries)):
             self.planner.learn(told.get("slopes", {}))  # as a restart would
             self.autopilot.learn(told)
         self._next(entries[-1].round + 1)

@@ -184,8 +184,9 @@ class SqliteStore(Store):
     def compacted(self, run: int) -> int:
         return int(self._rows("SELECT compacted FROM runs WHERE id = ?", (run,))[0][0])
 
-    def summaries(self, run: int) -> list[dict[str, Any]]:
-        return [self._noted(text) for (text,) in self._rows("SELECT summary FROM entries WHERE run = ? ORDER BY number", (run,))]
+    def summaries(self, run: int, last: int = -1) -> list[dict[str, Any]]:
+        rows = self._rows("SELECT summary FROM entries WHERE run = ? ORDER BY number DESC LIMIT ?", (run, last))
+        return [self._noted(text) for (text,) in reversed(rows)]
 
     def add_evaluation(self, run: int, entry: int, split: str, metrics: dict[str, Any]) -> None:
         with self._transaction():

@@ -138,8 +138,8 @@ class Store(ABC):
         """The last entry without terms; 0 where all have theirs."""
 
     @abstractmethod
-    def summaries(self, run: int) -> list[dict[str, Any]]:
-        """What was noted of each entry, in order."""
+    def summaries(self, run: int, last: int = -1) -> list[dict[str, Any]]:
+        """What was noted of each entry, in order. last: of so many last ones; -1 for all."""
 
     @abstractmethod
     def add_evaluation(self, run: int, entry: int, split: str, metrics: dict[str, Any]) -> None:

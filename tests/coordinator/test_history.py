@@ -61,9 +61,9 @@ class Meanwhile(SqliteStore):
         self._other("after entries")
         return found
 
-    def summaries(self, run: int) -> list[dict[str, Any]]:
+    def summaries(self, run: int, last: int = -1) -> list[dict[str, Any]]:
         self._other("summaries")
-        return super().summaries(run)
+        return super().summaries(run, last)
 
     def commit(self, run: int, entry: Entry, previous: bytes, signs: int, summary: dict[str, Any]) -> bytes:
         self._other("commit")

@@ -284,6 +284,14 @@ class StoreContract:
         assert store.entries(run, 3, 2) == [entry(4), entry(5)]
         assert (store.entries(run, 3, 0), store.entries(run, 12), store.entries(run, 40)) == ([], [], [])
 
+    def test_summaries_come_in_order_all_or_the_last(self, store: Store) -> None:
+        run = begun(store)
+        head = store.run("run").genesis
+        for number in (1, 2, 3):
+            head = store.commit(run, entry(number, number), head, 0, {"round": number})
+        rounds = {last: [summary["round"] for summary in store.summaries(run, last)] for last in (-1, 0, 1, 2, 3, 9)}
+        assert rounds == {-1: [1, 2, 3], 0: [], 1: [3], 2: [2, 3], 3: [1, 2, 3], 9: [1, 2, 3]}
+
     def test_headers_are_those_of_the_entries_with_the_heads_they_lead_to(self, store: Store) -> None:
         run = begun(store, 4)
         known = heads(store, 4)
