@@ -28,6 +28,12 @@ class TaskFile:
     head: Literal["prototypes", "linear", "label-words"] | None = None
 
 
+def of_data(folder: Path, max_tokens: int) -> Task:
+    """The task of a folder of examples: of its labels.json; language modelling where it has none."""
+    labels = folder / "labels.json"
+    return read(labels if labels.exists() else None, max_tokens)
+
+
 def read(path: Path | None, max_tokens: int | None = None) -> Task:
     """The task of a .json or .toml file, or of a bare labels.json list; language modelling without a file or labels.
 

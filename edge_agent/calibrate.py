@@ -13,7 +13,7 @@ from zo.bundle import Bundle, open_bundle, read_manifest
 from zo.engine import Engine
 from zo.errors import ConfigError
 from zo.manifest import Calibration, Precision
-from zo.planning import kinds, probe_sizes
+from zo.planning import kinds
 from zo.timing import alternating, probe_pair, random_batch, signal_per_second
 
 BATCHES, EXAMPLES, TOKENS, DIRECTIONS, REPEATS = 2, 8, 32, 12, 5
@@ -61,7 +61,7 @@ def _base(folder: Path, precision: Precision, exact: Engine | None, batches: lis
     found: dict[str, Any] = {"stated": {kind: manifest.log2_eps(kind) for kind in kinds(manifest)}}
     found["milliseconds"] = alternating([probe_pair(engine, batches[0])], REPEATS)[0]
     if exact is None:
-        sizes = [(kind, log2) for kind in kinds(manifest) for log2 in calibration.CANDIDATES if _on_the_lattice(engine, kind, log2)]
+        sizes = [(kind, log2) for kind in kinds(manifest) for log2 in calibration.candidates(manifest, kind)]
         shares = [calibration.correlation_here(engine, kind, batches[0], DIRECTIONS, log2_eps=log2) for kind, log2 in sizes]
         rows = [{"kind": kind, "log2_eps": log2, "correlation": share} for (kind, log2), share in zip(sizes, shares, strict=True)]
         return found | {"measured": rows}
@@ -70,10 +70,6 @@ def _base(folder: Path, precision: Precision, exact: Engine | None, batches: lis
     worth = signal_per_second(chosen[kinds(manifest)[0]].correlation, found["milliseconds"])
     plain = {"measured": list(map(dataclasses.asdict, measured)), "chosen": {kind: row.log2_eps for kind, row in chosen.items()}}
     return found | plain | {"signal_per_second": worth}
-
-
-def _on_the_lattice(engine: Engine, kind: str, log2_eps: int) -> bool:
-    return all(size.log2_e >= 0 for size in probe_sizes(engine.manifest, {kind: log2_eps}))
 
 
 def _engine(bundle: Bundle, threads: int) -> Engine:

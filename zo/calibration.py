@@ -9,7 +9,7 @@ from zo.batches import Batch
 from zo.engine import Engine
 from zo.errors import BundleError
 from zo.estimators import half_differences
-from zo.manifest import Calibration
+from zo.manifest import Calibration, Manifest
 from zo.planning import one_level, probe_sizes
 from zo.terms import Term, negated
 
@@ -23,14 +23,17 @@ USABLE = 0.5  # of the best squared correlation: what a kind may give up so as n
 DROWNING = 1.5  # times the weakest kind's signal
 
 
+def candidates(manifest: Manifest, kind: str) -> list[int]:
+    """Sizes (log2) that probes of a kind of group may have: none less than a unit of the lattice."""
+    return [log2 for log2 in CANDIDATES if all(size.log2_e >= 0 for size in probe_sizes(manifest, {kind: log2}))]
+
+
 def measure(engine: Engine, exact: Engine, kind: str, batches: Sequence[Batch], directions: int) -> list[Calibration]:
     """Every candidate eps for one kind of group. exact: the same model in float32. directions: a batch."""
     small = max(SMALL_LOG2_EPS, *(group.log2_unit for group in exact.manifest.groups if group.kind == kind))
     true = np.concatenate([_derivatives(exact, kind, small, batches, number, directions)[0] for number in range(len(batches))])
     measured = []
-    for log2_eps in CANDIDATES:
-        if any(size.log2_e < 0 for size in probe_sizes(engine.manifest, {kind: log2_eps})):
-            continue  # less than a unit of the lattice
+    for log2_eps in candidates(engine.manifest, kind):
         pairs = [_derivatives(engine, kind, log2_eps, batches, number, directions) for number in range(len(batches))]
         found, second = np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
         measured.append(_compare(kind, log2_eps, found, true, float(second.mean())))

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     catchup.set_defaults(command=_catchup)
     activation = commands.add_parser("activation", help="what equal progress costs when devices train some blocks each, on real data")
     activation.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and labels.json")
-    activation.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    _add_model(activation)
     activation.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
     activation.add_argument("--rounds", type=int, default=50, help="of 8 devices with all blocks, 2 probes each [50]")
     activation.add_argument("--seeds", type=int, default=3, help="[3]")
@@ -82,13 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     blocks.set_defaults(command=_blocks)
     precisions = commands.add_parser("precisions", help="time, memory and signal of every base precision; which gives most signal a second")
     precisions.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and labels.json")
-    precisions.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    _add_model(precisions)
     precisions.add_argument("--trainable", choices=[each for each in TRAINABLE_SETS if each != "full"], default="lora-fa", help="[lora-fa]")
     precisions.add_argument("--repeats", type=int, default=15, help="[15]")
     precisions.set_defaults(command=_precisions)
     split = commands.add_parser("split", help="what equal progress costs plain MeZO and split perturbation, on real data")
     split.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and, for classification, labels.json")
-    split.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    _add_model(split)
     split.add_argument("--trainable", choices=TRAINABLE_SETS, default="lora-fa", help="[lora-fa]")
     split.add_argument("--precision", choices=PRECISIONS, help="[int8; fp32 for 'full']")
     split.add_argument("--max-tokens", type=int, default=64, help="[64]")
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split.set_defaults(command=_split)
     ranks = commands.add_parser("ranks", help="one adapter for devices of unequal rank, against its peers, on real data")
     ranks.add_argument("--data", type=Path, required=True, help="folder as of 'split'")
-    ranks.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    _add_model(ranks)
     ranks.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
     ranks.add_argument("--max-tokens", type=int, default=32, help="[32]")
     ranks.add_argument("--seeds", type=int, default=5, help="[5]")
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranks.set_defaults(command=_ranks)
     autopilot = commands.add_parser("autopilot", help="runs with every setting at 'auto' against the best of a sweep by hand, on real data")
     autopilot.add_argument("--data", type=Path, action="append", required=True, help="folder as of 'split'; may be repeated")
-    autopilot.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
+    _add_model(autopilot)
     autopilot.add_argument("--seeds", type=int, default=3, help="[3]")
     autopilot.add_argument("--rounds", type=int, default=40, help="of 8 devices, 2 probes each [40]")
     autopilot.add_argument("--max-tokens", type=int, default=32, help="[32]")
@@ -153,6 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return cli.run(top, arguments)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, help="Hugging Face folder [all-MiniLM-L6-v2 from a package]")
 
 
 def _step(given: argparse.Namespace) -> None:
@@ -320,8 +324,7 @@ def _split(given: argparse.Namespace) -> None:
     from coordinator.demo.packaged import packaged_model
     from zo.plan import Shape
 
-    labels = given.data / "labels.json"
-    task = task_file.read(labels if labels.exists() else None, given.max_tokens)
+    task = task_file.of_data(given.data, given.max_tokens)
     training = Training(given.trainable, given.precision or ("fp32" if given.trainable == "full" else "int8"))
     with tempfile.TemporaryDirectory() as scratch:
         bundle = split.build_bundle(given.model or packaged_model(), Path(scratch) / "bundle", given.data, task, training, given.stages)
@@ -362,8 +365,7 @@ def _ranks(given: argparse.Namespace) -> None:
     from coordinator.demo.packaged import packaged_model
     from zo.bundle import open_bundle
 
-    labels = given.data / "labels.json"
-    task = task_file.read(labels if labels.exists() else None, given.max_tokens)
+    task = task_file.of_data(given.data, given.max_tokens)
     with tempfile.TemporaryDirectory() as scratch:
         model = given.model or packaged_model()
         fleets = ranks.Fleets(model, Path(scratch), given.data, task, given.precision, given.rounds)

@@ -85,8 +85,7 @@ def measure(data: Sequence[Path], model: Path, seeds: int, rounds: int, max_toke
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
         jobs = []
         for folder in data:
-            labels = folder / "labels.json"
-            task = task_file.read(labels if labels.exists() else None, max_tokens)
+            task = task_file.of_data(folder, max_tokens)
             for case in CASES:
                 bundle = Path(scratch, f"{folder.name}-{'-'.join(case)}")
                 build_bundle(model, bundle, folder, task, Training(*case))
