@@ -52,12 +52,13 @@ class Rounds:
         self.rates = aggregation.rates(config.probe, config.rate, bundle.manifest)
         self._named = set[int]()  # devices whose reports were too large
         self.paused = False  # until the coordinator is started again
-        self.learn(store.summaries(run.id))
+        summaries = store.summaries(run.id)
+        self.learn(summaries)
         self._id_start = zlib.crc32(run.genesis + wire.encode(self.grid))
         self.replica = replay.replica(store, run, bundle)
         self._digests: tuple[int, dict[tuple[int, ...], bytes]] = (-1, {})
         self.devices = store.device_count(run.id)
-        self.blocks = Blocks(config, bundle.manifest, store.summaries(run.id), self.note, clock)
+        self.blocks = Blocks(config, bundle.manifest, summaries, self.note, clock)
         self.round = 1 + (store.headers(run.id, self.entry - 1)[-1][0].round if self.entry else 0)
         self._open()
         state = "finished" if self.finished else "running"

@@ -177,16 +177,10 @@ def _rms(values: np.ndarray) -> float:
 
 def _parts(report: Report, node: Node, given: Rates, manifest: Manifest) -> list[tuple[Peers, np.ndarray, float]]:
     """A report's scalars by level, all of them together in the joint form: whose they are compared with, and the size to be expected."""
-    groups = {group.id: group for group in manifest.groups}
-    all_of, found = Counter(group.kind for group in manifest.groups), []
+    kind, found = {group.id: group.kind for group in manifest.groups}, []
     for level, part in [(node, report.scalars)] if node.joint else by_level(node, report.scalars):
-        levels = [each for each, _ in level.levels()] if node.joint else [level]
-        probed = [(groups[group], size.log2_e) for each in levels for size in each.probe_sizes for group in size.groups]
-        squares = [
-            (given.signal[group.kind] * 2.0 ** (log2_e + group.log2_unit - given.log2_eps[group.kind])) ** 2 / all_of[group.kind]
-            for group, log2_e in probed
-        ]
-        found.append(((frozenset(group.kind for group, _ in probed), level.stage), part, math.sqrt(sum(squares))))
+        kinds_tried = frozenset(kind[group] for size in _tried(level) for group in size.groups)
+        found.append(((kinds_tried, level.stage), part, _signal(level, given, manifest, own_sizes=True)))
     return found
 
 
@@ -232,9 +226,20 @@ def _weighed_alike(sizes: Sequence[ProbeSize], directions: Counter[int], example
     return [ProbeSize(tuple(groups), sizes[place].log2_e) for (place, _, _), groups in parts.items()]
 
 
-def _signal(root: Node, given: Rates, manifest: Manifest) -> float:
-    """The rms half difference to be expected of probes of these groups together: of each kind the share of its values."""
-    kind, alike = {group.id: group.kind for group in manifest.groups}, groups_of_its_size(manifest.groups)
-    levels = [node for node, _ in root.levels()] if root.joint else [root]
-    probed = [group for level in levels for size in level.probe_sizes for group in size.groups]
-    return math.sqrt(sum(given.signal[kind[group]] ** 2 / alike[group] for group in probed))
+def _tried(root: Node) -> list[ProbeSize]:
+    """What probes of a level move: with those above it in the joint form."""
+    return [size for node, _ in root.levels() for size in node.probe_sizes] if root.joint else list(root.probe_sizes)
+
+
+def _signal(root: Node, given: Rates, manifest: Manifest, own_sizes: bool = False) -> float:
+    """The rms half difference to be expected of probes of these groups together: of each kind the share of its values.
+
+    own_sizes: at the probe sizes of the level, not at the run's.
+    """
+    groups, alike = {group.id: group for group in manifest.groups}, groups_of_its_size(manifest.groups)
+    squares = []
+    for size in _tried(root):
+        for group in map(groups.__getitem__, size.groups):
+            further = size.log2_e + group.log2_unit - given.log2_eps[group.kind] if own_sizes else 0
+            squares.append((given.signal[group.kind] * 2.0**further) ** 2 / alike[group.id])
+    return math.sqrt(sum(squares))
