@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zo import ranks
 from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, joint_halves, mezo_steps, round_stochastically
 from zo.lattice import LIMIT
@@ -16,7 +15,7 @@ from zo.manifest import Manifest, Task
 from zo.messages import Report
 from zo.parameters import Group
 from zo.plan import Node, ProbeSize, Shape
-from zo.planning import groups_of_its_size, kinds, one_kind_each, probe_sizes, tree
+from zo.planning import groups_of_its_size, kinds, one_kind_each, probe_sizes, stretch, tree
 from zo.recipe import Aggregation, Probe, Rate
 from zo.terms import Term
 
@@ -112,6 +111,7 @@ def aggregate(
     halves = [by_level(node, grid.values(report.scalars)) for report, node in zip(reports, nodes, strict=True)]
     terms = []
     for report, node, parts in zip(reports, nodes, halves, strict=True):
+        further = stretch(manifest, _groups(node))
         for place, (level, half) in enumerate(parts):
             signal = _signal(node if node.joint else level, given, manifest)
             for size in _weighed_alike(level.probe_sizes, directions, examples):
@@ -126,7 +126,7 @@ def aggregate(
                 log2_run = given.log2_eps[group.kind]
                 reach = min(log2_run, REACH) if node.child and not node.joint else log2_run
                 rate = factors[group.kind] * given.by_kind[group.kind] / signal * 2.0 ** (log2_run + reach)
-                rate *= ranks.stretch(manifest, node.rank) if ranks.slice_of(group) is not None else 1.0
+                rate *= further[group.kind]
                 steps = mezo_steps(said, weight, rate, log2_eps, group.log2_unit)
                 rounded = round_stochastically(steps, manifest.run_key, alike[group.kind, group.log2_unit], level.first_seed, report.round)
                 terms.append(Term(size.groups, level.first_seed, rounded))
@@ -224,6 +224,11 @@ def _weighed_alike(sizes: Sequence[ProbeSize], directions: Counter[int], example
         for group in size.groups:
             parts.setdefault((place, directions[group], examples[group]), []).append(group)
     return [ProbeSize(tuple(groups), sizes[place].log2_e) for (place, _, _), groups in parts.items()]
+
+
+def _groups(root: Node) -> set[int]:
+    """All that a tree tries."""
+    return {group for node, _ in root.levels() for size in node.probe_sizes for group in size.groups}
 
 
 def _tried(root: Node) -> list[ProbeSize]:

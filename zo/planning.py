@@ -27,6 +27,19 @@ def groups_of_its_size(groups: Iterable[Group]) -> dict[int, float]:
     return {group.id: values[group.kind] / group.size for group in groups}
 
 
+def stretch(manifest: Manifest, tried: Collection[int]) -> dict[str, float]:
+    """By kind: how many times as far a tree that tries these groups alone moves their values, so that the loss moves as far as with all
+    (docs/blocks.md).
+
+    The scalar of fewer values says more of each: its square is its noise, and weighing by one over that is what a longer step does.
+    """
+    every, some = Counter[str](), Counter[str]()
+    for group in manifest.groups:
+        every[group.kind] += group.size
+        some[group.kind] += group.size * (group.id in tried)
+    return {kind: math.sqrt(every[kind] / some[kind]) for kind in every if some[kind]}
+
+
 def probe_sizes(manifest: Manifest, log2_eps: Mapping[str, int], among: Collection[int] | None = None) -> tuple[ProbeSize, ...]:
     """E of every group of the kinds given (and in `among`): eps in that group's own units; groups of one kind and E together."""
     alike: dict[tuple[str, int], list[int]] = {}
@@ -58,7 +71,7 @@ def within(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape, among:
 
 
 def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
-    """The tree of a shape, with all seeds from 0 on: of its groups, those within its rank are tried, a short prefix with larger probes.
+    """The tree of a shape, with all seeds from 0 on: of its groups, those within its rank are tried, where they are few with larger probes.
 
     ConfigError where the bundle has no such stages, groups or rank, or a part tries nothing.
     """
@@ -67,9 +80,8 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
         raise ConfigError(f"groups = {list(shape.groups)}: this bundle has no group {min(unknown)}")
     held = ranks.prefix(manifest, shape.rank)
     tried = held.intersection(shape.groups) if shape.groups else held
-    nested = {group.kind for group in manifest.groups if ranks.slice_of(group) is not None}
-    larger = math.ceil(math.log2(ranks.stretch(manifest, shape.rank)))
-    log2_eps = {kind: log2 + larger * (kind in nested) for kind, log2 in log2_eps.items()}
+    larger = {kind: math.ceil(math.log2(times)) for kind, times in stretch(manifest, tried).items()}
+    log2_eps = {kind: log2 + larger.get(kind, 0) for kind, log2 in log2_eps.items()}
     stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps, tried)
     for cut in shape.cuts:
         if not lowest < cut < stages:

@@ -4,7 +4,6 @@ Of ranks r_1 < ... < r_T, slice s holds the dimensions from r_(s-1) to r_s of ev
 An adapter `x.lora_B` of a graph is made of tensors `x.lora_B.0`, `x.lora_B.1`, ..., each [dimensions of the slice, width].
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -93,11 +92,6 @@ def joined(manifest: "Manifest", tensors: Mapping[str, np.ndarray], rank: int) -
     for adapter, parts in pieces(manifest).items():
         found[adapter] = np.concatenate([tensors[piece.tensor] for piece in parts if not rank or piece.stop <= rank])
     return found
-
-
-def stretch(manifest: "Manifest", rank: int) -> float:
-    """How many times as far probes and steps move values of a prefix of that rank, so that the loss moves as far (docs/ranks.md)."""
-    return math.sqrt(manifest.ranks[-1] / rank) if rank else 1.0
 
 
 def refuse(manifest: "Manifest", rank: int) -> None:

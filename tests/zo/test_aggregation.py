@@ -441,6 +441,23 @@ def test_more_classes_have_a_smaller_default_rate() -> None:
     assert aggregation.default_rate(Task("language-modelling", 16, "vocabulary")) == 0.3
 
 
+@pytest.mark.parametrize("places", [(0,), (2,), (0, 1), (0, 2)])
+def test_a_report_moves_the_parameters_as_far_in_all_however_few_groups_it_tries(bert_bundle: Bundle, places: tuple[int, ...]) -> None:
+    """So a fleet of devices that try some groups each walks as one of devices that try all (inverse-variance weights)."""
+    manifest, given = bert_bundle.manifest, rates(Probe(), Rate(), bert_bundle.manifest)
+    body = [group for group in manifest.groups if group.kind == "body"]
+
+    def moved(groups: list[Group]) -> float:
+        root = tree(manifest, given.log2_eps, Shape((1,), groups=tuple(group.id for group in groups)))
+        (share,) = {2.0 ** (size.log2_e + groups[0].log2_unit - given.log2_eps["body"]) for size in root.probe_sizes}
+        half = given.signal["body"] * share * math.sqrt(sum(each.size for each in groups) / sum(each.size for each in body))
+        said = report(0, scalars=tuple(GRID.integers(np.array([half]))))
+        (term,) = aggregate([said], [root], given, factors(1.0), manifest, GRID)
+        return math.sqrt(sum(each.size for each in groups)) * abs(float(term.steps[0]))
+
+    assert moved([body[place] for place in places]) == pytest.approx(moved(body), rel=0.02)
+
+
 # --- tempered ---
 
 
@@ -467,7 +484,8 @@ def test_devices_of_other_groups_and_probe_sizes_are_judged_by_what_is_to_be_exp
     body = [group.id for group in manifest.groups if group.kind == "body"]
     shapes = [Shape((2,), groups=groups) for groups in ((body[0],), (body[1],), (body[2],), tuple(body), tuple(body))]
     plans = [tree(manifest, given.log2_eps | {"body": given.log2_eps["body"] - place}, shape) for place, shape in enumerate(shapes)]
-    usual = [1000 * math.sqrt(len(shape.groups)) / 2**place for place, shape in enumerate(shapes)]
+    few = math.ceil(math.log2(math.sqrt(3)))  # probes of one block are larger
+    usual = [1000 * math.sqrt(len(shape.groups)) / 2**place * 2 ** (few * (len(shape.groups) == 1)) for place, shape in enumerate(shapes)]
     reports = [report(device, scalars=(round(value), -round(value))) for device, value in enumerate(usual)]
     assert tempered(reports, plans, given, manifest)[1] == []
     for liar in range(5):
