@@ -1,15 +1,20 @@
 """`scripts/bench activation`: some blocks a device against all on every device, with a frozen head (ZorBA, arXiv 2603.04436).
 
-Simulated fleets with the same shares, batches and probe sizes, rates falling as in any run. All-active has so many rounds; the others
-a multiple of them. Each side has its own best rate of one sweep, by the loss that it ends at on the validation file.
+The rule, fixed before the runs: simulated fleets with the same shares, batches and probe sizes, rates falling as in any run. Each
+side's rate is the one of a sweep that ends lowest in the mean of seeds which count for nothing else, at its count of rounds.
+All-active has so many rounds, the others as many, and once more MOST times as many. What counts is the loss on the whole
+validation file at the end, less all-active's of the same seed: its mean and standard error.
 """
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from os import cpu_count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from coordinator.allocation import Base, in_turns
 from coordinator.allocation.problem import Capacity
@@ -18,7 +23,7 @@ from coordinator.config import Round, RunConfig
 from coordinator.demo import shares
 from coordinator.simulation import Simulation
 from zo import aggregation, evaluation, examples
-from zo.bundle import Bundle
+from zo.bundle import Bundle, open_bundle
 from zo.manifest import Precision
 from zo.messages import Profile
 from zo.plan import WorkPlan
@@ -27,8 +32,9 @@ from zo.recipe import Probe, Rate
 DEVICES = 8
 ROOMS = (1, 1, 2, 2, 3, 3, 6, 6)  # blocks that a device has room for
 LOWEST = (0, 0, 1, 2, 3, 4, 5, 5)  # block below which a device is too slow
-RATES = (4.0, 8.0)  # times the default
-MULTIPLES = (0.75, 1.0, 1.3)  # of the rounds of all-active
+RATES = (1.0, 2.0, 4.0, 8.0)  # times the default
+RATE_SEEDS = (1000, 1001, 1002)  # by which rates are chosen
+MOST = 1.3  # of all-active's rounds
 DEADLINE = 60.0
 
 
@@ -42,26 +48,32 @@ class Roomy(Simulation):
 
 
 Make = Callable[[RunConfig, int], Simulation]
-Losses = dict[str, dict[float, float]]  # that a side ends at, at its best rate, by multiple of the rounds
+
+
+class Job(NamedTuple):
+    """One run. multiple: of the rounds of all-active. rate: times the default."""
+
+    side: str
+    multiple: float
+    rate: float
+    seed: int
+
+
+SIDES = (("all", 1.0), ("by memory", 1.0), ("by memory", MOST), ("by time", 1.0), ("by time", MOST))
 
 
 class Fleets:
     """Runs with one bundle on one data set."""
 
     def __init__(self, bundle: Bundle, data: Path, rounds: int) -> None:
-        self.bundle, self.rounds = bundle, rounds
+        self.bundle, self.data, self.rounds = bundle, data, rounds
         self._private = examples.read(data / "train.jsonl", bundle.manifest.task).examples
         self._validation = evaluation.batches(bundle, data / "validation.jsonl", 0)
         self.sides: dict[str, Make] = {"all": self._all, "by memory": self._by_memory, "by time": self._by_time}
 
-    def losses(self, seed: int, rates: Sequence[float] = RATES, multiples: Sequence[float] = MULTIPLES) -> Losses:
-        """Of every side. rates: times the default."""
-        wanted = {side: (1.0,) if side == "all" else multiples for side in self.sides}
-        return {side: {each: min(self.loss(side, seed, rate, each) for rate in rates) for each in wanted[side]} for side in self.sides}
-
-    def loss(self, side: str, seed: int, rate: float, multiple: float) -> float:
+    def loss(self, job: Job) -> float:
         """That a run ends at."""
-        *_, last = self.side(side, seed, rate, multiple).run(self._validation, ())
+        *_, last = self.side(job.side, job.seed, job.rate, job.multiple).run(self._validation, ())
         return float(last.metrics["loss"])
 
     def start(self) -> float:
@@ -108,39 +120,71 @@ def _slow(base: Base, stages: int, lowest: int) -> Profile:
 
 
 def measure(fleets: Fleets, seeds: int, rates: Sequence[float] = RATES) -> dict[str, Any]:
-    """All figures."""
-    return summed(fleets, [fleets.losses(seed, rates) for seed in range(seeds)])
+    """All figures; as many runs at once as there are processors."""
+    sweep = [Job(side, multiple, rate, seed) for side, multiple in SIDES for rate in rates for seed in RATE_SEEDS]
+    arguments = (fleets.bundle.folder, fleets.data, fleets.rounds)
+    with ProcessPoolExecutor(cpu_count(), get_context("spawn"), _open, arguments) as pool:
+        tried = dict(zip(sweep, pool.map(_loss, sweep), strict=True))
+        best = best_rates(tried)
+        jobs = [Job(side, multiple, rate, seed) for (side, multiple), rate in best.items() for seed in range(seeds)]
+        found = dict(zip(jobs, pool.map(_loss, jobs), strict=True))
+    setting = {"rounds": fleets.rounds, "devices": DEVICES, "rooms": ROOMS, "lowest": LOWEST, "start": round(fleets.start(), 4)}
+    return setting | summed(found) | {"tried": [[*job[:3], job.seed, round(loss, 4)] for job, loss in tried.items()]}
 
 
-def summed(fleets: Fleets, rows: Sequence[Losses]) -> dict[str, Any]:
-    """Mean losses over the seeds; and the median of the least multiples at which a side's is not above all-active's of that seed,
-    infinite where it is at none.
-    """
-    mean = {side: {each: statistics.fmean(row[side][each] for row in rows) for each in rows[0][side]} for side in rows[0]}
-    found: dict[str, Any] = {
-        "rounds": fleets.rounds,
-        "devices": DEVICES,
-        "rooms": ROOMS,
-        "lowest": LOWEST,
-        "start": round(fleets.start(), 4),
-    }
-    for side, losses in mean.items():
-        name = side.replace(" ", "_")
-        found[f"loss_{name}"] = {f"{multiple:g}": round(each, 4) for multiple, each in losses.items()}
+def best_rates(tried: Mapping[Job, float]) -> dict[tuple[str, float], float]:
+    """The rate with the least mean loss, of every side and multiple."""
+    by_rate: dict[tuple[str, float], dict[float, list[float]]] = {}
+    for job, loss in tried.items():
+        by_rate.setdefault(job[:2], {}).setdefault(job.rate, []).append(loss)
+    return {side: min(found, key=lambda rate: statistics.fmean(found[rate])) for side, found in by_rate.items()}
+
+
+def summed(found: Mapping[Job, float]) -> dict[str, Any]:
+    """Losses by side and seed, and how much higher than all-active's of the same seed: mean and standard error."""
+    by_seed: dict[tuple[str, float], dict[int, float]] = {}
+    rates = {}
+    for job, loss in found.items():
+        by_seed.setdefault(job[:2], {})[job.seed] = loss
+        rates[job[:2]] = job.rate
+    told: dict[str, Any] = {}
+    for (side, multiple), losses in by_seed.items():
+        name = side.replace(" ", "_") + (f"_{multiple:g}" if multiple != 1 else "")
+        told[f"loss_{name}"] = {"mean": round(statistics.fmean(losses.values()), 4), "rate": rates[side, multiple]}
+        told[f"loss_{name}"]["seeds"] = [round(losses[seed], 4) for seed in sorted(losses)]
         if side != "all":
-            ratios = [min((each for each, loss in row[side].items() if loss <= row["all"][1.0]), default=math.inf) for row in rows]
-            found[f"probes_ratio_{name}"] = statistics.median(ratios)
-    return found | {"seeds": [{side: {f"{m:g}": round(each, 4) for m, each in row[side].items()} for side in row} for row in rows]}
+            more = [loss - by_seed["all", 1.0][seed] for seed, loss in losses.items()]
+            error = statistics.stdev(more) / math.sqrt(len(more)) if len(more) > 1 else math.nan
+            told[f"excess_{name}"] = {"mean": round(statistics.fmean(more), 4), "se": round(error, 4)}
+    return told
+
+
+_fleets: dict[str, Fleets] = {}  # of a process of the pool
+
+
+def _open(folder: Path, data: Path, rounds: int) -> None:
+    _fleets["all"] = Fleets(open_bundle(folder), data, rounds)
+
+
+def _loss(job: Job) -> float:
+    return _fleets["all"].loss(job)
 
 
 def told(found: dict[str, Any]) -> str:
     """The figures for a person."""
     probes = 2 * DEVICES * found["rounds"]
-    lines = [f"validation loss {found['start']} -> {found['loss_all']['1']} after {probes} probes of all blocks on every device"]
+    every = found["loss_all"]
+    lines = [
+        f"validation loss {found['start']} -> {every['mean']} after {probes} probes of all blocks on every device, rate x {every['rate']:g}"
+    ]
     for name, text in (
         ("by_memory", f"room for {list(found['rooms'])} blocks"),
         ("by_time", f"too slow for blocks below {list(found['lowest'])}"),
     ):
-        losses = ", ".join(f"{each} after {float(multiple) * probes:.0f}" for multiple, each in found[f"loss_{name}"].items())
-        lines.append(f"{text}: {losses}; {found[f'probes_ratio_{name}']} of the probes")
+        lines.append(text)
+        for multiple, end in ((1.0, ""), (MOST, f"_{MOST:g}")):
+            loss, more = found[f"loss_{name}{end}"], found[f"excess_{name}{end}"]
+            lines.append(
+                f"  after {multiple * probes:.0f} probes {loss['mean']}, rate x {loss['rate']:g}: {more['mean']:+} +- {more['se']}"
+            )
     return "\n".join(lines)

@@ -1,13 +1,12 @@
 """`scripts/bench activation`: each side tries what it says, and costs are told from traces."""
 
-import math
 from pathlib import Path
 
 import pytest
 from conftest import Bundles
 
 from coordinator.bench import activation, tiny_models
-from coordinator.bench.activation import Fleets
+from coordinator.bench.activation import Fleets, Job
 from coordinator.demo import shares
 
 
@@ -35,18 +34,28 @@ def test_every_side_tries_its_blocks_and_never_the_head(fleets: Fleets) -> None:
     assert all(each == {group for group in body if group >= min(each)} for each in by_time)
 
 
-def test_the_others_get_a_multiple_of_the_rounds_and_each_side_its_best_rate(fleets: Fleets) -> None:
+def test_the_others_get_a_multiple_of_the_rounds(fleets: Fleets) -> None:
     assert [fleets.side("by time", 0, 1.0, multiple).rounds.config.rounds for multiple in (0.4, 1.0, 1.3, 2.0)] == [1, 2, 3, 4]
-    found = fleets.losses(0, (1.0, 2.0), (1.0,))
-    assert found["all"].keys() == found["by time"].keys() == {1.0}
-    assert found["by memory"][1.0] == min(fleets.loss("by memory", 0, rate, 1.0) for rate in (1.0, 2.0))
 
 
-def test_the_least_multiple_that_comes_to_the_loss_is_told(fleets: Fleets) -> None:
-    row = {"all": {1.0: 0.5}, "by memory": {0.75: 0.55, 1.0: 0.5, 1.3: 0.4}, "by time": {0.75: 0.9, 1.0: 0.8, 1.3: 0.7}}
-    other = {side: {multiple: each + 0.1 for multiple, each in losses.items()} for side, losses in row.items()}
-    found = activation.summed(fleets, [row, other])
-    assert found["loss_all"] == {"1": 0.55}
-    assert (found["probes_ratio_by_memory"], found["probes_ratio_by_time"]) == (1.0, math.inf)
-    told = activation.told(found)
-    assert "0.6 after 24, 0.55 after 32, 0.45 after 42; 1.0 of the probes" in told
+def test_each_side_gets_the_rate_that_ends_lowest_on_average() -> None:
+    losses = {1.0: (0.5, 0.5), 2.0: (0.1, 0.8), 4.0: (0.45, 0.5)}
+    tried = {Job("all", 1.0, rate, seed): loss for rate, each in losses.items() for seed, loss in enumerate(each)}
+    assert activation.best_rates(tried) == {("all", 1.0): 2.0}
+    assert activation.best_rates(tried | {Job("all", 1.0, 2.0, 2): 0.9}) == {("all", 1.0): 4.0}
+
+
+def test_losses_are_compared_by_seed() -> None:
+    found = {Job("all", 1.0, 2.0, seed): loss for seed, loss in enumerate((0.5, 0.3))}
+    found |= {Job("by memory", 1.3, 4.0, seed): loss for seed, loss in enumerate((0.48, 0.24))}
+    told = activation.summed(found)
+    assert told["loss_by_memory_1.3"] == {"mean": 0.36, "rate": 4.0, "seeds": [0.48, 0.24]}
+    assert told["excess_by_memory_1.3"] == {"mean": -0.04, "se": 0.02}
+
+
+def test_a_whole_comparison_in_small(fleets: Fleets) -> None:
+    found = activation.measure(fleets, 2, (1.0, 2.0))
+    assert len(found["tried"]) == len(activation.SIDES) * 2 * len(activation.RATE_SEEDS)
+    assert found["loss_all"]["seeds"] == [round(fleets.loss(Job("all", 1.0, found["loss_all"]["rate"], seed)), 4) for seed in range(2)]
+    assert "by_time_1.3" not in activation.told(found)
+    assert activation.told(found).count("probes") == 5
