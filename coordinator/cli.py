@@ -113,10 +113,11 @@ def _with_store(parser: argparse.ArgumentParser, command: object) -> argparse.Ar
 
 def _serve(given: argparse.Namespace) -> None:
     from coordinator.serve import Serving
+    from zo.systemd import Systemd
 
     log.check_clock()
     settings = config.load(RunConfig, given, "EDGE_COORDINATOR")
-    asyncio.run(Serving(settings).run())
+    asyncio.run(Serving(settings, Systemd()).run())
 
 
 def _simulate(given: argparse.Namespace) -> None:

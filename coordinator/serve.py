@@ -24,6 +24,7 @@ from coordinator.sqlite_store import SqliteStore
 from coordinator.status import describe
 from zo.bundle import open_whole
 from zo.errors import DataError, StorageError
+from zo.systemd import Systemd
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,10 @@ def allow_connections() -> None:
 
 
 class Serving:
-    """A running coordinator of one run."""
+    """A running coordinator of one run. systemd: is told of it."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, systemd: Systemd) -> None:
+        self.systemd = systemd
         bundle = open_whole(Path(config.bundle))
         for split in (config.evaluation.validation, config.evaluation.test):
             if split and not Path(split).exists():
@@ -109,6 +111,7 @@ class Serving:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         log.info("serving run %r on %s, entry %d, round %d of %d", *self._place())
+        self.systemd.ready()
         tasks = [asyncio.create_task(job) for job in (self._tick(), self._evaluate(), stop.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -116,6 +119,7 @@ class Serving:
                 if task.done():
                     task.result()
         finally:
+            self.systemd.stopping()
             self.service.stopping = True
             async with self.service.changed:
                 self.service.changed.notify_all()
@@ -133,7 +137,7 @@ class Serving:
 
     async def _tick(self) -> None:
         """Close rounds at their deadline; say why when one is overdue, or cannot be stored."""
-        told: int | str = 0
+        told, trouble = 0, ""
         flushed = time.monotonic()
         while True:
             await asyncio.sleep(TICK)
@@ -142,22 +146,29 @@ class Serving:
                     flushed = time.monotonic()
                     self.service.flush()
                 await self.service.follow()
+                self._get_on(trouble)
                 await self.service.close_if_due()
                 if self.tiles:
                     self.tiles.publish_when_due()
                 if self.config.keep_entries:
                     most = self.tiles.complete if self.tiles else None
                     history.compact_when_due(self.store, self.rounds.run, self.config.keep_entries, most)
+                trouble = ""
             except StorageError as error:
                 if self.store.unsafe:
                     raise
-                if told != str(error):
+                if trouble != str(error):
                     log.error("%s; rounds stand still until that is mended", error)
-                told = str(error)
+                trouble = str(error)
                 continue
             if self.rounds.overdue and told != self.rounds.round:
                 told = self.rounds.round
                 log.info("waiting: %s", self.rounds.why_waiting())
+
+    def _get_on(self, trouble: str) -> None:
+        """The loop has come round, and the store could be read: what the watchdog waits for. A full disk is none of its business."""
+        name = f"run {self.rounds.run.name!r}"
+        self.systemd.progress(*((f"{name} stands still", trouble) if trouble else (name, self.rounds.why_waiting())))
 
     async def _evaluate(self) -> None:
         """Evaluate as long as that can be done; training goes on without it."""

@@ -121,14 +121,15 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
 
 def _run(given: argparse.Namespace) -> None:
     from edge_agent.daemon import Daemon
-    from edge_agent.systemd import Signals, Systemd
+    from edge_agent.signals import Signals
+    from zo.systemd import Systemd
 
     log.check_clock()
     settings = config.load(AgentConfig, given, "EDGE_AGENT")
     be_nice(settings.cpu.niceness)
     systemd = Systemd()
     signals = Signals(lambda: config.load(AgentConfig, given, "EDGE_AGENT"), systemd)
-    daemon = Daemon(settings, signals.stop, progress=systemd.progress)
+    daemon = Daemon(settings, signals.stop, progress=lambda facts: systemd.progress(facts["state"], facts.get("reason", "")))
     systemd.ready()
     daemon.run()
     signals.restart()

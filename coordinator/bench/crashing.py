@@ -12,6 +12,7 @@ from coordinator.sqlite_store import SqliteStore
 from zo import config, log
 from zo.faults import Death, Fault, FaultyDisk
 from zo.ledger import Entry
+from zo.systemd import Systemd
 
 
 class DyingStore(SqliteStore):
@@ -48,7 +49,7 @@ def main() -> int:
     given = parser.parse_args()
     log.start(False)
     Dying.death = given.death
-    asyncio.run(Dying(config.load(RunConfig, given, "EDGE_COORDINATOR")).run())
+    asyncio.run(Dying(config.load(RunConfig, given, "EDGE_COORDINATOR"), Systemd()).run())
     return 0
 
 

@@ -107,21 +107,50 @@ def test_wrong_settings_are_not_taken_up_and_right_ones_are_without_a_restart(wa
     assert (waiting.show(AGENT, "Result"), waiting.show(AGENT, "NRestarts"), waiting.show(AGENT, "ExecMainPID")) == ("success", "0", pid)
 
 
-def test_both_units_train_and_evaluate(waiting: Booted, bert_bundle: Bundle, validation: Path) -> None:
-    install_coordinator(waiting)
-    port, state, settings_file = free_port(), waiting.folder / "var/lib/edge-coordinator", waiting.folder / "etc/edge-coordinator/run.toml"
-    shutil.copytree(bert_bundle.folder, state / "bundle", dirs_exist_ok=True)
+@pytest.fixture
+def coordinator(system: Booted, bert_bundle: Bundle, validation: Path) -> int:
+    """The coordinator's unit, to serve a run of four rounds from nothing on this port; not started."""
+    install_coordinator(system)
+    system.do("systemctl", "stop", COORDINATOR)
+    port, state, settings_file = free_port(), system.folder / "var/lib/edge-coordinator", system.folder / "etc/edge-coordinator/run.toml"
+    shutil.rmtree(state, ignore_errors=True)
+    shutil.copytree(bert_bundle.folder, state / "bundle")
     shutil.copy(validation, state / "validation.jsonl")
-    settings_file.parent.mkdir()
+    settings_file.parent.mkdir(exist_ok=True)
     lines = ('bundle = "bundle"', f'listen = "127.0.0.1:{port}"', "insecure_loopback = true", "rounds = 4")
     settings_file.write_text("\n".join((*lines, "[evaluation]", 'validation = "validation.jsonl"', "")))
-    waiting.do("systemctl", "start", COORDINATOR)
-    (waiting.folder / SETTINGS).write_text(settings(waiting, port))
+    return port
+
+
+def test_both_units_train_and_evaluate(waiting: Booted, coordinator: int) -> None:
+    waiting.do("systemctl", "start", COORDINATOR)  # returns when it serves
+    wait_until(waiting, lambda: waiting.show(COORDINATOR, "StatusText").startswith("run 'run': round 1 has 0 of 1 reports"))
+    (waiting.folder / SETTINGS).write_text(settings(waiting, coordinator))
     waiting.do("systemctl", "restart", AGENT)
     wait_until(waiting, lambda: "the run is over; the best entry" in waiting.journal(COORDINATOR))
     wait_until(waiting, lambda: "the run is over: entry 4" in waiting.journal())
+    wait_until(waiting, lambda: waiting.show(COORDINATOR, "StatusText") == "run 'run': the run is over")
     waiting.do("systemctl", "stop", COORDINATOR)
     assert waiting.show(COORDINATOR, "Result") == "success"
+
+
+def test_the_watchdog_ends_a_coordinator_that_hangs_and_leaves_one_that_waits(system: Booted, coordinator: int) -> None:
+    extra = system.folder / f"etc/systemd/system/{COORDINATOR}.d/zz.conf"
+    extra.parent.mkdir(exist_ok=True)
+    extra.write_text("[Service]\nRestartSec=100ms\nWatchdogSec=4\n")
+    system.do("systemctl", "daemon-reload")
+    system.do("systemctl", "start", COORDINATOR)
+    time.sleep(8)
+    assert (system.show(COORDINATOR, "NRestarts"), system.show(COORDINATOR, "ActiveState")) == ("0", "active")
+    first = system.show(COORDINATOR, "MainPID")
+    system.do("kill", "-STOP", first)
+    wait_until(system, lambda: system.show(COORDINATOR, "NRestarts") == "1" and system.show(COORDINATOR, "ActiveState") == "active")
+    assert system.show(COORDINATOR, "MainPID") not in ("0", first)
+    assert "Watchdog timeout" in system.journal(COORDINATOR)
+    assert "Fatal Python error: Aborted" in system.journal(COORDINATOR)  # where it hung
+    extra.unlink()
+    system.do("systemctl", "daemon-reload")
+    system.do("systemctl", "stop", COORDINATOR)
 
 
 def test_what_only_a_person_can_mend_ends_it(waiting: Booted) -> None:
