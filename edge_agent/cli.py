@@ -17,7 +17,7 @@ from zo.errors import StorageError, UserError
 from zo.manifest import PRECISIONS
 from zo.token import read as read_token
 
-STATE = Path("edge-agent-state")
+STATE = Path(os.environ.get("EDGE_AGENT_STATE", "edge-agent-state"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "join",
         help="join a fleet by a token, then work for it",
         description="Join a fleet: make a key on this device and have it certified, once. Where --data (or agent.toml) names the examples,"
-        " start working at once; else 'edge-agent run' does.",
+        " start working at once; else 'edge-agent run' does, or the service that waits for it. As root, it acts for the owner of the"
+        " state folder.",
     )
     join.add_argument("token", help="the line that 'edge-coordinator token create' printed; - reads it from standard input")
     config.add_flags(join, AgentConfig)
@@ -120,6 +121,7 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
+    from edge_agent import unjoined
     from edge_agent.daemon import Daemon
     from edge_agent.signals import Signals
     from zo.systemd import Systemd
@@ -129,14 +131,17 @@ def _run(given: argparse.Namespace) -> None:
     be_nice(settings.cpu.niceness)
     systemd = Systemd()
     signals = Signals(lambda: config.load(AgentConfig, given, "EDGE_AGENT"), systemd)
-    daemon = Daemon(settings, signals.stop, progress=lambda facts: systemd.progress(facts["state"], facts.get("reason", "")))
-    systemd.ready()
-    daemon.run()
+    if settings.wait_to_join:
+        unjoined.wait(settings, signals.stop, systemd)
+    if not signals.stop.is_set():
+        daemon = Daemon(settings, signals.stop, progress=lambda facts: systemd.progress(facts["state"], facts.get("reason", "")))
+        systemd.ready()
+        daemon.run()
     signals.restart()
 
 
 def _join(given: argparse.Namespace) -> None:
-    from edge_agent import join
+    from edge_agent import join, unjoined
     from edge_agent.sent import Sent
     from edge_agent.state import State
 
@@ -144,12 +149,18 @@ def _join(given: argparse.Namespace) -> None:
     if not works:
         vars(given)["setting data"] = ""
     settings = config.load(AgentConfig, given, "EDGE_AGENT")
+    folder = Path(settings.state)
+    unjoined.become_owner(folder)
     token = read_token(sys.stdin.readline() if given.token == "-" else given.token)
-    state = State(Path(settings.state), settings.disk_bytes_per_day)  # no other agent works in it, and it can be written
-    identity = join.join(token, state.folder, stop, settings.coordinator, Sent(state.folder, settings.audit_bytes, state.budget).add)
+    awaited = unjoined.waits(folder)
+    state = State(folder, settings.disk_bytes_per_day)  # no other agent works in it, and it can be written
+    identity = join.join(token, stop, settings.coordinator, Sent(folder, settings.audit_bytes, state.budget).add)
     state.close()
+    identity.save(folder)  # last: an agent that waits for it begins at once
     print(f"joined the fleet of {identity.coordinator}; key and certificate are in {settings.state}, for no one else to read", flush=True)
-    if works:
+    if awaited:
+        print("the agent that waited for it begins to work")
+    elif works:
         _run(given)
     else:
         print(f"start with: edge-agent run --state {settings.state} --data FOLDER")

@@ -59,6 +59,7 @@ class AgentConfig:
         "of the adapters, where the bundle has several: a smaller one takes less memory; auto is the largest that memory bears", "auto"
     )
     insecure_loopback: bool = setting("talk plaintext, without certificates, to a loopback address only", False)
+    wait_to_join: bool = setting("where this device has not joined a fleet yet, wait until 'edge-agent join' has let it in", False)
     threads: int = setting("processor threads for the model", 1)
     max_rows: int = setting("most rows (branches x examples x tokens) in one run of the model; fewer where memory asks for it", 384)
     prefix: PrefixSettings = setting("", PrefixSettings())

@@ -20,21 +20,16 @@ log = logging.getLogger(__name__)
 PATIENCE, PAUSE = 4.0, 1.0  # seconds of trying to join, and between tries: a coordinator may be just about to start, an answer get lost
 
 
-def join(
-    token: Token, state: Path, stop: threading.Event, address: str = "", record: Callable[[str, bytes], None] | None = None
-) -> Identity:
-    """Make a key, have it certified, and keep both in the state folder. address: where the coordinator is, if not where the token says.
+def join(token: Token, stop: threading.Event, address: str = "", record: Callable[[str, bytes], None] | None = None) -> Identity:
+    """Make a key, and have it certified. address: where the coordinator is, if not where the token says. record: see Link.
 
-    record: see Link.
     ConnectionFailed says at which step it did not go on; RunRefused where the token does not work (any more).
     """
     address, key = address or token.address, NewKey()
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            identity = _joined(key, guest(token, address, pinned(address, token.fingerprint)), stop, record)
-            identity.save(state)
-            return identity
+            return _joined(key, guest(token, address, pinned(address, token.fingerprint)), stop, record)
         except ConnectionFailed:
             if time.monotonic() > until or stop.wait(PAUSE):
                 raise

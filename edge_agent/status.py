@@ -15,12 +15,13 @@ from zo.memory import process
 
 INTERVAL = 5.0  # seconds between writes while nothing changes its state: flash is precious
 SELDOM = 300.0  # the same, when little is left of the write budget
+UNJOINED = "unjoined"  # the state of an agent that waits for the device to join a fleet
 SILENCE = 3 * SELDOM  # seconds after which an agent that has said nothing is not well
 
 
 class Status:
-    """The facts of a running agent. state: "joining", "working", "waiting", "paused", "unreachable", "finished", "stopped" or
-    "failed". held_back: why it pauses, or goes on with less.
+    """The facts of a running agent. state: "unjoined", "joining", "working", "waiting", "paused", "unreachable", "finished", "stopped"
+    or "failed". held_back: why it pauses, or goes on with less.
 
     folder: where they are written, as far as its write budget allows.
     """
@@ -53,6 +54,8 @@ def read(folder: Path) -> dict[str, Any]:
         facts["pid"] = int(facts["pid"])
         if not 0 < facts["pid"] < 2**31:
             raise ValueError
+    except PermissionError:
+        raise StorageError(f"{folder} is not for this user to read; try it with sudo") from None
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise StorageError(f"{folder} holds no status of an agent; give the folder of a running agent with --state") from None
     facts["alive"] = False
@@ -63,9 +66,11 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def ill(facts: dict[str, Any]) -> str:
-    """Why the agent is not well: its process is gone, or it has long said nothing; empty where it is well."""
+    """Why the agent is not well: its process is gone, or it has long said nothing; empty where it is well, or waits to join."""
     if not facts["alive"]:
         return "no agent works here"
+    if facts["state"] == UNJOINED:  # said once, and there is nothing more to say
+        return ""
     silence = time.time() - float(facts.get("at", 0))
     return f"the agent has said nothing for {silence:.0f} s; does it hang, or may it not write?" if silence > SILENCE else ""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from booted import Booted
+from fleets import serving
 from local_coordinator import LocalCoordinator
 from machine import ROOT, lacks
 
@@ -71,6 +72,25 @@ def install_coordinator(system: Booted) -> None:
     command.parent.mkdir(parents=True, exist_ok=True)
     command.write_text('#!/bin/sh\nPYTHONPATH=/opt/edge-agent/lib exec python3 -m coordinator.cli "$@"\n')
     command.chmod(0o755)
+
+
+def test_as_installed_it_waits_to_be_joined_and_then_works_without_a_hand(system: Booted, bert_bundle: Bundle, tmp_path: Path) -> None:
+    system.do("systemctl", "stop", AGENT)
+    shutil.copy(ROOT / "deploy/agent.toml", system.folder / SETTINGS)
+    system.do("systemctl", "start", AGENT)
+    wait_until(system, lambda: system.show(AGENT, "StatusText").startswith("unjoined: this device has not joined a fleet yet"))
+    system.do("edge-agent", "status", "--check")
+    pid = system.show(AGENT, "MainPID")
+    with serving(tmp_path, bert_bundle, rounds=3, round=Round(1, 1, 30.0)) as (fleet, _):
+        token = fleet.create_token(1, 60).text
+        assert "the agent that waited for it begins to work" in system.do("sh", "-c", f"echo {token} | edge-agent join -")
+        wait_until(system, lambda: "the run is over: entry 3" in system.journal())
+    wait_until(system, lambda: system.show(AGENT, "ActiveState") == "inactive")
+    assert (system.show(AGENT, "Result"), system.show(AGENT, "ExecMainPID")) == ("success", pid)
+    identity = system.folder / "var/lib/edge-agent/identity.json"
+    assert (identity.stat().st_mode & 0o777, identity.stat().st_uid) == (0o600, int(system.do("id", "-u", "edge-agent")))
+    assert "3 times Report" in system.do("edge-agent", "audit")
+    identity.unlink()
 
 
 def test_it_is_up_without_a_coordinator_and_says_what_it_does(waiting: Booted) -> None:

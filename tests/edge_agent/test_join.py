@@ -108,7 +108,7 @@ def test_each_step_that_fails_is_told_with_the_address_and_what_to_try(tmp_path:
 
     def why(address: str) -> str:
         with pytest.raises(ConnectionFailed) as caught:
-            join.join(Token(address, bytes(32), bytes(16)), tmp_path, once)
+            join.join(Token(address, bytes(32), bytes(16)), once)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
