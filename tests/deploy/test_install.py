@@ -1,8 +1,11 @@
 """scripts/install-agent into a folder, and what it refuses; the compose file names what there is."""
 
+import json
 import re
 import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,19 @@ def test_exposure_as_shipped(unit: str) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
     run("systemd-analyze", "security", "--offline=true", "--threshold=20", ROOT / f"deploy/{unit}.service")
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "0.0.0.0", "[::]"])
+def test_the_coordinators_health_check_dials_where_it_listens(listen: str) -> None:
+    if ":" in listen and not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6 here")
+    (line,) = re.findall(r"^HEALTHCHECK .* CMD (.*socket.*)$", (ROOT / "Dockerfile.arm64").read_text(), re.MULTILINE)
+    _, *arguments = json.loads(line)
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    with socket.create_server((listen.strip("[]"), 0), family=family) as server:
+        environment = {"EDGE_COORDINATOR_LISTEN": f"{listen}:{server.getsockname()[1]}"}
+        assert subprocess.run([sys.executable, *arguments], env=environment).returncode == 0
+    assert subprocess.run([sys.executable, *arguments], env=environment, stderr=subprocess.DEVNULL).returncode == 1
 
 
 def test_compose_names_targets_and_settings_that_there_are() -> None:

@@ -1,6 +1,8 @@
 """The units under a real systemd: installed, watched, reloaded, limited, confined, removed; and they train."""
 
+import contextlib
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,12 +129,21 @@ def test_wrong_settings_are_not_taken_up_and_right_ones_are_without_a_restart(wa
     assert (waiting.show(AGENT, "Result"), waiting.show(AGENT, "NRestarts"), waiting.show(AGENT, "ExecMainPID")) == ("success", "0", pid)
 
 
+def low_port() -> int:
+    """A free port that takes a privilege to listen on."""
+    for port in range(443, 1024):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("none is free")
+
+
 @pytest.fixture
 def coordinator(system: Booted, bert_bundle: Bundle, validation: Path) -> int:
-    """The coordinator's unit, to serve a run of four rounds from nothing on this port; not started."""
+    """The coordinator's unit, to serve a run of four rounds from nothing on this port, as low as 443 is; not started."""
     install_coordinator(system)
     system.do("systemctl", "stop", COORDINATOR)
-    port, state, settings_file = free_port(), system.folder / "var/lib/edge-coordinator", system.folder / "etc/edge-coordinator/run.toml"
+    port, state, settings_file = low_port(), system.folder / "var/lib/edge-coordinator", system.folder / "etc/edge-coordinator/run.toml"
     shutil.rmtree(state, ignore_errors=True)
     shutil.copytree(bert_bundle.folder, state / "bundle")
     shutil.copy(validation, state / "validation.jsonl")
