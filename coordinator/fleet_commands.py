@@ -79,6 +79,7 @@ def _revoke_token(given: argparse.Namespace) -> None:
     from coordinator.fleet import Fleet
 
     Fleet(given.fleet).revoke_token(given.name)
+    print(f"token {given.name}: revoked")
 
 
 def _list_devices(given: argparse.Namespace) -> None:

@@ -163,7 +163,7 @@ def _join(given: argparse.Namespace) -> None:
     elif works:
         _run(given)
     else:
-        print(f"start with: edge-agent run --state {settings.state} --data FOLDER")
+        print(f"start with: edge-agent run --state {settings.state} --data FOLDER; a service: systemctl start edge-agent")
 
 
 def _train(given: argparse.Namespace) -> None:
