@@ -1,5 +1,6 @@
 """Reaching a coordinator step by step, by plain sockets: to fetch what a token pins, and to tell at which step a connection fails."""
 
+import base64
 import contextlib
 import http.client
 import os
@@ -7,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from edge_agent.identity import Identity
 from zo.errors import ConnectionFailed, RunRefused
@@ -17,18 +18,20 @@ TIMEOUT = 10.0  # seconds, of each step
 ANSWER = 3.0  # seconds in which a coordinator that turns a certificate away has hung up
 
 
-def proxy(host: str) -> str:
-    """host:port of the HTTP proxy that the environment names for a host, as gRPC reads it; empty where there is none."""
+def proxy(host: str) -> tuple[str, dict[str, str]]:
+    """host:port of the HTTP proxy that the environment names for a host, as gRPC reads it, and headers for it; empty without one."""
     for name in ("no_grpc_proxy", "no_proxy"):
         if name in os.environ:
             suffixes = [each.strip() for each in os.environ[name].split(",")]
             if any(each and host.endswith(each) for each in suffixes):
-                return ""
+                return "", {}
             break
     for name in ("grpc_proxy", "https_proxy", "http_proxy"):
         if os.environ.get(name):
-            return urlsplit(os.environ[name]).netloc.rpartition("@")[2]
-    return ""
+            user, _, place = urlsplit(os.environ[name]).netloc.rpartition("@")
+            secret = base64.b64encode(unquote(user).encode()).decode()
+            return place, {"Proxy-Authorization": f"Basic {secret}"} if user else {}
+    return "", {}
 
 
 def presented(address: str) -> list[bytes]:
@@ -104,11 +107,12 @@ def _tls(address: str, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[socket.socket]:
     host, _, port = address.rpartition(":")
-    host, via = host.strip("[]"), proxy(host.strip("[]"))
+    host = host.strip("[]")
+    via, headers = proxy(host)
     try:
         if via:
             tunnel = http.client.HTTPConnection(via, timeout=TIMEOUT)
-            tunnel.set_tunnel(host, int(port))
+            tunnel.set_tunnel(host, int(port), headers)
             tunnel.connect()
             line = tunnel.sock
         else:

@@ -1,6 +1,7 @@
 """A device joins, renews its certificate in time, and is told plainly at which step something stands in its way."""
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import datetime
@@ -273,9 +274,10 @@ def test_who_has_not_joined_is_told_how(tmp_path: Path) -> None:
 
 
 class Proxy:
-    """A real CONNECT proxy on loopback; counts what it let through and how. open: whether it lets anything through."""
+    """A real CONNECT proxy on loopback; counts what it let through and how. open: whether it lets anything through; user: whom alone."""
 
-    def __init__(self, *, open: bool = True) -> None:
+    def __init__(self, *, open: bool = True, user: str = "") -> None:
+        self._wanted = f"Proxy-Authorization: Basic {base64.b64encode(user.encode()).decode()}" if user else ""
         self.connections: list[str] = []
         self._open, self._ready = open, threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -298,9 +300,10 @@ class Proxy:
         server.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked = (await reader.readuntil(b"\r\n\r\n")).decode().split()
+        request = (await reader.readuntil(b"\r\n\r\n")).decode()
+        asked = request.split()
         self.connections.append(f"{asked[0]} {asked[1]}")
-        if not self._open:
+        if not self._open or self._wanted.lower() not in request.lower():
             writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
             writer.close()
             return
@@ -327,6 +330,17 @@ def test_joining_and_calls_go_through_the_proxy_that_the_environment_names(serve
         done = agent(token, tmp_path / "b", https_proxy=f"http://{proxy.address}", no_proxy="localhost,127.0.0.1")
         assert done.returncode == 0, done.stderr
         assert len(proxy.connections) == 2
+
+
+def test_a_proxy_is_told_user_and_password_of_its_url(served: Serving, tmp_path: Path) -> None:
+    with Proxy(user="pi:straw@berry") as proxy:
+        done = agent(served[0].create_token(1, 60), tmp_path / "a", https_proxy=f"http://pi:straw%40berry@{proxy.address}", no_proxy="")
+        assert done.returncode == 0, done.stderr
+        assert len(proxy.connections) == 2
+        done = agent(served[0].create_token(1, 60), tmp_path / "b", https_proxy=f"http://pi:raspberry@{proxy.address}", no_proxy="")
+    assert done.returncode == 6
+    assert f"through the proxy {proxy.address}: Tunnel connection failed: 403 Forbidden" in done.stderr
+    assert "raspberry" not in done.stderr
 
 
 def test_a_proxy_that_refuses_or_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
