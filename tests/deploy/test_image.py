@@ -4,10 +4,11 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from arm64 import Image, emulated, packages, size
-from local_coordinator import LocalCoordinator
+from fleets import joined, serving
 from machine import ROOT, lacks
 from waiting import wait_until
 
@@ -66,14 +67,16 @@ def check(image: Image, folder: Path) -> int:
 def test_two_rounds_with_an_x86_coordinator_end_with_equal_digests(image: Image, bert_bundle: Bundle, tmp_path: Path) -> None:
     shares.write(tmp_path / "data/a.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 30, seed=1))
     shares.write(tmp_path / "here/a.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 30, seed=2))
-    log = tmp_path / "log"
-    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", rounds=2, round=Round(2, 2, 300.0)) as coordinator:
-        there = {"EDGE_AGENT_COORDINATOR": coordinator.address, "EDGE_AGENT_INSECURE_LOOPBACK": "true"}
-        agent = image.start("edge-agent", "run", "--state=/state", "--data=/data", binds={tmp_path / "data": "/data"}, log=log, **there)
+    log, config = tmp_path / "log", image.config()["config"]
+    place: dict[str, Any] = {"binds": {tmp_path / "data": "/data"}} | dict(each.split("=", 1) for each in config["Env"])
+    with serving(tmp_path, bert_bundle, rounds=2, round=Round(2, 2, 300.0)) as (fleet, coordinator):
+        agent = image.start(*config["Entrypoint"], *config["Cmd"], log=log, **place)
         wait_until(lambda: (image.root / "state/status.json").exists(), 120)
-        assert check(image, tmp_path) == 0
-        data, state = str(tmp_path / "here"), str(tmp_path / "state")
-        here = Daemon(AgentConfig(data, coordinator.address, state, insecure_loopback=True), threading.Event())
+        assert check(image, tmp_path) == 0  # it waits to be joined
+        joining = image.start("edge-agent", "join", fleet.create_token(1, 600).text, log=tmp_path / "joining", **place)
+        assert joining.wait(120) == 0, (tmp_path / "joining").read_text()
+        joined(fleet, tmp_path / "state")
+        here = Daemon(AgentConfig(str(tmp_path / "here"), state=str(tmp_path / "state")), threading.Event())
         here.run()
         assert agent.wait(300) == 0, log.read_text()
         wanted = coordinator.call(lambda service: service.rounds.replica.parameters.digest().hex())
