@@ -6,6 +6,7 @@ All-active has so many rounds, the others as many, and once more MOST times as m
 validation file at the end, less all-active's of the same seed: its mean and standard error.
 """
 
+import argparse
 import dataclasses
 import math
 import statistics
@@ -16,15 +17,18 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from coordinator import task as task_file
 from coordinator.allocation import Base, in_turns
 from coordinator.allocation.problem import Capacity
+from coordinator.bench import workload
 from coordinator.blocks import asked
+from coordinator.build.layers import Training
 from coordinator.config import Round, RunConfig
 from coordinator.demo import shares
 from coordinator.simulation import Simulation
 from zo import aggregation, evaluation, examples
 from zo.bundle import Bundle, open_bundle
-from zo.manifest import Precision
+from zo.manifest import PRECISIONS, Precision
 from zo.messages import Profile
 from zo.plan import WorkPlan
 from zo.recipe import Probe, Rate
@@ -32,10 +36,25 @@ from zo.recipe import Probe, Rate
 DEVICES = 8
 ROOMS = (1, 1, 2, 2, 3, 3, 6, 6)  # blocks that a device has room for
 LOWEST = (0, 0, 1, 2, 3, 4, 5, 5)  # block below which a device is too slow
-RATES = (1.0, 2.0, 4.0, 8.0)  # times the default
+RATES = (1, 2, 4, 8)  # times the default
 RATE_SEEDS = (1000, 1001, 1002)  # by which rates are chosen
 MOST = 1.3  # of all-active's rounds
 DEADLINE = 60.0
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    workload.add_data(parser)
+    workload.add_model(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
+    parser.add_argument("--rounds", type=int, default=50, help="of 8 devices with all blocks, 2 probes each [50]")
+    parser.add_argument("--seeds", type=int, default=8, help="[8]")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="times the default, of all sides [1 2 4 8]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    model, task = workload.model(given), task_file.read(given.data / "labels.json", 64)
+    bundle = workload.build_bundle(model, folder / "bundle", given.data, task, Training("lora-fa", given.precision), 6)
+    return measure(Fleets(bundle, given.data, given.rounds), given.seeds, given.rates)
 
 
 class Roomy(Simulation):

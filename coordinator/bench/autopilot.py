@@ -1,8 +1,8 @@
 """`scripts/bench autopilot`: runs with every setting at 'auto' against the best of a sweep by hand, in simulated fleets on real data."""
 
+import argparse
 import itertools
 import statistics
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 
 from coordinator import replay
 from coordinator import task as task_file
-from coordinator.bench.split import build_bundle
+from coordinator.bench import workload
 from coordinator.build.layers import Training
 from coordinator.config import Round, RunConfig
 from coordinator.demo import shares
@@ -28,6 +28,29 @@ CASES: tuple[tuple[TrainableSet, Precision], ...] = (("lora-fa", "int8"), ("lora
 SWEPT = (("lora-fa", "int8"),)  # the others would take too long for what they add
 RATES, EPS = (0.5, 1.0, 2.0, 4.0), (-2, 0, 2)  # times the default rate; log2 of times the calibrated probe size
 SWEEP_SEEDS = 2  # the best of a dozen single runs would be the luckiest one
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, action="append", required=True, help="folder as of 'split'; may be repeated")
+    workload.add_model(parser)
+    parser.add_argument("--seeds", type=int, default=3, help="[3]")
+    parser.add_argument("--rounds", type=int, default=40, help="of 8 devices, 2 probes each [40]")
+    parser.add_argument("--max-tokens", type=int, default=32, help="[32]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All runs of all data sets, as many at once as there are processors."""
+    model, jobs = workload.model(given), []
+    with ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
+        for data in given.data:
+            task = task_file.of_data(data, given.max_tokens)
+            for case in CASES:
+                bundle = folder / f"{data.name}-{'-'.join(case)}"
+                workload.build_bundle(model, bundle, data, task, Training(*case))
+                jobs += [Job(data, bundle, case, seed, given.rounds) for seed in range(given.seeds)]
+                swept = itertools.product(RATES, EPS, range(min(given.seeds, SWEEP_SEEDS))) if case in SWEPT else ()
+                jobs += [Job(data, bundle, case, seed, given.rounds, rate, eps) for rate, eps, seed in swept]
+        return _summed(list(pool.map(fly, jobs)))
 
 
 @dataclass(frozen=True)
@@ -78,21 +101,6 @@ def fly(job: Job) -> Outcome:
     found = rounds.store.evaluations(rounds.run.id, "validation")[best]["balanced_loss"]
     told = tuple(f"{kind}: {text}" for _, kind, text in rounds.store.events(rounds.run.id))
     return Outcome(job, (before, after), found, tuple(way), told)
-
-
-def measure(data: Sequence[Path], model: Path, seeds: int, rounds: int, max_tokens: int) -> dict[str, Any]:
-    """All runs of all data sets, as many at once as there are processors."""
-    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
-        jobs = []
-        for folder in data:
-            task = task_file.of_data(folder, max_tokens)
-            for case in CASES:
-                bundle = Path(scratch, f"{folder.name}-{'-'.join(case)}")
-                build_bundle(model, bundle, folder, task, Training(*case))
-                jobs += [Job(folder, bundle, case, seed, rounds) for seed in range(seeds)]
-                swept = itertools.product(RATES, EPS, range(min(seeds, SWEEP_SEEDS))) if case in SWEPT else ()
-                jobs += [Job(folder, bundle, case, seed, rounds, rate, eps) for rate, eps, seed in swept]
-        return _summed(list(pool.map(fly, jobs)))
 
 
 def _settings(job: Job, bundle: Bundle) -> RunConfig:

@@ -4,8 +4,10 @@ The best is found by mixed-integer programming, where that finishes; for the con
 Blocks are of unequal sizes there, as after pruning: where they are alike, which they mostly are, taking the rarest first is the best.
 """
 
+import argparse
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,24 @@ import numpy as np
 from coordinator.allocation import Asking, Base, allocate, exact, greedy, in_turns
 from coordinator.allocation.problem import Problem, proxy
 from coordinator.bench.random_fleets import ASKED, fleet, fleets, manifest_of
+from zo.errors import ConfigError
 from zo.manifest import Manifest
 
 SMALL, LARGE, BLOCKS = "bert-base", "llama-360m", 12  # the large one has 32
 FLEETS, MOST = 200, 20
 UNEQUAL = (0.5, 1.5)
 SLACK = 0.05
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--devices", type=int, default=1000, help="of the large fleet [1000]")
+    parser.add_argument("--slack", type=float, default=SLACK, help=f"of the convergence proxy, for less memory [{SLACK}]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    if given.devices < 1 or not 0 < given.slack < 10:
+        raise ConfigError("--devices must be at least 1, and --slack above 0 and below 10")
+    return measure(given.devices, given.slack)
 
 
 def measure(devices: int, slack: float = SLACK, count: int = FLEETS) -> dict[str, Any]:

@@ -1,69 +1,73 @@
 """`scripts/bench budget`: an agent and a process that takes and frees memory, in one real cgroup that cannot hold what both would like."""
 
+import argparse
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
+from coordinator.bench.memory import write_random_texts
 from coordinator.bench.memory_group import MemoryGroup
 from coordinator.bench.step import TASK
 from coordinator.build.build import build
 from coordinator.build.layers import Training
-from coordinator.demo import shares
 from coordinator.demo.fleet import Fleet
 from coordinator.demo.packaged import packaged_model
 from zo.bundle import Bundle, open_bundle
-from zo.examples import Example
 from zo.memory import need, process
 from zo.memory.engine import Device
 
 LIMIT = 300_000_000  # bytes of the cgroup
 BUDGET = 220_000_000  # that the owner allows the agent
 PEAKS = (172_000_000, 120_000_000)  # of the neighbour, in turn; with the first there is too little for both
-ROWS, DIRECTIONS, EXAMPLES, TOKENS = 4096, 8, 8, 32
+ROWS, DIRECTIONS, EXAMPLES, TOKENS, TEXTS = 4096, 8, 8, 32, 400
 LOOK = 0.02  # seconds between looks at the memory of both
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=100, help="[100]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(given.rounds, folder)
+
+
+def measure(rounds: int, folder: Path) -> dict[str, Any]:
     """One run of the agent beside the neighbour, to its end."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        build(packaged_model(), folder / "bundle", TASK, Training("lora-fa", "int8"), [])
-        bundle = open_bundle(folder / "bundle")
-        _write_texts(bundle, folder / "data.jsonl")
-        settings = {
-            "rounds": str(rounds),
-            "held-out-every": "0",
-            "round.goal": "1",
-            "probe.examples": str(EXAMPLES),
-            "probe.directions": str(DIRECTIONS),
-        }
-        fleet = Fleet(folder / "fleet", bundle.folder, settings | {"algorithm": "mezo"})
-        with MemoryGroup(LIMIT) as group:
-            neighbour = None
-            try:
-                fleet.start_coordinator()
-                flags = (f"--memory.budget={BUDGET}", f"--max-rows={ROWS}")
-                fleet.start_agent("agent", folder / "data.jsonl", *flags, before=group.command())
-                _wait_for_a_round(fleet)
-                neighbour = psutil.Popen(group.command(sys.executable, "-m", "coordinator.bench.hog", *map(str, PEAKS)))
-                seen = _watch(fleet, group, neighbour)
-                fleet.check()
-                return seen | _outcome(fleet, bundle, group, seen)
-            finally:
-                fleet.stop()
-                if neighbour:
-                    neighbour.kill()
-                    neighbour.wait()
+    build(packaged_model(), folder / "bundle", TASK, Training("lora-fa", "int8"), [])
+    bundle = open_bundle(folder / "bundle")
+    write_random_texts(folder / "data.jsonl", bundle, TEXTS, TOKENS)
+    settings = {
+        "rounds": str(rounds),
+        "held-out-every": "0",
+        "round.goal": "1",
+        "probe.examples": str(EXAMPLES),
+        "probe.directions": str(DIRECTIONS),
+    }
+    fleet = Fleet(folder / "fleet", bundle.folder, settings | {"algorithm": "mezo"})
+    with MemoryGroup(LIMIT) as group:
+        neighbour = None
+        try:
+            fleet.start_coordinator()
+            flags = (f"--memory.budget={BUDGET}", f"--max-rows={ROWS}")
+            fleet.start_agent("agent", folder / "data.jsonl", *flags, before=group.command())
+            _wait_for_a_round(fleet)
+            neighbour = psutil.Popen(group.command(sys.executable, "-m", "coordinator.bench.hog", *map(str, PEAKS)))
+            seen = _watch(fleet, group, neighbour)
+            fleet.check()
+            return seen | _outcome(fleet, bundle, group, seen)
+        finally:
+            fleet.stop()
+            if neighbour:
+                neighbour.kill()
+                neighbour.wait()
 
 
-def told(found: dict[str, Any]) -> str:
-    """A list for a person."""
-    return "\n".join(f"{key.replace('_', ' '):32} {value}" for key, value in found.items())
+def failed(found: dict[str, Any]) -> bool:
+    kept = not found["oom_kills"] and found["over_budget_minus_micro_batch_mb"] <= 0 and found["digests_equal"]
+    return not (kept and found["sheds"] and found["rounds_completed"])
 
 
 def _wait_for_a_round(fleet: Fleet) -> None:
@@ -106,10 +110,3 @@ def _outcome(fleet: Fleet, bundle: Bundle, group: MemoryGroup, seen: dict[str, A
         "rounds_completed": len(summaries),
         "digests_equal": summaries[-1]["digest"] == status.get("digest"),
     }
-
-
-def _write_texts(bundle: Bundle, path: Path) -> None:
-    words = [word for word in bundle.tokenizer().get_vocab() if word.isascii() and word.isalpha() and len(word) > 3]
-    generator = np.random.default_rng(0)
-    texts = [" ".join(generator.choice(words, TOKENS - 2)) for _ in range(400)]  # and the two tokens that frame them
-    shares.write(path, [Example(text, place % 2) for place, text in enumerate(texts)])

@@ -1,24 +1,19 @@
 """`scripts/bench catchup`: what it takes a device to come back after ten thousand rounds, by each of the three ways."""
 
-import json
+import argparse
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coordinator.build.build import build
-from coordinator.build.layers import Training
-from coordinator.demo import household
-from coordinator.demo.packaged import packaged_model
+from coordinator.bench import workload
+from coordinator.bench.child_process import figures
 from zo import aggregation, catchup, wire
 from zo.bundle import Bundle, open_bundle
 from zo.checkpoint import signs
 from zo.estimators import Grid
 from zo.ledger import Entry, Folding, Tile
-from zo.manifest import Task
 from zo.messages import Offer, Report, Way
 from zo.planning import one_level
 from zo.recipe import Probe, Rate
@@ -31,12 +26,15 @@ LINK_SPEED = 125_000.0  # bytes a second: the agent's default
 SAMPLE = 100  # entries whose replay is timed; the rest is in proportion
 
 
-def build_bundle(folder: Path) -> Path:
-    """A bundle of all-MiniLM-L6-v2 with A and B of its adapters trained."""
-    labels = tuple(household.generate(0, 1).labels)
-    task = Task("classification", 32, "prototypes", labels)
-    build(packaged_model(), folder, task, Training("lora", "fp32", run_key=0), [])
-    return folder
+def options(parser: argparse.ArgumentParser) -> None:
+    workload.add_bundle(parser)
+    parser.add_argument("--rounds", type=int, default=10_000, help="[10000]")
+    parser.add_argument("--reports", type=int, default=8, help="a round [8]")
+    parser.add_argument("--pool", type=int, default=4096, help="seeds that the run shares; 0: every round its own [4096]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(workload.bundle(given, folder), given.rounds, given.reports, given.pool, folder)
 
 
 def measure(path: Path, rounds: int, reports: int, pool: int, folder: Path) -> dict[str, Any]:
@@ -108,5 +106,4 @@ def _timed(bundle: Path, folder: Path, message: Any, kind: str) -> dict[str, Any
     """What a device with one core makes of it."""
     file = folder / "message"
     file.write_bytes(wire.encode(message))
-    command = [sys.executable, "-m", "edge_agent.bench.replay", str(bundle), str(file), kind]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return figures("edge_agent.bench.replay", bundle, file, kind)

@@ -1,8 +1,8 @@
 """`scripts/bench cost`: what a step costs against size: tokens, directions side by side, parameters, devices."""
 
+import argparse
 import json
 import shutil
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,19 @@ FLEETS = (10, 100, 1000)
 UNSPLIT = 1 << 20  # max_rows: all directions in one run
 
 
-def measure(repeats: int) -> dict[str, Any]:
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=9, help="[9]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Medians in milliseconds; MiniLM, one thread."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        bundles = {blocks: _cut(folder, blocks, "lora-fa") for blocks in BLOCKS}
-        return {
-            "ms_by_tokens": by_tokens(bundles[BLOCKS[-1]], repeats),
-            "ms_per_direction": by_directions(bundles[BLOCKS[-1]], repeats),
-            "ms_by_blocks": by_blocks(bundles, {blocks: _cut(folder, blocks, "full") for blocks in BLOCKS}, repeats),
-            "ms_per_report": by_devices(bundles[1], folder),
-        }
+    bundles = {blocks: _cut(folder, blocks, "lora-fa") for blocks in BLOCKS}
+    return {
+        "ms_by_tokens": by_tokens(bundles[BLOCKS[-1]], given.repeats),
+        "ms_per_direction": by_directions(bundles[BLOCKS[-1]], given.repeats),
+        "ms_by_blocks": by_blocks(bundles, {blocks: _cut(folder, blocks, "full") for blocks in BLOCKS}, given.repeats),
+        "ms_per_report": by_devices(bundles[1], folder),
+    }
 
 
 def by_tokens(bundle: Bundle, repeats: int) -> dict[int, float]:

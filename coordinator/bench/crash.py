@@ -1,5 +1,6 @@
 """`scripts/bench crash`: a coordinator and agents that are killed, or lose power, again and again; then their ledger is audited."""
 
+import argparse
 import random
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coordinator.bench import audit, tiny_models
+from coordinator.bench import audit, scratch, tiny_models
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from coordinator.demo import shares
@@ -33,6 +34,20 @@ SETTINGS = {
 ENDLESS = 10**6  # rounds
 LAST_ROUNDS = 5  # after the last crash, undisturbed
 PATIENCE = 20.0  # seconds until a process that should have died at an instant is killed at any
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kills", type=int, default=200, help="kills, and as many power losses [200]")
+    parser.add_argument("--seed", type=int, default=0, help="[0]")
+    scratch.add_keep(parser, "stores, logs and notes")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(given.kills, folder, given.seed)
+
+
+def failed(found: dict[str, Any]) -> bool:
+    return any(found[key] for key in ("lost_commits", "lost_reports", "double_counted", "digest_mismatches"))
 
 
 @dataclass(frozen=True)

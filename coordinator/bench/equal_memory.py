@@ -7,8 +7,6 @@ fit into what the forward-only run took, with all weights of those blocks traine
 import argparse
 import itertools
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from coordinator.bench import pytorch
+from coordinator.bench.child_process import figures
 from zo import aggregation, split
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle, open_bundle
@@ -24,6 +24,7 @@ from zo.estimators import Grid, scalars
 from zo.evaluation import batches, evaluate
 from zo.examples import Example, read
 from zo.ledger import Entry
+from zo.manifest import PRECISIONS
 from zo.memory import process
 from zo.messages import Report
 from zo.planning import seeded, tree
@@ -36,6 +37,28 @@ EXAMPLES, VALIDATION, MAX_ROWS, TRIAL = 8, 300, 384, 5
 GRID = Grid(14, 2.0)
 RATES = {"full": 5e-5, "adapters": 1e-3}
 Trace = list[tuple[float, float]]  # seconds of training, balanced accuracy
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder with train, validation .jsonl and labels.json")
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the forward-only run [int8]")
+    parser.add_argument(
+        "--memory", type=float, default=0.0, metavar="MB", help="for backprop, beyond imports [what the forward-only run took]"
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="of training, each [60]")
+    parser.add_argument("--plot", type=Path, help="write a picture of accuracy over time")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from coordinator import task as task_file  # here, since the processes that are measured need none of these
+    from coordinator.bench.workload import build_bundle
+    from coordinator.build.layers import Training
+    from coordinator.demo.packaged import packaged_model
+
+    pytorch.require("equal-memory")
+    task, training = task_file.read(given.data / "labels.json", 64), Training("lora-fa", given.precision)
+    bundle = build_bundle(packaged_model(), folder / "bundle", given.data, task, training)
+    return measure(bundle.folder, packaged_model(), given.data, given.seconds, given.memory, given.plot)
 
 
 def measure(bundle: Path, model: Path, data: Path, seconds: float, memory: float, plot: Path | None) -> dict[str, Any]:
@@ -77,8 +100,7 @@ def _memory(bundle: Path, model: Path, data: Path, way: str, blocks: int) -> flo
 
 
 def _child(what: str, bundle: Path, model: Path, data: Path, seconds: float, blocks: int = 0) -> dict[str, Any]:
-    command = [sys.executable, "-m", "coordinator.bench.equal_memory", what, str(bundle), str(model), str(data), str(seconds), str(blocks)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return figures("coordinator.bench.equal_memory", what, bundle, model, data, seconds, blocks)
 
 
 class _Device:
@@ -148,19 +170,16 @@ def _train(step: Callable[[], object], score: Callable[[], float], seconds: floa
 
 
 def _draw(traces: dict[str, Trace], plot: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg" if plot.suffix == ".svg" else "agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for name, trace in traces.items():
         axes.plot(*zip(*trace, strict=True), "-" if name == "forward-only" else "--", label=name)
     axes.set(xlabel="seconds of the processor, one thread", ylabel="balanced accuracy, validation file")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(plot)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`scripts/bench fits`: how much larger a model fits without backprop, by budget of memory; as a table and a picture."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ SHOWN = (
     "FedSPZO, adapters, int8 base",
     "FedSPZO, adapters, w4 base",
 )
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--examples", type=int, default=8, help="a step [8]")
+    parser.add_argument("--tokens", type=int, default=128, help="of an example [128]")
+    parser.add_argument("--plot", type=Path, help="write a picture")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(Work(given.examples, given.tokens), given.plot)
 
 
 def measure(work: Work, plot: Path | None) -> dict[str, Any]:
@@ -47,12 +58,10 @@ def told(found: dict[str, Any]) -> str:
 
 
 def _draw(work: Work, device: Device, plot: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg" if plot.suffix == ".svg" else "agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure = Figure(figsize=(8, 5))
+    axes = figure.subplots()
     for name in SHOWN:
         counts = [largest_scaled(METHODS[name], work, device, each) / 1e6 for each in CURVE]
         axes.plot([each / 1e9 for each in CURVE], counts, "--" if name.startswith("backprop") else "-", label=name)
@@ -64,4 +73,3 @@ def _draw(work: Work, device: Device, plot: Path) -> None:
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(plot)
-    pyplot.close(figure)

@@ -1,5 +1,6 @@
 """`scripts/bench fleet`: agents that each have room for one or two blocks of an encoder in `full` mode, and the same with room for all."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.bench import tiny_models
+from coordinator.bench import scratch, tiny_models
+from coordinator.bench.resident import high_water
 from coordinator.build.build import draft, seal
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
@@ -39,6 +41,20 @@ BERT_BASE = tiny_models.BERT | {
 }
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=6, help="[6]")
+    parser.add_argument("--base", choices=BASES, default="fp32", help="of the agents with room for all blocks [fp32]")
+    scratch.add_keep(parser, "bundle, stores and logs")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(folder, BERT_BASE, given.rounds, given.base)
+
+
+def failed(found: dict[str, Any]) -> bool:
+    return not found["digests_equal"] or found["over_budget_mb"] > 0 or not found["all_blocks_covered"]
+
+
 @dataclass(frozen=True)
 class Run:
     """What a fleet came to. peaks: most bytes resident, by agent. digests: theirs, and the last entry's. tried: groups, by round."""
@@ -57,8 +73,8 @@ def measure(folder: Path, config: dict[str, Any], rounds: int, other: Precision 
     floor = int(subprocess.run([sys.executable, "-c", FLOOR], check=True, capture_output=True, text=True).stdout)
     device = Device(floor + JOINED + SESSIONS)
     budgets = [budget(bundle.at("w4"), most, device) for most in MOST_ACTIVE]
-    some = run(folder / "some", bundle, folder / "data.jsonl", rounds, [f"--memory.budget={each}" for each in budgets])
-    every = run(folder / "every", bundle, folder / "data.jsonl", rounds, [f"--precision={other}"] * AGENTS)
+    some = train(folder / "some", bundle, folder / "data.jsonl", rounds, [f"--memory.budget={each}" for each in budgets])
+    every = train(folder / "every", bundle, folder / "data.jsonl", rounds, [f"--precision={other}"] * AGENTS)
     blocks = {group.id for group in bundle.manifest.groups if group.kind == "body"}
     above = [sum(peak - floor for peak in each.peaks) for each in (some, every)]
     return {
@@ -78,11 +94,6 @@ def measure(folder: Path, config: dict[str, Any], rounds: int, other: Precision 
         "blocks_by_round": [len(blocks & tried) for tried in some.tried],
         "seconds": [round(each.seconds, 1) for each in (some, every)],
     }
-
-
-def told(found: dict[str, Any]) -> str:
-    """A list for a person."""
-    return "\n".join(f"{key.replace('_', ' '):40} {value}" for key, value in found.items())
 
 
 def random_bundle(folder: Path, config: dict[str, Any]) -> Bundle:
@@ -106,7 +117,7 @@ def predicted(bundle: Bundle, active: int, device: Device) -> int:
     return need(bundle.manifest, 2 * TOKENS, TOKENS, device, active=active).total
 
 
-def run(folder: Path, bundle: Bundle, data: Path, rounds: int, flags: list[str]) -> Run:
+def train(folder: Path, bundle: Bundle, data: Path, rounds: int, flags: list[str]) -> Run:
     """A coordinator and its agents, to the end of the run. flags: one more of each agent."""
     settings = {
         "rounds": str(rounds),
@@ -146,15 +157,6 @@ def run(folder: Path, bundle: Bundle, data: Path, rounds: int, flags: list[str])
         )
     finally:
         fleet.stop()
-
-
-def high_water(process: int) -> int:
-    """Most bytes resident of a process so far; 0 where it is gone."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _weights(bundle: Bundle) -> int:

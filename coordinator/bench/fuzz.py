@@ -1,8 +1,6 @@
 """`scripts/bench fuzz`: broken input for every parser (zo.fuzzing); the agent's own run in a process of edge_agent.bench.fuzz."""
 
-import json
-import subprocess
-import sys
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import numpy as np
 
 from coordinator import authority
 from coordinator.bench import tiny_models
+from coordinator.bench.child_process import figures
 from zo import bundle, examples, token, wire
 from zo.checkpoint import Checkpoint, GroupValues
 from zo.engine import external
@@ -39,6 +38,15 @@ from zo.token import Token
 AGENTS_SHARE = 0.3  # of the time
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, default=1.0, help="[1]")
+    parser.add_argument("--seed", type=int, default=0, help="[0]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(given.minutes * 60, given.seed, folder)
+
+
 def targets(folder: Path) -> list[Target]:
     """All of the coordinator's and of what both sides share. folder: for files."""
     return [*_messages(), *_files(folder), _head(), _token(), _certificate()]
@@ -46,8 +54,7 @@ def targets(folder: Path) -> list[Target]:
 
 def measure(seconds: float, seed: int, folder: Path) -> dict[str, Any]:
     """Inputs tried, by target, with so many seconds for all; and what failed."""
-    agent = [sys.executable, "-m", "edge_agent.bench.fuzz", f"--seconds={seconds * AGENTS_SHARE}", f"--seed={seed}"]
-    theirs = json.loads(subprocess.run(agent, capture_output=True, text=True, check=True).stdout)
+    theirs = figures("edge_agent.bench.fuzz", f"--seconds={seconds * AGENTS_SHARE}", f"--seed={seed}")
     ours = attack_all(targets(folder), seed, seconds * (1 - AGENTS_SHARE))
     counts, failed = ({**ours[key], **theirs[key]} for key in ("by_target", "failed"))
     return {"inputs": sum(counts.values()), "failures": len(failed), "failed": failed, "by_target": counts}
@@ -57,6 +64,10 @@ def told(found: dict[str, Any]) -> str:
     """The figures for a person."""
     lines = [f"{name:16} {count:10,} inputs  {found['failed'].get(name, 'no failure')}" for name, count in found["by_target"].items()]
     return "\n".join([*lines, f"{'all':16} {found['inputs']:10,} inputs, {found['failures']} targets failed"])
+
+
+def failed(found: dict[str, Any]) -> bool:
+    return found["failures"] > 0
 
 
 def _messages() -> list[Target]:

@@ -1,17 +1,31 @@
-"""The ceiling that a frozen encoder sets: logistic regression on its sentence embeddings, with gradients and all the data."""
+"""`scripts/bench linear-probe`: the ceiling that a frozen encoder sets, by logistic regression on its sentence embeddings.
 
+With gradients and all the data.
+"""
+
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from coordinator.bench import workload
 from zo import evaluation
 from zo.bundle import open_bundle
 from zo.engine import Engine
 
 PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)  # L2, on the sum of squares
 STEPS, RATE = 600, 0.05
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="as built by scripts/demo (OUT/bundle)")
+    workload.add_data(parser, "folder with train, validation and test .jsonl")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(given.bundle, given.data)
 
 
 def measure(bundle: Path, data: Path) -> dict[str, Any]:

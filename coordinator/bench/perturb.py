@@ -1,7 +1,9 @@
-"""`scripts/bench perturb` and `replay`: what a pass of `parameters.add` over the weights costs, with and without the compiled kernel."""
+"""`scripts/bench perturb`: what a pass of `parameters.add` over the weights costs, with and without the compiled kernel."""
 
+import argparse
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +13,15 @@ from zo import kernel, kernel_numpy
 from zo.timing import alternating
 
 RUN_KEY, GROUP, UNIT = 0, 0, 2.0**-20
-REPLAYED = 32  # terms in one addition
+
+
+def options(parser: argparse.ArgumentParser, repeats: int = 9) -> None:
+    parser.add_argument("--elements", type=int, default=50_000_000, help="[50000000]")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"[{repeats}]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(given.elements, given.repeats)
 
 
 def kernels() -> dict[str, ModuleType]:
@@ -24,7 +34,7 @@ def kernels() -> dict[str, ModuleType]:
     return found
 
 
-def perturb(elements: int, repeats: int) -> dict[str, Any]:
+def measure(elements: int, repeats: int) -> dict[str, Any]:
     """One term over `elements` floats, over numpy's `w += c` on as many: fractions of its bandwidth."""
     values, made = np.zeros(elements, np.float32), kernels()
     plain = np.zeros(elements, np.float32)
@@ -40,17 +50,11 @@ def perturb(elements: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def replay(elements: int, repeats: int) -> dict[str, Any]:
-    """Many terms in one addition, as in catching up: nanoseconds a value and term, on one core."""
-    values, made = np.zeros(elements, np.float32), kernels()
-    taken = alternating([adding(each, values, REPLAYED) for each in made.values()], repeats)
-    per_term = {name: round(each * 1e6 / elements / REPLAYED, 3) for name, each in zip(made, taken, strict=True)}
-    return {
-        "elements": elements,
-        "terms": REPLAYED,
-        "ns_per_element_term": per_term.get("compiled"),
-        "ns_per_element_term_numpy": per_term["numpy"],
-    }
+def told(found: dict[str, Any]) -> str:
+    """A line for every way."""
+    fractions = {"w += c": 1.0, "numpy": found["bandwidth_fraction_numpy"], "compiled": found["bandwidth_fraction"]}
+    taken = found["milliseconds"].items()
+    return "\n".join(f"{name:10} {each:8.1f} ms {fractions[name]:8.2f} of the bandwidth of w += c" for name, each in taken)
 
 
 def adding(made: ModuleType, values: np.ndarray, terms: int) -> Callable[[], None]:

@@ -6,8 +6,6 @@ model's at a small eps: probes with correlation r are worth r**2 as many exact o
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,19 @@ from typing import Any
 import numpy as np
 import psutil
 
+from coordinator import task as task_file
+from coordinator.bench import workload
+from coordinator.bench.child_process import figures
 from coordinator.build.build import build, calibration_batches
 from coordinator.build.layers import Training
+from zo import examples
 from zo.batches import Batch
 from zo.bundle import Bundle, open_bundle, open_whole
 from zo.calibration import SMALL_LOG2_EPS
 from zo.engine import Engine
 from zo.estimators import half_differences
 from zo.examples import Example
-from zo.manifest import PRECISIONS, Precision, Task, TrainableSet
+from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task, TrainableSet
 from zo.planning import one_level
 from zo.timing import alternating, probe_pair, random_batch, signal_per_second
 
@@ -31,6 +33,20 @@ SHAPES = ((8, 32), (8, 64), (1, 16))  # examples x tokens
 DIRECTIONS = 48  # a batch, for the correlation
 UNSPLIT = 1 << 20  # max_rows: both probes of a batch in one run
 FIRST_SEED = 1 << 32  # not those of calibration
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    workload.add_data(parser)
+    workload.add_model(parser)
+    parser.add_argument("--trainable", choices=[each for each in TRAINABLE_SETS if each != "full"], default="lora-fa", help="[lora-fa]")
+    parser.add_argument("--repeats", type=int, default=15, help="[15]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    task = task_file.read(given.data / "labels.json")
+    held_out, private = (examples.read(given.data / f"{split}.jsonl", task).examples for split in ("validation", "train"))
+    bundle = build_all(workload.model(given), folder / "bundle", task, given.trainable, held_out)
+    return measure(bundle, private, given.repeats)
 
 
 def build_all(model: Path, folder: Path, task: Task, trainable: TrainableSet, found: Sequence[Example]) -> Bundle:
@@ -83,8 +99,7 @@ def correlations(engines: Mapping[Precision, Engine], batches: Sequence[Batch], 
 
 def _in_child(folder: Path, precision: Precision) -> dict[str, float]:
     """Resident memory of a process that holds nothing but this base."""
-    command = [sys.executable, "-m", "coordinator.bench.precisions", str(folder), precision]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return figures("coordinator.bench.precisions", folder, precision)
 
 
 def _memory(bundle: Bundle) -> dict[str, float]:

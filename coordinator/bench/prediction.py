@@ -1,11 +1,10 @@
 """`scripts/bench prediction`: predicted against measured peak resident memory, over a grid of shapes, models and precisions."""
 
+import argparse
 import dataclasses
 import json
 import shutil
 import statistics
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +44,19 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 LONGEST = dataclasses.replace(TASK, max_tokens=256)
 
 
-def measure(precisions: Sequence[Precision] = PRECISIONS) -> dict[str, Any]:
+def options(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Per model and precision: what calibration found, and each shape's prediction, measurement and relative error."""
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        bert = random_bert(Path(scratch, "bert-base"), PUBLISHED["bert-base"])
-        for name, model in zip(MODELS, (packaged_model(), bert), strict=True):
-            for precision in precisions:
-                bundle = unmeasured(Path(scratch, f"{name}-{precision}"), model, precision)
-                rows.append({"model": name, "base": precision} | _compare(bundle))
-                shutil.rmtree(bundle)
+    bert = random_bert(folder / "bert-base", PUBLISHED["bert-base"])
+    for name, model in zip(MODELS, (packaged_model(), bert), strict=True):
+        for precision in PRECISIONS:
+            bundle = unmeasured(folder / f"{name}-{precision}", model, precision)
+            rows.append({"model": name, "base": precision} | _compare(bundle))
+            shutil.rmtree(bundle)
     errors = [abs(shape["error"]) for row in rows for shape in row["shapes"]]
     return {"rows": rows, "median_error": statistics.median(errors), "worst_error": max(errors)}
 

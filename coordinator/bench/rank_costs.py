@@ -3,7 +3,6 @@
 `python -m coordinator.bench.rank_costs BUNDLE RANK` takes some steps and prints the peak of its resident memory, in bytes.
 """
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from coordinator.bench.child_process import figures
 from zo.batches import Batch
 from zo.bundle import Bundle, open_bundle
 from zo.engine import Engine
@@ -29,7 +29,7 @@ def measure(bundle: Bundle, repeats: int) -> dict[str, dict[str, Any]]:
     engines = [Engine(bundle, bundle.parameters(), rank=rank) for rank in ranks]
     steps = [probe_pair(engine, batch) for engine in engines]
     taken = np.array([[_processor_time(step) for step in steps] for _ in range(repeats + 1)][1:]).T
-    peaks = [[_peak(bundle.folder, rank) for rank in ranks] for _ in range(PROCESSES)]
+    peaks = [[figures(__name__, bundle.folder, rank) for rank in ranks] for _ in range(PROCESSES)]
     return {
         str(rank): {
             "time_ratio": round(float(np.median(taken[place] / taken[-1])), 4),
@@ -52,11 +52,6 @@ def _bytes(bundle: Bundle, rank: int) -> int:
     body = [group for group in bundle.manifest.groups if group.kind == "body"]
     whole = sum(group.size for group in body)
     return 4 * (2 * whole + 2 * sum(group.size for group in body if group.id in prefix(bundle.manifest, rank)))
-
-
-def _peak(folder: Path, rank: int) -> int:
-    command = [sys.executable, "-m", __name__, str(folder), str(rank)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def _batch(bundle: Bundle) -> Batch:

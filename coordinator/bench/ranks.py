@@ -5,96 +5,52 @@ so that adapters alone are measured. Each side has its own best rate, found on a
 directions as the others.
 """
 
+import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coordinator import task as task_file
+from coordinator.bench import rank_costs, workload
 from coordinator.bench.flexlora import Flex
-from coordinator.bench.rank_sides import BY_OWNERS, DEVICES, FLAT, RANKS, SIDES, PaddingByOwners, Side
+from coordinator.bench.rank_fleets import BATCH, UNEVEN, Fleets
+from coordinator.bench.rank_sides import BY_OWNERS, DEVICES, FLAT, RANKS, SIDES, PaddingByOwners
 from coordinator.build.build import build
 from coordinator.build.layers import Training
-from coordinator.config import Ranks, Round, RunConfig
-from coordinator.demo import shares
-from coordinator.simulation import Simulation
-from zo import aggregation, evaluation, examples
-from zo.bundle import Bundle, open_bundle
-from zo.manifest import Precision, Task
-from zo.recipe import Probe, Rate
+from zo.bundle import open_bundle
+from zo.manifest import PRECISIONS
 
 LARGE = (16, 64, 256)  # of which costs alone are measured
-BATCH, VALIDATION, UNEVEN = 4, 256, 0.3
 RATES, SLOWEST, FASTEST = (1.0, 2.0), 1 / 16, 16.0  # times the default: where the search for the best begins and ends
 TUNING_SEED = 1000
-
 
 FLEX = "flexlora"
 PEERS = ("zero_padded", "smallest_rank", "largest_rank", FLEX)
 ALONE = {2: "smallest_rank", 4: "rank_4_alone", 8: "rank_8_alone", 16: "largest_rank"}  # all devices of one rank
 
 
-class Fleets:
-    """Runs on one data set. folder: for bundles, one by ranks, all at one scale."""
+def options(parser: argparse.ArgumentParser) -> None:
+    workload.add_data(parser, "folder as of 'split'")
+    workload.add_model(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
+    parser.add_argument("--max-tokens", type=int, default=32, help="[32]")
+    parser.add_argument("--seeds", type=int, default=5, help="[5]")
+    parser.add_argument("--rounds", type=int, default=80, help="of 8 devices, 2 probes each [80]")
+    parser.add_argument("--repeats", type=int, default=25, help="of the steps that are timed, by rank [25]")
 
-    def __init__(self, model: Path, folder: Path, data: Path, task: Task, precision: Precision, rounds: int) -> None:
-        self.rounds, self._data = rounds, data
-        self._examples = examples.read(data / "validation.jsonl", task).examples
-        self.bundles: dict[tuple[int, ...], Bundle] = {}
-        for ranks in (RANKS, *dict.fromkeys(side.bundle for side in SIDES.values() if side.bundle != RANKS)):
-            self.bundles[ranks] = self._built(model, folder / "-".join(map(str, ranks)), task, Training("lora-fa", precision, ranks=ranks))
-        self.trained_a = self._built(model, folder / "trained-a", task, Training("lora", precision, ranks=RANKS))
-        self._private = examples.read(data / "train.jsonl", task).examples
-        self._validation = evaluation.batches(self.bundles[RANKS], data / "validation.jsonl", VALIDATION)
-        self.usual = aggregation.default_rate(task)
 
-    def _built(self, model: Path, out: Path, task: Task, training: Training) -> Bundle:
-        """With adapters at a scale of 1."""
-        build(model, out, task, replace(training, alpha=float(training.largest_rank)), self._examples)
-        return open_bundle(out)
-
-    def run(self, side: Side, kind: type[Simulation], seed: int, rate: float) -> dict[int, float]:
-        """Validation loss (nats) by prefix at the end. rate: times the default. seed: of shares, batches and directions."""
-        opened = self.bundles[side.bundle]
-        bundle = Bundle(opened.folder, replace(opened.manifest, run_key=seed))
-        blind = tuple(float(rank == side.bundle[-1]) for rank in side.bundle)
-        config = RunConfig(
-            str(bundle.folder),
-            rounds=self.rounds,
-            held_out_every=0,  # the autopilot leaves rates and the run as they are
-            round=Round(len(DEVICES), len(DEVICES)),
-            algorithm="mezo",
-            probe=Probe(directions=1, examples=BATCH),
-            rate=Rate(body=rate * self.usual, head=0.0),
-            ranks=Ranks() if side.truncated else Ranks(blind),
-        )
-        fleet = kind(bundle, config, self.shares(seed), seed, ranks=side.devices)
-        while not fleet.over:
-            fleet.step()
-        found = {}
-        for rank in side.bundle:
-            with fleet.engine.cut(rank):
-                found[rank] = evaluation.evaluate(fleet.engine, self._validation)["loss"]
-        return found
-
-    def flex(self, seed: int, rate: float) -> dict[int, float]:
-        """The same of FlexLoRA."""
-        fleet = Flex(self.trained_a, self.bundles[RANKS].manifest, DEVICES, self.shares(seed), seed, BATCH)
-        for number in range(self.rounds):
-            fleet.step(rate * self.usual * aggregation.decay(Rate(), number + 1, self.rounds))
-        return {rank: fleet.loss(self._validation, rank) for rank in RANKS}
-
-    def start(self) -> float:
-        """The loss before training."""
-        opened = self.bundles[RANKS]
-        fleet = Simulation(opened, RunConfig(str(opened.folder), probe=Probe(examples=BATCH)), self.shares(0), 0)
-        return evaluation.evaluate(fleet.engine, self._validation)["loss"]
-
-    def shares(self, seed: int) -> list[list[examples.Example]]:
-        """Of the devices."""
-        return shares.divide(self._private, len(DEVICES), seed, UNEVEN)
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    model, task = workload.model(given), task_file.of_data(given.data, given.max_tokens)
+    fleets = Fleets(model, folder, given.data, task, given.precision, given.rounds)
+    found = measure(fleets, given.seeds) | {"by_rank": rank_costs.measure(fleets.bundles[RANKS], given.repeats)}
+    if not given.model:
+        build(model, folder / "large", task, Training(precision=given.precision, ranks=LARGE), [])
+        found["by_large_rank"] = rank_costs.measure(open_bundle(folder / "large"), given.repeats)
+    return found
 
 
 Way = Callable[[int, float], dict[int, float]]  # from a seed and a rate to losses by prefix

@@ -1,5 +1,6 @@
 """`scripts/bench round`: what a report costs the coordinator, without the network: read, validate, store and sync; then the commit."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from coordinator.bench import scratch, workload
 from coordinator.config import Round, RunConfig
 from coordinator.rounds import Rounds
 from coordinator.sqlite_store import SqliteStore
@@ -18,6 +20,17 @@ from zo.messages import Report, Verdict
 from zo.recipe import directions
 
 GROUP = 16  # reports with one sync: what 3000 a second come to in the 5 ms that a group gathers
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reports", type=int, default=2000, help="a round [2000]")
+    parser.add_argument("--repeats", type=int, default=5, help="[5]")
+    workload.add_bundle(parser)
+    scratch.add_disk(parser)
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(workload.bundle(given, folder), given.reports, given.repeats, folder)
 
 
 def measure(bundle: Path, reports: int, repeats: int, folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def _inference(bundle: Path) -> dict[str, Any]:
         for session in sessions:
             names = [output.name for output in session.get_outputs()]
             flow |= zip(names, session.run(names, {given.name: flow[given.name] for given in session.get_inputs()}), strict=True)
-    return {"peak_mib": resident_mib("VmHWM")}
+    return {"peak_mib": high_water() >> 20}
 
 
 def _engine(bundle: Path, max_rows: int) -> dict[str, Any]:
@@ -44,14 +44,14 @@ def _engine(bundle: Path, max_rows: int) -> dict[str, Any]:
 
     opened = open_bundle(bundle)
     engine = Engine(opened, opened.parameters(), max_rows=max_rows)
-    loaded, began = resident_mib("VmRSS"), time.perf_counter()
+    loaded, began = _of_status("VmRSS") >> 20, time.perf_counter()
     task = opened.manifest.task
     sizes = {each.kind: each.log2_eps for each in opened.manifest.calibration}
     lengths = [*np.random.default_rng(0).integers(8, task.max_tokens + 1, 12).tolist(), task.max_tokens]
     for place, length in enumerate(lengths):
         engine.probe(one_level(opened.manifest, sizes, 4 * place, 4), random_batch(task, 30_000, SHAPE[0], length))
     seconds = time.perf_counter() - began
-    return {"max_rows": max_rows, "loaded_mib": loaded, "peak_mib": resident_mib("VmHWM"), "seconds": round(seconds, 2)}
+    return {"max_rows": max_rows, "loaded_mib": loaded, "peak_mib": high_water() >> 20, "seconds": round(seconds, 2)}
 
 
 def _calibrate(bundle: Path) -> dict[str, Any]:
@@ -100,13 +100,17 @@ def touch(file: Path) -> None:
                 ctypes.string_at(address, 1)
 
 
-def resident_mib(field: str, process: int | str = "self") -> int:
-    """Of a process; 0 where it is gone."""
+def high_water(process: int | str = "self") -> int:
+    """Most bytes resident of a process so far; 0 where it is gone."""
+    return _of_status("VmHWM", process)
+
+
+def _of_status(field: str, process: int | str = "self") -> int:
     try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0) >> 10
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(field)), 0)
 
 
 if __name__ == "__main__":

@@ -4,28 +4,54 @@ Cost is counted in forward passes of the full model on EXAMPLES examples, and in
 same data, shares and probe sizes, as many forward passes, and each the best rate and batch size of the same sweep.
 """
 
+import argparse
 import dataclasses
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coordinator.bench import linear_probe
+from coordinator import task as task_file
+from coordinator.bench import linear_probe, workload
 from coordinator.bench.fleets import DEVICES, EXAMPLES, TURNS, Fleets, Trace
-from coordinator.build.build import build
 from coordinator.build.layers import Training
-from zo import examples
-from zo.bundle import Bundle, open_bundle
-from zo.manifest import Task
+from zo.bundle import Bundle
+from zo.manifest import PRECISIONS, TRAINABLE_SETS
 from zo.plan import Shape
 
-SWEEP = (0.5, 1.0, 2.0, 4.0, 8.0)  # times the default rate
+SWEEP = (0.5, 1, 2, 4, 8)  # times the default rate
 
 
-def build_bundle(model: Path, folder: Path, data: Path, task: Task, training: Training, stages: int | None = None) -> Bundle:
-    """A bundle calibrated on the validation file. stages: that the blocks are cut into."""
-    build(model, folder, task, training, examples.read(data / "validation.jsonl", task).examples, stages)
-    return open_bundle(folder)
+def options(parser: argparse.ArgumentParser) -> None:
+    workload.add_data(parser, "folder with train, validation .jsonl and, for classification, labels.json")
+    workload.add_model(parser)
+    parser.add_argument("--trainable", choices=TRAINABLE_SETS, default="lora-fa", help="[lora-fa]")
+    parser.add_argument("--precision", choices=PRECISIONS, help="[int8; fp32 for 'full']")
+    parser.add_argument("--max-tokens", type=int, default=64, help="[64]")
+    parser.add_argument("--seeds", type=int, default=3, help="for the savings [3]")
+    parser.add_argument("--body-seeds", type=int, default=5, help="for what the body gains over the head alone; 0: not measured [5]")
+    parser.add_argument("--rounds", type=int, default=100, help="of 8 devices, 2 probes each [100]")
+    parser.add_argument("--stages", type=int, help="that the blocks are cut into [2]")
+    parser.add_argument("--cuts", type=int, nargs="+", default=[], help="stages at which parts begin [planned]")
+    parser.add_argument("--counts", type=int, nargs="+", default=[], help="directions of those parts")
+    parser.add_argument("--directions", type=int, default=1, help="of the lowest part [1]")
+    parser.add_argument("--joint", action="store_true", help="the joint form")
+    parser.add_argument("--clean", action="store_true", help="the clean form")
+    parser.add_argument("--rates", type=float, nargs="+", default=SWEEP, help="times the default, of both sides [0.5 1 2 4 8]")
+    parser.add_argument("--batches", type=int, nargs="+", default=[EXAMPLES], help=f"examples in a batch, of both sides [{EXAMPLES}]")
+    parser.add_argument("--long", type=int, default=0, metavar="ROUNDS", help="compare a run of so many with the linear probe")
+    parser.add_argument("--long-rate", type=float, default=1.0, help="its rate, times the default [1]")
+    parser.add_argument("--plot", type=Path, help="write a picture of loss against compute")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    task = task_file.of_data(given.data, given.max_tokens)
+    training = Training(given.trainable, given.precision or ("fp32" if given.trainable == "full" else "int8"))
+    bundle = workload.build_bundle(workload.model(given), folder / "bundle", given.data, task, training, given.stages)
+    stated = Shape((given.directions, *given.counts), tuple(given.cuts), given.joint, given.clean) if given.cuts or given.clean else None
+    fleets = Fleets(bundle, given.data, given.rounds, stated)
+    found = measure(fleets, given.seeds, given.body_seeds, given.plot, given.rates, given.batches)
+    return found | (long_run(bundle, given.data, given.long, stated, given.long_rate) if given.long else {})
 
 
 def savings(
@@ -92,12 +118,10 @@ def measure(
 
 def draw(traces: Sequence[Trace], path: Path) -> None:
     """Validation loss against full forward passes; a line a run."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
     for trace in traces:
         colour, label = (
             ("tab:orange", "plain MeZO")
@@ -117,7 +141,6 @@ def draw(traces: Sequence[Trace], path: Path) -> None:
     axes.grid(alpha=0.3, which="both")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def told(found: dict[str, Any]) -> str:

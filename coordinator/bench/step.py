@@ -4,6 +4,7 @@ A step is what a device does: lay out the batch, perturb, take both losses, turn
 what a forward-only method cannot do without: the same base without adapters, its weights packed, called with all inputs ready.
 """
 
+import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from coordinator.bench import pytorch
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from coordinator.demo.packaged import packaged_model
@@ -37,6 +39,17 @@ TOP = 1  # of MiniLM's six blocks, for the prefix
 ROOM = 32e6  # bytes of the prefix: more than its examples take
 GRID = Grid(14, 2.0)
 PARTS = 512  # max_rows; of those up to here a run of 1024 rows takes longer than two of 512
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peer", choices=["mezo-torch"], help="compare with it; torch must be installed")
+    parser.add_argument("--repeats", type=int, default=15, help="[15]")
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    if given.peer:
+        pytorch.require("--peer mezo-torch")
+    return measure(build_all(folder), given.repeats, bool(given.peer))
 
 
 class Device:

@@ -1,5 +1,6 @@
 """`scripts/bench coordinator`: one coordinator process under the reports of a whole fleet, each agent on a TCP connection of its own."""
 
+import argparse
 import asyncio
 import contextlib
 import resource
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from coordinator.bench import scratch, workload
 from coordinator.bench.lean_agent import CallFailed, LeanAgent, connect, headers
 from coordinator.sqlite_store import SqliteStore
 from zo import manifest as manifest_file
@@ -28,6 +30,18 @@ from zo.plan import WorkPlan
 HEADERS = {method.request: headers(method.path) for method in wire.METHODS}
 SPARE_FILES = 200  # descriptors that are no connections
 PATIENCE = 60.0  # seconds for the coordinator to listen
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--agents", type=int, default=5000, help="[5000]")
+    parser.add_argument("--rounds", type=int, default=5, help="of one report an agent [5]")
+    parser.add_argument("--at-once", type=int, default=256, help="calls under way [256]")
+    workload.add_bundle(parser)
+    scratch.add_disk(parser)
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return measure(workload.bundle(given, folder), given.agents, given.rounds, given.at_once, folder)
 
 
 def measure(bundle: Path, agents: int, rounds: int, at_once: int, folder: Path) -> dict[str, Any]:

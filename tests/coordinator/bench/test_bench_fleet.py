@@ -1,13 +1,11 @@
 """The fleet whose agents hold some blocks each: on a tiny model, as real processes."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from coordinator.bench import fleet, tiny_models
 from zo.bundle import Bundle, open_whole
-from zo.memory import process
 from zo.memory.engine import Device
 
 TINY = tiny_models.BERT | {"vocab_size": 40}
@@ -31,16 +29,11 @@ def test_a_budget_lies_between_what_so_many_blocks_need_and_one_more(bundle: Bun
         assert fleet.predicted(bundle.at("w4"), active, device) < soft < fleet.predicted(bundle.at("w4"), active + 1, device)
 
 
-def test_the_high_water_mark_of_another_process_is_read() -> None:
-    assert fleet.high_water(os.getpid()) >= process.resident() // 2
-    assert fleet.high_water(2**22 + 1) == 0
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["w4", "fp32"])
 def test_agents_end_with_the_same_parameters(precision: str, bundle: Bundle, tmp_path: Path) -> None:
     fleet._write_texts(tmp_path / "data.jsonl", TINY["vocab_size"])
-    found = fleet.run(tmp_path / "run", bundle, tmp_path / "data.jsonl", 4, [f"--precision={precision}"] * 2)
+    found = fleet.train(tmp_path / "run", bundle, tmp_path / "data.jsonl", 4, [f"--precision={precision}"] * 2)
     assert len(found.digests) == 1
     assert frozenset().union(*found.tried) >= {0, 1, 2}
     assert min(found.peaks) > 20_000_000

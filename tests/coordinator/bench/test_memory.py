@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from coordinator.bench import memory
-from coordinator.bench.resident import resident_mib
+from coordinator.bench.resident import high_water
+from zo.memory import process
 
 FOUND: dict[str, Any] = {
     "agent_over_inference": {"fp32": 1.25, "int8": 1.0},
@@ -38,18 +39,18 @@ def test_without_rows_there_is_the_first_table_alone_and_a_heading() -> None:
 
 
 def test_the_peak_of_a_process_is_at_least_what_it_holds_and_grows_with_it() -> None:
-    before = resident_mib("VmHWM")
-    assert 0 < resident_mib("VmRSS") <= before
-    size = (before - resident_mib("VmRSS") + 32) << 20
+    before = high_water()
+    assert 0 < process.resident() // 2 <= before
+    size = before - process.resident() + (32 << 20)
     held = np.ones(size, np.int8)
-    assert resident_mib("VmHWM") >= before + 16
+    assert high_water() >= before + (16 << 20)
     assert held.sum(dtype=np.int64) == size
 
 
 def test_of_another_process_the_memory_is_its_own_and_of_one_that_is_gone_none() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True) as process:
-        while not resident_mib("VmRSS", process.pid):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True) as other:
+        while not high_water(other.pid):
             pass
-        assert resident_mib("VmHWM", process.pid) < resident_mib("VmHWM")
-        process.communicate("\n")
-    assert resident_mib("VmHWM", process.pid) == 0
+        assert high_water(other.pid) < high_water()
+        other.communicate("\n")
+    assert high_water(other.pid) == 0

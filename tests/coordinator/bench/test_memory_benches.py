@@ -50,10 +50,6 @@ def test_equal_memory_is_told_with_a_few_points_of_every_trace() -> None:
     assert told[4] == "backprop was allowed 50 MB beyond imports"
 
 
-def test_the_budget_is_told_line_by_line() -> None:
-    assert budget.told({"oom_kills": 0, "sheds": 3}).splitlines() == [f"{'oom kills':32} 0", f"{'sheds':32} 3"]
-
-
 def test_every_page_of_a_mapped_file_can_be_touched(tmp_path: Path) -> None:
     path = tmp_path / "table"
     path.write_bytes(bytes(1 << 20))
@@ -82,10 +78,11 @@ def test_a_memory_group_kills_what_goes_beyond_it_and_counts_it() -> None:
 
 @pytest.mark.root
 @pytest.mark.slow
-def test_an_agent_shares_a_group_with_a_greedy_neighbour_and_neither_is_killed() -> None:
+def test_an_agent_shares_a_group_with_a_greedy_neighbour_and_neither_is_killed(tmp_path: Path) -> None:
     if os.geteuid() != 0 or not ((ROOT / "memory").exists() or "memory" in (ROOT / "cgroup.controllers").read_text()):
         pytest.skip("needs root, and a memory cgroup")
-    found = budget.measure(80)
+    found = budget.measure(80, tmp_path)
+    assert not budget.failed(found)
     assert found["oom_kills"] == 0
     assert found["over_budget_minus_micro_batch_mb"] <= 0
     assert found["sheds"] > 0

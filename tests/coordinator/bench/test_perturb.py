@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from coordinator.bench import perturb
+from coordinator.bench import perturb, replay
 from zo import kernel
 
 
 def test_fractions_are_those_of_the_times() -> None:
-    found = perturb.perturb(100_000, 3)
+    found = perturb.measure(100_000, 3)
     taken = found["milliseconds"]
     assert set(taken) == {"w += c", "numpy"} | ({"compiled"} if kernel.COMPILED else set())
     assert all(each >= 0 for each in taken.values())
@@ -16,8 +16,14 @@ def test_fractions_are_those_of_the_times() -> None:
     assert (found["bandwidth_fraction"] is None) is not kernel.COMPILED
 
 
+def test_passes_too_short_for_a_decimal_are_told_all_the_same() -> None:
+    taken = {"w += c": 0.0, "numpy": 0.1, "compiled": 0.0}
+    told = perturb.told({"milliseconds": taken, "bandwidth_fraction": 0.801, "bandwidth_fraction_numpy": 0.25})
+    assert [line.split("ms")[1].split()[0] for line in told.splitlines()] == ["1.00", "0.25", "0.80"]
+
+
 def test_replay_counts_every_value_and_term() -> None:
-    found = perturb.replay(50_000, 1)
+    found = replay.measure(50_000, 1)
     assert found["terms"] == 32
     assert 0 < found["ns_per_element_term_numpy"] < 1000
 
