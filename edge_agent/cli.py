@@ -9,12 +9,11 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_agent import status
+from edge_agent import model_commands, plan_commands, status
 from edge_agent.config import AgentConfig
 from edge_agent.solo_config import SoloConfig
 from zo import cli, config, log
 from zo.errors import StorageError, UserError
-from zo.manifest import PRECISIONS
 from zo.token import read as read_token
 
 STATE = Path(os.environ.get("EDGE_AGENT_STATE", "edge-agent-state"))
@@ -59,65 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     audit.add_argument("--state", type=Path, default=STATE, help=f"[{STATE}]")
     audit.add_argument("--json", action="store_true", help="one JSON object a message")
     audit.set_defaults(command=_audit)
-    _add_plan(commands)
-    _add_models(commands)
+    plan_commands.add(commands)
+    model_commands.add(commands, STATE)
     return cli.run(top, arguments)
-
-
-def _add_plan(commands: argparse._SubParsersAction) -> None:
-    plan = commands.add_parser(
-        "plan",
-        help="what fits into memory, and how this device would best train a bundle",
-        description=(
-            "Predict what training takes in memory by every method, with gradients and without, and what fits. Of a bundle,"
-            " measure also its stages on this device, and tell what equal progress would cost with every way to cut it."
-        ),
-    )
-    plan.add_argument("--memory", metavar="SIZE", help="as 800MB, 1GiB or 25%% of this machine's [what an agent may take here]")
-    plan.add_argument("--bundle", "--model", type=Path, metavar="BUNDLE", help="its folder")
-    plan.add_argument("--shape", metavar="NAME", help="instead, a published model, as llama-1b; any unknown name lists them")
-    plan.add_argument("--precision", choices=PRECISIONS, help="base to compute with [the bundle's default]")
-    plan.add_argument("--algorithm", choices=["mezo", "fedspzo"], default="fedspzo", help="[fedspzo]")
-    plan.add_argument("--clean", action="store_true", help="the clean form as well (split.clean of a run)")
-    plan.add_argument("--directions", type=int, default=1, help="of the lowest part, side by side [1]")
-    plan.add_argument("--examples", "--batch", type=int, default=8, metavar="B", help="in a batch [8]")
-    plan.add_argument("--tokens", type=int, default=32, metavar="S", help="of an example [32]")
-    plan.add_argument("--every-token", action="store_true", help="a loss at every token, as in language modelling, not one an example")
-    plan.add_argument("--threads", type=int, default=1, help="[1]")
-    plan.add_argument("--json", action="store_true", help="one JSON object")
-    plan.set_defaults(command=_plan)
-    calibrate = commands.add_parser(
-        "calibrate",
-        help="how well probes of each size measure here",
-        description=(
-            "Measure, on this processor, signal, noise and bias of probes of every size, for every base of a bundle in the folder:"
-            " against its base fp32, or of noise alone where it has none. A star marks the size that is best here."
-        ),
-    )
-    calibrate.add_argument("--bundle", type=Path, required=True, help="its folder")
-    calibrate.add_argument("--data", type=Path, help="folder of *.jsonl files, or one file [random tokens]")
-    calibrate.add_argument("--precision", choices=PRECISIONS, help="one base [all that the folder holds]")
-    calibrate.add_argument("--threads", type=int, default=1, help="[1]")
-    calibrate.add_argument("--json", action="store_true", help="one JSON object")
-    calibrate.set_defaults(command=_calibrate)
-
-
-def _add_models(commands: argparse._SubParsersAction) -> None:
-    evaluate = commands.add_parser("evaluate", help="how good the common model is, and the personal one where there is one")
-    evaluate.add_argument("--data", type=Path, required=True, help="labelled .jsonl file, or a folder of them")
-    evaluate.add_argument("--json", action="store_true", help="one JSON object")
-    evaluate.set_defaults(command=_evaluate)
-    predict = commands.add_parser(
-        "predict",
-        help="label texts from standard input, with the personal model where there is one",
-        description='Label texts from standard input, plain lines or {"text": "..."}; one JSON object a line on standard output.',
-    )
-    predict.add_argument("--common", action="store_true", help="use the common model even where there is a personal one")
-    predict.set_defaults(command=_predict)
-    for each in (evaluate, predict):
-        each.add_argument("--state", type=Path, default=STATE, help=f"the agent's folder [{STATE}]")
-        each.add_argument("--bundle", default="", help="the bundle's folder [the newest in the state folder]")
-        each.add_argument("--precision", choices=PRECISIONS, help="base to compute with [the bundle's default, or the one downloaded]")
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -175,20 +118,6 @@ def _train(given: argparse.Namespace) -> None:
     Solo(settings, _told_to_stop()).run()
 
 
-def _plan(given: argparse.Namespace) -> None:
-    from edge_agent import plan
-
-    found = plan.measure(given)
-    print(json.dumps(found) if given.json else plan.told(found))
-
-
-def _calibrate(given: argparse.Namespace) -> None:
-    from edge_agent import calibrate
-
-    found = calibrate.measure(given)
-    print(json.dumps(found) if given.json else calibrate.told(found))
-
-
 def be_nice(niceness: int) -> None:
     """Give way to other processes; never the other way round."""
     now = os.getpriority(os.PRIO_PROCESS, 0)
@@ -202,20 +131,6 @@ def _told_to_stop() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
-
-
-def _evaluate(given: argparse.Namespace) -> None:
-    from edge_agent.personal import Models, told
-
-    found = Models(given.state, given.bundle, given.precision).evaluate(given.data)
-    print(json.dumps(found) if given.json else told(found))
-
-
-def _predict(given: argparse.Namespace) -> None:
-    from edge_agent.personal import Models
-
-    for answer in Models(given.state, given.bundle, given.precision).predict(sys.stdin.buffer, given.common):
-        print(json.dumps(answer, ensure_ascii=False), flush=True)
 
 
 def _audit(given: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from conftest import Bundles
 
 from coordinator import cli
 from coordinator.bench import tiny_models
-from coordinator.bundles import precisions
+from coordinator.bundle_commands import precisions
 from zo.bundle import open_bundle, open_whole
 from zo.errors import BundleError
 

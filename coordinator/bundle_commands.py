@@ -10,7 +10,67 @@ from pathlib import Path
 from zo import bundle as bundle_files
 from zo import examples
 from zo.errors import BundleError, ConfigError
-from zo.manifest import PRECISIONS, Manifest, Precision
+from zo.manifest import PRECISIONS, TRAINABLE_SETS, Manifest, Precision
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add their parsers."""
+    bundle = commands.add_parser("bundle", help="make and examine bundles").add_subparsers(
+        title="commands", required=True, metavar="COMMAND"
+    )
+    _add_build(bundle)
+    for name, command, text in (
+        ("inspect", inspect, "what a bundle holds"),
+        ("verify", verify, "check every file of a bundle against its digest, and that its graphs run"),
+        ("calibrate", calibrate, "measure signal, noise and bias of every probe size"),
+    ):
+        one = bundle.add_parser(name, help=text)
+        one.add_argument("bundle", type=Path)
+        one.set_defaults(command=command)
+        if name == "inspect":
+            one.add_argument("--json", action="store_true", help="one JSON object")
+        if name == "calibrate":
+            one.add_argument("--model", type=Path, help="the model folder it was built from; needed unless it has a base fp32")
+            one.add_argument("--data", type=Path, help="labelled JSONL; label sentences serve if left out")
+    packing = bundle.add_parser("pack", help="one .tar of a bundle folder")
+    packing.add_argument("bundle", type=Path)
+    packing.add_argument("archive", type=Path)
+    packing.set_defaults(command=pack)
+    unpacking = bundle.add_parser("unpack", help="a bundle folder of a .tar")
+    unpacking.add_argument("archive", type=Path)
+    unpacking.add_argument("folder", type=Path)
+    unpacking.set_defaults(command=unpack)
+
+
+def _add_build(commands: argparse._SubParsersAction) -> None:
+    building = commands.add_parser("build", help="turn a Hugging Face folder into a bundle")
+    building.add_argument("model", type=Path, help="folder with config.json, *.safetensors and tokenizer.json")
+    building.add_argument("out", type=Path, help="folder to make")
+    building.add_argument("--task", type=Path, help="task file, or a list of label sentences; without it: language modelling")
+    building.add_argument("--max-tokens", type=int, help="cut (or split) texts at this many tokens; overrides the task file")
+    building.add_argument("--trainable", choices=TRAINABLE_SETS, default="lora-fa", help="what is trained [lora-fa]")
+    building.add_argument(
+        "--precision",
+        type=precisions,
+        default="fp32",
+        metavar="NAME[,NAME...]",
+        help=f"of what is not trained: {', '.join(PRECISIONS)}; several make as many bases, the first the default [fp32]",
+    )
+    building.add_argument("--rank", type=int, default=8, help="of adapters [8]")
+    building.add_argument(
+        "--ranks",
+        type=ranks,
+        default=(),
+        metavar="R[,R...]",
+        help="of adapters in slices, as 2,4,8,16: each device trains with the rank it can bear (docs/ranks.md); instead of --rank",
+    )
+    building.add_argument("--alpha", type=float, default=16.0, help="adapters are scaled by alpha / rank, the largest rank [16]")
+    building.add_argument("--adapter", type=Path, help="folder of Hugging Face PEFT that training begins with; for --trainable lora")
+    building.add_argument("--top-blocks", type=int, help="train only so many blocks, those nearest the output; 0: the head alone [all]")
+    building.add_argument("--stages", type=int, help="parts that the blocks are cut into, the head not counted [2]")
+    building.add_argument("--run-key", type=int, help="32 bits from which all directions derive [random]")
+    building.add_argument("--data", type=Path, help="labelled JSONL for calibration; label sentences serve if left out")
+    building.set_defaults(command=build)
 
 
 def build(given: argparse.Namespace) -> None:
