@@ -1,5 +1,6 @@
 """Addresses of the form `host:port`."""
 
+import contextlib
 import ipaddress
 import socket
 
@@ -11,6 +12,14 @@ def is_loopback(address: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def listens(address: str) -> bool:
+    """Whether somebody accepts connections at `host:port`."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 1):
+        return True
+    return False
 
 
 def free_port() -> int:

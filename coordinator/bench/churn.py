@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from coordinator.bench.crash import build_bundle, flags
 from coordinator.bench.hostile import Attack, Holder
 from coordinator.demo import shares
 from coordinator.fleet import Fleet
-from zo.address import free_port
+from zo.address import free_port, listens
 from zo.errors import UserError
 
 SETTINGS = {
@@ -54,7 +53,7 @@ class Churn:
         }
         self.coordinator = self._start("coordinator", "coordinator.cli", "serve", *flags(given | SETTINGS), "--rounds=10000000")
         until = time.monotonic() + PATIENCE
-        while not self._listens():
+        while not listens(self.fleet.address):
             if self.coordinator.poll() is not None or time.monotonic() > until:
                 raise UserError(f"the coordinator does not come up; see {self.folder}/coordinator.log")
             time.sleep(0.05)
@@ -132,9 +131,3 @@ class Churn:
     def _start(self, name: str, module: str, *arguments: str) -> psutil.Popen:
         with (self.folder / f"{name}.log").open("ab") as log:
             return psutil.Popen([sys.executable, "-m", module, *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-
-    def _listens(self) -> bool:
-        host, _, port = self.fleet.address.rpartition(":")
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
-            return True
-        return False

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import psutil
 
 from coordinator.demo.relay import Relay
 from coordinator.sqlite_store import SqliteStore
-from zo.address import free_port
+from zo.address import free_port, listens
 from zo.errors import UserError
 
 GIVE_UP = 60.0  # seconds to wait for processes to start or stop
@@ -35,7 +34,7 @@ class Fleet:
         """Start it and wait until it serves."""
         self.coordinator = self._start("coordinator.cli", ["serve", "--insecure-loopback", *self._flags], self.folder / "coordinator.log")
         until = time.monotonic() + GIVE_UP
-        while not _answers(self.port):
+        while not listens(f"127.0.0.1:{self.port}"):
             if self.coordinator.poll() is not None or time.monotonic() > until:
                 raise UserError(f"the coordinator did not start: {_last_line(self.folder / 'coordinator.log')}")
             time.sleep(0.1)
@@ -99,12 +98,6 @@ class Fleet:
         command = [*before, sys.executable, "-m", module, *arguments]
         with log.open("ab") as sink:
             return psutil.Popen(command, stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-
-
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
 
 
 def _last_line(log: Path) -> str:

@@ -1,8 +1,10 @@
 """Which addresses name this machine only."""
 
+import socket
+
 import pytest
 
-from zo.address import is_loopback
+from zo.address import free_port, is_loopback, listens
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,11 @@ def test_loopback_has_several_names(address: str) -> None:
 )
 def test_everything_else_is_none(address: str) -> None:
     assert not is_loopback(address)
+
+
+def test_an_address_is_listened_at_while_a_socket_accepts() -> None:
+    port = free_port()
+    assert not listens(f"127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", port)):
+        assert listens(f"127.0.0.1:{port}")
+    assert not listens(f"127.0.0.1:{port}")
