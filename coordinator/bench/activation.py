@@ -8,7 +8,6 @@ validation file at the end, less all-active's of the same seed: its mean and sta
 
 import argparse
 import dataclasses
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from coordinator import task as task_file
 from coordinator.allocation import Base, in_turns
 from coordinator.allocation.problem import Capacity
 from coordinator.bench import workload
+from coordinator.bench.standard_error import standard_error
 from coordinator.blocks import asked
 from coordinator.build.layers import Training
 from coordinator.config import Round, RunConfig
@@ -173,8 +173,7 @@ def summed(found: Mapping[Job, float]) -> dict[str, Any]:
         told[f"loss_{name}"]["seeds"] = [round(losses[seed], 4) for seed in sorted(losses)]
         if side != "all":
             more = [loss - by_seed["all", 1.0][seed] for seed, loss in losses.items()]
-            error = statistics.stdev(more) / math.sqrt(len(more)) if len(more) > 1 else math.nan
-            told[f"excess_{name}"] = {"mean": round(statistics.fmean(more), 4), "se": round(error, 4)}
+            told[f"excess_{name}"] = {"mean": round(statistics.fmean(more), 4), "se": round(standard_error(more), 4)}
     return told
 
 

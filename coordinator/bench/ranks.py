@@ -19,6 +19,7 @@ from coordinator.bench import rank_costs, workload
 from coordinator.bench.flexlora import Flex
 from coordinator.bench.rank_fleets import BATCH, UNEVEN, Fleets
 from coordinator.bench.rank_sides import BY_OWNERS, DEVICES, FLAT, RANKS, SIDES, PaddingByOwners
+from coordinator.bench.standard_error import standard_error
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from zo.bundle import open_bundle
@@ -129,8 +130,7 @@ def differences(found: dict[str, list[dict[int, float]]]) -> dict[str, Any]:
 def compared(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
     """Mean difference, its standard error, and the mean with two of them on top; paired by seed."""
     differences = [a - b for a, b in zip(one, other, strict=True)]
-    mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
+    mean, error = statistics.fmean(differences), standard_error(differences)
     return {"mean": round(mean, 4), "se": round(error, 4), "upper": round(mean + 2 * error, 4)}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from coordinator import task as task_file
 from coordinator.bench import linear_probe, workload
 from coordinator.bench.fleets import DEVICES, EXAMPLES, TURNS, Fleets, Trace
+from coordinator.bench.standard_error import standard_error
 from coordinator.build.layers import Training
 from zo.bundle import Bundle
 from zo.manifest import PRECISIONS, TRAINABLE_SETS
@@ -82,8 +83,7 @@ def body_gain(fleets: Fleets, seeds: Sequence[int]) -> dict[str, Any]:
 
     losses = [[loss(seed, body) for body in (0.0, 1.0)] for seed in seeds]
     gains = [head - both for head, both in losses]
-    error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-    mean = {"mean": round(statistics.fmean(gains), 4), "se": round(error, 4)}
+    mean = {"mean": round(statistics.fmean(gains), 4), "se": round(standard_error(gains), 4)}
     return mean | {"losses": {"head only": [round(each[0], 4) for each in losses], "both": [round(each[1], 4) for each in losses]}}
 
 
