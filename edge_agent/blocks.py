@@ -13,8 +13,8 @@ from zo.bundle import Bundle
 from zo.engine import Engine
 from zo.errors import DoesNotFit, StorageError
 from zo.exact import hashed, new_hash
+from zo.group import Group
 from zo.ledger import Entry
-from zo.parameters import Group
 from zo.quantised import BITS
 from zo.replica import Diverged, Replica
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, joint_halves, mezo_steps, round_stochastically
+from zo.group import Group
 from zo.lattice import LIMIT
 from zo.ledger import fold
 from zo.manifest import Manifest, Task
 from zo.messages import Report
-from zo.parameters import Group
 from zo.plan import Node, ProbeSize, Shape
 from zo.planning import groups_of_its_size, kinds, one_kind_each, probe_sizes, stretch, tree
 from zo.recipe import Aggregation, Probe, Rate

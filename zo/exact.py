@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from zo import kernel
+from zo.group import Group
 from zo.initial import Initial
-from zo.parameters import Group
 from zo.terms import Term, collect
 
 SPAN = kernel.CHUNK  # values of a piece; a direction can be entered at any multiple of BLOCK

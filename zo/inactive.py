@@ -8,7 +8,7 @@ import numpy as np
 
 from zo import quantised
 from zo.disk import room_for
-from zo.parameters import Tensor
+from zo.group import Tensor
 
 CODES, VALUES = "inactive.codes", "inactive.values"  # apart, since ONNX Runtime packs codes anew and lets go of their file
 

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from zo.errors import BundleError
-from zo.parameters import Group
+from zo.group import Group
 
 
 class Initial(Mapping[str, np.ndarray]):

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 from zo import ranks
 from zo.errors import BundleError, ConfigError
+from zo.group import Group
 from zo.memory.shapes import ModelShape
-from zo.parameters import Group
 from zo.structure import StructureError, from_plain
 
 SCHEMA_VERSION = 1

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from zo import ranks
 from zo.errors import ConfigError
+from zo.group import Group
 from zo.manifest import Manifest
-from zo.parameters import Group
 from zo.plan import Node, ProbeSize, Shape
 from zo.seeds import first_seed
 

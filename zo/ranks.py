@@ -14,8 +14,8 @@ import numpy as np
 from zo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from zo.group import Group
     from zo.manifest import Manifest
-    from zo.parameters import Group
 
 SLICED = re.compile(r"(.+\.lora_[AB])\.([0-9]+)")
 

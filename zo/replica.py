@@ -10,9 +10,10 @@ from zo import checkpoint as checkpoints
 from zo.checkpoint import UNSTATED, Checkpoint
 from zo.errors import DoesNotFit
 from zo.exact import hashed, new_hash, stream
+from zo.group import Group
 from zo.initial import Initial
 from zo.ledger import Entry, Folding, chain, fold
-from zo.parameters import Group, Parameters, digest_of
+from zo.parameters import Parameters, digest_of
 from zo.terms import Term
 
 MOST_ENTRIES = 8  # of a stride: more hardly steady what is measured along it, and cost more signs

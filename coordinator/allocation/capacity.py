@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from coordinator.allocation.problem import Capacity
+from zo.group import Group
 from zo.manifest import Manifest, Precision
 from zo.memory.engine import Device, need
 from zo.memory.fitting import largest
 from zo.memory.units import told
 from zo.messages import Profile
-from zo.parameters import Group
 
 SCALAR = 3  # bytes of a report's scalar, at most nearly always
 MODEL_ALONE = Device(0)  # a profile states what is left beside the process

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from coordinator.allocation import Asked, Asking, Base
+from zo.group import Group, Tensor
 from zo.manifest import Base as ManifestBase
 from zo.manifest import Manifest, Precision, Stage, Task, TrainableSet
 from zo.memory import PUBLISHED
 from zo.messages import Profile
-from zo.parameters import Group, Tensor
 
 RANK, TOKENS, LABELS = 8, 64, ("one", "other")
 FASTEST, SLOWEST = 1e6, 1e8  # nanoseconds that a branch of an example takes in a block

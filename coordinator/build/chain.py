@@ -16,11 +16,11 @@ from coordinator.build.layers import DraftGroup, Layers, Training
 from zo import bundle as bundle_files
 from zo import quantised, ranks
 from zo.errors import BundleError
+from zo.group import Group, Tensor
 from zo.inactive import layout
 from zo.lattice import fit_log2_unit, snap
 from zo.manifest import FILE, Base, Manifest, Stage, Task
 from zo.memory.shapes import of_config
-from zo.parameters import Group, Tensor
 
 ADAPTER_LOG2_UNIT = -20  # what starts near zero (adapters, prototypes) still gets room to grow: +-16
 

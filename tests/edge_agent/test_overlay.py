@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from edge_agent.overlay import Overlay, Personal, common_parameters
 from zo.bundle import Bundle
 from zo.errors import StorageError
+from zo.group import Group, Tensor
 from zo.lattice import LIMIT, RangeError
 from zo.ledger import Entry, genesis
-from zo.parameters import Group, Parameters, Tensor
+from zo.parameters import Parameters
 from zo.replica import Replica
 from zo.terms import Term
 

@@ -32,8 +32,9 @@ from edge_agent.state import State
 from zo.address import free_port
 from zo.bundle import Bundle
 from zo.checkpoint import Checkpoint
+from zo.group import Group, Tensor
 from zo.ledger import Entry
-from zo.parameters import Group, Parameters, Tensor
+from zo.parameters import Parameters
 from zo.replica import Replica
 from zo.terms import Term
 from zo.tile_head import SIGNATURE_LINE, Head, read_head

@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.random import Philox
 
-from zo.parameters import Group, Parameters, Tensor
+from zo.group import Group, Tensor
+from zo.parameters import Parameters
 from zo.terms import Term
 
 LIMIT = 2**24
@@ -78,6 +79,16 @@ def seeds_that_agree(group: int, size: int, count: int) -> list[int]:
     found = [seed for seed in range(200 * 2**size) if direction(RUN_KEY, group, seed, size) == first]
     assert len(found) >= count
     return found[:count]
+
+
+def one(step: int, *groups: int, seed: int = 0) -> Term:
+    return Term(groups or (0,), seed, np.array([step]))
+
+
+def outputs(parameters: Parameters, branches: int, *names: str) -> dict[str, np.ndarray]:
+    """Room for branches, filled with a value that nothing on the lattices has."""
+    shapes = {name: values.shape for name, values in parameters.tensors().items() if not names or name in names}
+    return {name: np.full((branches, *shape), np.nan, np.float32) for name, shape in shapes.items()}
 
 
 @st.composite

@@ -13,10 +13,11 @@ from zo.bundle import Bundle
 from zo.directions import signs
 from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, half_differences
+from zo.group import Group, Tensor
 from zo.lattice import snap
 from zo.manifest import Base, Calibration, Manifest, Stage, Task
 from zo.messages import Report
-from zo.parameters import Group, Parameters, Tensor
+from zo.parameters import Parameters
 from zo.plan import Node, Shape
 from zo.planning import one_level, seeded, tree
 from zo.recipe import Probe, Rate

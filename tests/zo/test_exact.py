@@ -13,9 +13,10 @@ from zo import lattice
 from zo.directions import BLOCK
 from zo.errors import BundleError
 from zo.exact import hashed, new_hash, stream
+from zo.group import Group, Tensor
 from zo.initial import Initial
 from zo.ledger import fold
-from zo.parameters import Group, Parameters, Tensor
+from zo.parameters import Parameters
 from zo.terms import Term
 
 RUN_KEY = 11

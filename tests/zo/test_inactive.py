@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zo import quantised
+from zo.group import Tensor
 from zo.inactive import CODES, VALUES, codes_name, layout, packed_bytes, scale_name, write
-from zo.parameters import Tensor
 
 TENSORS = (Tensor("x.weight", (100, 6)), Tensor("x.bias", (6,)), Tensor("y.weight", (32, 5)), Tensor("norm.weight", (40,)))
 SIZE = sum(tensor.size for tensor in TENSORS)

@@ -10,8 +10,8 @@ import pytest
 from zo import manifest as manifest_file
 from zo.bundle import Bundle
 from zo.errors import BundleError, ConfigError
+from zo.group import Group, Tensor
 from zo.manifest import SCHEMA_VERSION, Base, Calibration, Manifest, Stage, Task
-from zo.parameters import Group, Tensor
 
 EXAMPLE = Manifest(
     name='härd "name"',

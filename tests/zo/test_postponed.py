@@ -6,17 +6,28 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import LAYOUT, LIMIT, PROPERTY, RUN_KEY, cancelling_terms, direction, flat_group, made, seeds_that_agree, start, term_lists
+from passing import Passing
+from reference import (
+    LAYOUT,
+    LIMIT,
+    PROPERTY,
+    RUN_KEY,
+    cancelling_terms,
+    direction,
+    flat_group,
+    made,
+    one,
+    seeds_that_agree,
+    start,
+    term_lists,
+)
 
+from zo.group import Group
 from zo.lattice import RangeError
-from zo.parameters import MOST_POSTPONED, Group, Parameters
+from zo.parameters import MOST_POSTPONED, Parameters
 from zo.terms import STEP_LIMIT, Term, negated
 
 GROUPS, NAMES = [group.id for group in LAYOUT], [tensor.name for group in LAYOUT for tensor in group.tensors]
-
-
-def one(step: int, *groups: int, seed: int = 0) -> Term:
-    return Term(groups or (0,), seed, np.array([step]))
 
 
 def raw(parameters: Parameters) -> dict[str, np.ndarray]:
@@ -28,19 +39,8 @@ def contents(views: dict[str, np.ndarray]) -> dict[str, bytes]:
     return {name: values.tobytes() for name, values in views.items()}
 
 
-class Passing(Parameters):
-    """Counts the passes over groups."""
-
-    passes = 0
-
-    def _add_group(self, group: int, seeds: np.ndarray, steps: np.ndarray) -> None:
-        self.passes += 1
-        super()._add_group(group, seeds, steps)
-
-
 def passing(groups: Sequence[Group] = LAYOUT) -> Passing:
-    plain = made(groups)
-    return Passing(RUN_KEY, groups, plain.tensors())
+    return Passing(RUN_KEY, groups, made(groups).tensors())
 
 
 def tried(change: Callable[[], None]) -> bool:
@@ -147,19 +147,19 @@ def test_what_was_postponed_is_done_with_the_next_addition_in_one_pass() -> None
     parameters, plain = passing(), made()
     for step in range(5):
         parameters.postpone([one(step + 1, 0, 3, seed=step)])
-    assert parameters.passes == 0
+    assert parameters.passes.total() == 0
     parameters.add([one(7, 3, 9)])
-    assert parameters.passes == 3
+    assert parameters.passes.total() == 3
     plain.add([*(one(step + 1, 0, 3, seed=step) for step in range(5)), one(7, 3, 9)])
     assert parameters.digest() == plain.digest()
-    assert parameters.passes == 3
+    assert parameters.passes.total() == 3
 
 
 def test_what_is_postponed_and_undone_takes_no_pass_at_all() -> None:
     parameters = passing()
     parameters.postpone([one(5, 0, 3, 9)])
     parameters.add([one(-5, 0, 3, 9)])
-    assert parameters.passes == 0
+    assert parameters.passes.total() == 0
     assert parameters.digest() == made().digest()
 
 
@@ -171,11 +171,11 @@ def test_no_more_terms_than_so_many_are_postponed() -> None:
         parameters.postpone([term])
     assert contents(views) == before
     parameters.postpone(terms[-1:])
-    assert parameters.passes == 3
+    assert parameters.passes.total() == 3
     plain.add(terms)
     assert contents(views) == contents(plain.tensors())
     parameters.postpone(terms[:1])  # and it begins anew
-    assert parameters.passes == 3
+    assert parameters.passes.total() == 3
 
 
 @pytest.mark.parametrize("count", [MOST_POSTPONED, MOST_POSTPONED + 1, 3 * MOST_POSTPONED])

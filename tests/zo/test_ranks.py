@@ -8,7 +8,7 @@ from conftest import Bundles
 
 from zo import ranks
 from zo.errors import ConfigError
-from zo.parameters import Group, Tensor
+from zo.group import Group, Tensor
 
 RANKS = (1, 2, 4)
 

@@ -13,9 +13,9 @@ from reference import ABSENT, LAYOUT, LIMIT, PROPERTY, cancelling_terms, flat_gr
 
 from zo import wire
 from zo.checkpoint import Checkpoint, GroupValues
+from zo.group import Group
 from zo.lattice import RangeError
 from zo.ledger import Entry, chain, fold, rollback
-from zo.parameters import Group
 from zo.replica import Diverged, LedgerError, Replica
 from zo.terms import Term
 

@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 from zo.aggregation import MOST_DIRECTIONS, Rates, aggregate, combined
 from zo.bundle import Bundle
 from zo.estimators import Grid
+from zo.group import Group, Tensor
 from zo.manifest import Base, Calibration, Manifest, Stage
 from zo.messages import Report
-from zo.parameters import Group, Tensor
 from zo.plan import Shape
 from zo.planning import seeded, tree
 from zo.recipe import Aggregation

@@ -8,8 +8,9 @@ import numpy as np
 from zo import ranks
 from zo.engine.stages import Values, share
 from zo.errors import BundleError
+from zo.group import Group
 from zo.manifest import Manifest
-from zo.parameters import Group, Parameters
+from zo.parameters import Parameters
 
 
 class Inputs:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from coordinator.allocation import Asked, Asking, Base, Uncovered, allocate, blocks
 from coordinator.bench.random_fleets import manifest_of
 from zo.errors import ConfigError
+from zo.group import Group, Tensor
 from zo.manifest import Manifest
 from zo.memory.shapes import weight_bytes
 from zo.messages import Profile
-from zo.parameters import Group, Tensor
 
 FULL, ADAPTERS = manifest_of("bert-base"), manifest_of("minilm-l6", "lora-fa")
 ASKED = Asked(8, 1, 8, 10.0)

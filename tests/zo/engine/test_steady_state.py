@@ -1,17 +1,16 @@
 """What a step costs once warm: no fresh memory, and over weights that are perturbed in place no pass more than it must."""
 
 import resource
-from collections import Counter
 
 import numpy as np
 import pytest
 from conftest import Bundles
+from passing import Passing
 from tiny_walks import batch_of, moved, plan
 
 from zo.bundle import Bundle
 from zo.engine import Engine, Prefix
 from zo.ledger import Entry
-from zo.parameters import Parameters
 from zo.replica import Replica
 from zo.terms import Term
 
@@ -22,18 +21,6 @@ MOST_FAULTS = 50  # in all probes; what Python itself takes now and then
 
 def faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-class Passing(Parameters):
-    """Counts the passes over each group."""
-
-    def __init__(self, *given: object, **settings: object) -> None:
-        self.passes: Counter[int] = Counter()
-        super().__init__(*given, **settings)
-
-    def _add_group(self, group: int, seeds: np.ndarray, steps: np.ndarray) -> None:
-        self.passes[group] += 1
-        super()._add_group(group, seeds, steps)
 
 
 def passing(bundle: Bundle) -> Passing:
