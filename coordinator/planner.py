@@ -12,11 +12,11 @@ import numpy as np
 from coordinator import truncation
 from coordinator.config import RunConfig
 from zo import ranks, split
-from zo.aggregation import Rates, sized_tree, sizes
 from zo.errors import ConfigError
 from zo.manifest import Manifest, Precision
 from zo.plan import Node, Shape
-from zo.planning import kept_bytes, seeded, tree, within
+from zo.planning import kept_bytes, seeded, sized_tree, sizes, tree, within
+from zo.rates import Rates
 from zo.recipe import directions, stated_shape
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,9 @@ from zo.manifest import Precision
 from zo.messages import Profile, Report, Verdict
 from zo.parameters import Parameters
 from zo.plan import Node, Shape, WorkPlan
+from zo.rates import Rates, decay
 from zo.seeds import MOST_DEVICES
+from zo.tempering import TEMPER, tempered
 from zo.terms import Term, negated
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class Rounds:
     def __init__(self, store: Store, run: RunRow, bundle: Bundle, config: RunConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.store, self.run, self.bundle, self.config, self._clock = store, run, bundle, config, clock
         self.grid = Grid(config.log2_levels, config.clip)
-        self.rates = aggregation.rates(config.probe, config.rate, bundle.manifest)
+        self.rates = Rates.of(config.probe, config.rate, bundle.manifest)
         self._named = set[int]()  # devices whose reports were too large
         self.paused = False  # until the coordinator is started again
         summaries = store.summaries(run.id)
@@ -257,11 +259,9 @@ class Rounds:
     def _tempered(self, reports: list[Report]) -> tuple[list[Report], list[Node]]:
         """The reports, none much larger than the others, and the plans that they answer; whoever sent a larger one is named once."""
         nodes = [self._node_of(report) for report in reports]
-        made, too_large = aggregation.tempered(reports, nodes, self.rates, self.bundle.manifest)
+        made, too_large = tempered(reports, nodes, self.rates, self.bundle.manifest)
         for device in set(too_large) - self._named:
-            self.note(
-                "tempered", f"device {device} reports slopes of more than {aggregation.TEMPER:g} times the others'; they count as so much"
-            )
+            self.note("tempered", f"device {device} reports slopes of more than {TEMPER:g} times the others'; they count as so much")
         self._named.update(too_large)
         return made, nodes
 
@@ -379,7 +379,7 @@ class Rounds:
 
     def _factors(self, round_number: int) -> dict[str, float]:
         """What the rates are multiplied with in a round, by kind."""
-        share = aggregation.decay(self.config.rate, round_number, self.config.rounds)
+        share = decay(self.config.rate, round_number, self.config.rounds)
         return {kind: share * factor for kind, factor in self.autopilot.pace.factors.items()}
 
     def _summary(self, reports: list[Report], nodes: list[Node]) -> dict[str, Any]:

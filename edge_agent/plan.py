@@ -8,7 +8,6 @@ from edge_agent import memory
 from edge_agent.config import AgentConfig
 from edge_agent.guest_config import Memory
 from zo import split
-from zo.aggregation import sizes
 from zo.bundle import Bundle, open_bundle, read_manifest
 from zo.engine import Engine
 from zo.errors import ConfigError
@@ -16,6 +15,7 @@ from zo.manifest import Manifest
 from zo.memory import PUBLISHED, table, units
 from zo.memory.methods import Work
 from zo.plan import MOST_DIRECTIONS
+from zo.planning import sizes
 from zo.recipe import Probe
 from zo.structure import nearest
 from zo.timing import random_batch, stage_ns

@@ -20,14 +20,15 @@ from edge_agent.status import Status
 from edge_agent.stopping import Stopped
 from edge_agent.work import work
 from zo import split
-from zo.aggregation import aggregate, decay, rates, sized_tree
+from zo.aggregation import aggregate
 from zo.disk import Disk
 from zo.errors import ConfigError, StorageError
 from zo.estimators import Grid
 from zo.lattice import RangeError
 from zo.ledger import genesis
 from zo.plan import Shape, WorkPlan
-from zo.planning import kept_bytes, seeded
+from zo.planning import kept_bytes, seeded, sized_tree
+from zo.rates import Rates, decay
 from zo.recipe import directions, stated_shape
 from zo.seeds import ALONE
 from zo.stride import losses
@@ -52,7 +53,7 @@ class Solo:
         self.config, self._stop = config, stop
         self.bundle = open_held(Path(config.bundle), config.precision)
         self.manifest, self.grid = self.bundle.manifest, Grid(config.log2_levels, config.clip)
-        self.rates = rates(config.probe, config.rate, self.manifest)
+        self.rates = Rates.of(config.probe, config.rate, self.manifest)
         self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
         self.status = Status(self.state)
         made = policies(config, self.state.budget, lambda: 0)

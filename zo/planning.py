@@ -9,8 +9,10 @@ from dataclasses import replace
 from zo import ranks
 from zo.errors import ConfigError
 from zo.group import Group
+from zo.lattice import LIMIT
 from zo.manifest import Manifest
 from zo.plan import Node, ProbeSize, Shape
+from zo.recipe import Probe
 from zo.seeds import first_seed
 
 
@@ -97,6 +99,28 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
         node = Node(start, 0, shape.counts[place], sizes, node, shape.joint and node is not None, shape.clean and place == 0)
     assert node is not None
     return replace(node, rank=shape.rank)
+
+
+def sizes(probe: Probe, manifest: Manifest, apart: bool = False) -> dict[str, int]:
+    """log2 of the probe size by kind of group: the settings' for every base, else as calibrated for the manifest's.
+
+    apart: of probes that move one kind only.
+    """
+    stated = {"body": probe.log2_eps_body, "head": probe.log2_eps_head}
+    found = {kind: manifest.log2_eps(kind, apart) if stated[kind] == "auto" else int(stated[kind]) for kind in kinds(manifest)}
+    for kind, log2 in found.items():
+        if not all(0 <= size.log2_e < math.log2(LIMIT) for size in probe_sizes(manifest, {kind: log2})):
+            raise ConfigError(f"probe.log2_eps_{kind} = {log2} is less than a unit of the lattice, or more than it holds")
+    return found
+
+
+def sized_tree(probe: Probe, manifest: Manifest, shape: Shape) -> Node:
+    """The tree of a shape, all seeds from 0 on, with probe sizes that suit it: larger ones where no probe moves two kinds of group.
+
+    ConfigError as `tree`.
+    """
+    made = tree(manifest, sizes(probe, manifest), shape)
+    return made if shape.joint or not one_kind_each(manifest, made) else tree(manifest, sizes(probe, manifest, apart=True), shape)
 
 
 def one_kind_each(manifest: Manifest, root: Node) -> bool:

@@ -26,11 +26,12 @@ from coordinator.build.layers import Training
 from coordinator.config import Round, RunConfig
 from coordinator.demo import shares
 from coordinator.simulation import Simulation
-from zo import aggregation, evaluation, examples
+from zo import evaluation, examples
 from zo.bundle import Bundle, open_bundle
 from zo.manifest import PRECISIONS, Precision
 from zo.messages import Profile
 from zo.plan import WorkPlan
+from zo.rates import default_rate
 from zo.recipe import Probe, Rate
 
 DEVICES = 8
@@ -108,7 +109,7 @@ class Fleets:
             round=Round(DEVICES, DEVICES, DEADLINE),
             algorithm="mezo",
             probe=Probe(directions=1),
-            rate=Rate(body=rate * aggregation.default_rate(self.bundle.manifest.task), head=0.0),
+            rate=Rate(body=rate * default_rate(self.bundle.manifest.task), head=0.0),
         )
         return self.sides[name](config, seed)
 

@@ -18,9 +18,11 @@ from coordinator.build.layers import Training
 from coordinator.config import Round, RunConfig
 from coordinator.demo import shares
 from coordinator.simulation import Simulation
-from zo import aggregation, evaluation, examples
+from zo import evaluation, examples
 from zo.bundle import Bundle, open_bundle
 from zo.manifest import Precision, TrainableSet
+from zo.planning import sizes
+from zo.rates import default_rate
 from zo.recipe import Probe, Rate
 
 DEVICES, VALIDATION, TEST, LOOKS = 8, 256, 512, 8
@@ -108,8 +110,8 @@ def _settings(job: Job, bundle: Bundle) -> RunConfig:
     base = RunConfig(str(job.bundle), rounds=job.rounds, round=Round(DEVICES, DEVICES))
     if job.rate is None:
         return base
-    rate = job.rate * aggregation.default_rate(bundle.manifest.task)
-    eps = {kind: log2 + (job.log2_eps or 0) for kind, log2 in aggregation.sizes(Probe(), bundle.manifest).items()}
+    rate = job.rate * default_rate(bundle.manifest.task)
+    eps = {kind: log2 + (job.log2_eps or 0) for kind, log2 in sizes(Probe(), bundle.manifest).items()}
     probe = Probe(log2_eps_body=eps["body"], log2_eps_head=eps.get("head", "auto"))
     return RunConfig(str(job.bundle), rounds=job.rounds, round=base.round, probe=probe, rate=Rate(rate, rate), held_out_every=0)
 

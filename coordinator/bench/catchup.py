@@ -16,6 +16,7 @@ from zo.estimators import Grid
 from zo.ledger import Entry, Folding, Tile
 from zo.messages import Offer, Report, Way
 from zo.planning import one_level
+from zo.rates import Rates, decay
 from zo.recipe import Probe, Rate
 from zo.replica import Replica
 from zo.seeds import first_seed
@@ -82,7 +83,7 @@ def told(found: dict[str, Any]) -> str:
 def _ledger(bundle: Bundle, rounds: int, reports: int, pool: int) -> tuple[list[Entry], Replica]:
     """A ledger such as training leaves: half differences drawn at random, as large as at calibration."""
     manifest, probe, rate = bundle.manifest, Probe(DIRECTIONS), Rate()
-    rates, generator = aggregation.rates(probe, rate, manifest), np.random.default_rng(0)
+    rates, generator = Rates.of(probe, rate, manifest), np.random.default_rng(0)
     replica = Replica(bundle.parameters(), bytes(32), bundle.initial_tensors)
     everything = Folding(dict.fromkeys(replica.sizes, 10**9))
     entries = []
@@ -93,7 +94,7 @@ def _ledger(bundle: Bundle, rounds: int, reports: int, pool: int) -> tuple[list[
             nodes.append(one_level(manifest, rates.log2_eps, first, DIRECTIONS))
             half = GRID.integers(generator.standard_normal(DIRECTIONS) * math.hypot(*rates.signal.values()))
             sent.append(Report(1, device, number, half, probe.examples, manifest.precision))
-        factors = dict.fromkeys(rates.by_kind, aggregation.decay(rate, number, rounds))
+        factors = dict.fromkeys(rates.by_kind, decay(rate, number, rounds))
         terms = aggregation.aggregate(sent, nodes, rates, factors, manifest, GRID)
         entries.append(Entry(number, number, reports, terms))
         replica.advance(entries[-1])

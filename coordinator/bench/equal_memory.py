@@ -28,6 +28,7 @@ from zo.manifest import PRECISIONS
 from zo.memory import process
 from zo.messages import Report
 from zo.planning import seeded, tree
+from zo.rates import Rates
 from zo.recipe import Probe, Rate
 from zo.replica import Replica
 from zo.sampling import Sampler
@@ -109,7 +110,7 @@ class _Device:
     def __init__(self, bundle: Bundle, sampler: Sampler) -> None:
         self.engine, self._sampler, self._manifest = Engine(bundle, bundle.parameters(), max_rows=MAX_ROWS), sampler, bundle.manifest
         self._replica = Replica(self.engine.parameters, bytes(32), bundle.initial_tensors)
-        self._rates = aggregation.rates(Probe(), Rate(), bundle.manifest)
+        self._rates = Rates.of(Probe(), Rate(), bundle.manifest)
         times = stage_ns(self.engine, sampler.draw(4))
         shape = split.choose(split.plan_table(bundle.manifest, self._rates.log2_eps, 1, times)).shape
         self._tree = tree(bundle.manifest, self._rates.log2_eps, shape)

@@ -11,10 +11,11 @@ from coordinator.bench.counting import Counting
 from coordinator.config import Round, RunConfig
 from coordinator.demo import shares
 from coordinator.simulation import Point, Simulation
-from zo import aggregation, evaluation, examples, split
+from zo import evaluation, examples, split
 from zo.bundle import Bundle
 from zo.plan import Shape
-from zo.planning import lowest_stage
+from zo.planning import lowest_stage, sized_tree, sizes
+from zo.rates import default_rate
 from zo.recipe import Algorithm, Probe, Rate, Split
 from zo.timing import stage_ns, turns
 
@@ -54,7 +55,7 @@ class Fleets:
         self.bundle, self.rounds, manifest = bundle, rounds, bundle.manifest
         self._private = examples.read(data / "train.jsonl", manifest.task).examples
         self._validation = evaluation.batches(bundle, data / "validation.jsonl", most)
-        self._log2_eps = aggregation.sizes(Probe(), manifest)
+        self._log2_eps = sizes(Probe(), manifest)
         fleet = self._simulation(Shape((1,)), 0, Rate())
         taken = stage_ns(fleet.engine, fleet.draw(), TURNS)
         self._shares = split.shares(manifest, self._log2_eps, taken)
@@ -77,7 +78,7 @@ class Fleets:
         """
         step = self.forwards(shape) * batch / EXAMPLES
         rounds = rounds or max(1, round(self.rounds * 2 / step))
-        usual = rate * aggregation.default_rate(self.bundle.manifest.task)
+        usual = rate * default_rate(self.bundle.manifest.task)
         simulation = self._simulation(shape, seed, Rate(body=usual * body, head=usual), batch, rounds)
         looked = simulation.run(self._validation, _looks(rounds) if looks is None else looks, lambda p: p.metrics["loss"] <= target)
         points: list[Point] = list(looked)
@@ -93,7 +94,7 @@ class Fleets:
         """A split step over a plain one: branches counted as they run, and milliseconds in alternating turns."""
         simulation = self._simulation(self.plain, 0, Rate())
         engine, batch = simulation.engine, simulation.draw()
-        nodes = [aggregation.sized_tree(Probe(), self.bundle.manifest, shape) for shape in (self.plain, self.shape)]
+        nodes = [sized_tree(Probe(), self.bundle.manifest, shape) for shape in (self.plain, self.shape)]
         taken = np.array(turns([partial(engine.probe, node, batch) for node in nodes], repeats))
         counted = []
         for node in nodes:

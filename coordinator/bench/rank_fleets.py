@@ -10,9 +10,10 @@ from coordinator.build.layers import Training
 from coordinator.config import Ranks, Round, RunConfig
 from coordinator.demo import shares
 from coordinator.simulation import Simulation
-from zo import aggregation, evaluation, examples
+from zo import evaluation, examples
 from zo.bundle import Bundle, open_bundle
 from zo.manifest import Precision, Task
+from zo.rates import decay, default_rate
 from zo.recipe import Probe, Rate
 
 BATCH, VALIDATION, UNEVEN = 4, 256, 0.3
@@ -30,7 +31,7 @@ class Fleets:
         self.trained_a = self._built(model, folder / "trained-a", task, Training("lora", precision, ranks=RANKS))
         self._private = examples.read(data / "train.jsonl", task).examples
         self._validation = evaluation.batches(self.bundles[RANKS], data / "validation.jsonl", VALIDATION)
-        self.usual = aggregation.default_rate(task)
+        self.usual = default_rate(task)
 
     def _built(self, model: Path, out: Path, task: Task, training: Training) -> Bundle:
         """With adapters at a scale of 1."""
@@ -65,7 +66,7 @@ class Fleets:
         """The same of FlexLoRA."""
         fleet = Flex(self.trained_a, self.bundles[RANKS].manifest, DEVICES, self.shares(seed), seed, BATCH)
         for number in range(self.rounds):
-            fleet.step(rate * self.usual * aggregation.decay(Rate(), number + 1, self.rounds))
+            fleet.step(rate * self.usual * decay(Rate(), number + 1, self.rounds))
         return {rank: fleet.loss(self._validation, rank) for rank in RANKS}
 
     def start(self) -> float:

@@ -27,6 +27,7 @@ from zo.manifest import Task
 from zo.messages import Report
 from zo.plan import Node
 from zo.planning import one_level
+from zo.rates import Rates
 from zo.recipe import Probe, Rate
 from zo.replica import Replica
 from zo.timing import turns
@@ -59,7 +60,7 @@ class Device:
         self.manifest, parameters = bundle.manifest, bundle.parameters()
         self.engine = Engine(bundle, parameters, max_rows=PARTS, prefix=prefix)
         self._replica = Replica(parameters, bytes(32), bundle.initial_tensors)
-        self._rates = aggregation.rates(Probe(), Rate(body=1e-3, head=1e-3), self.manifest)
+        self._rates = Rates.of(Probe(), Rate(body=1e-3, head=1e-3), self.manifest)
 
     def step(self, rows: Sequence[Encoded]) -> None:
         """One step on these examples."""

@@ -13,13 +13,14 @@ from local_coordinator import PROBE, settings
 from coordinator.config import Round, RunConfig, Seeds
 from coordinator.planner import LOOK_BACK, MOST_SCALARS, Planner, ShapeRefused
 from coordinator.summary import slopes
-from zo import aggregation, split
+from zo import split
 from zo.bundle import Bundle
 from zo.errors import ConfigError
 from zo.estimators import Grid
 from zo.messages import Report
 from zo.plan import Node, Shape
 from zo.planning import kept_bytes, seeded, tree
+from zo.rates import Rates
 from zo.recipe import Probe, Rate, Split
 
 CHEAP_HEAD, DEAR_HEAD = (500_000, 500_000, 100), (100, 100, 500_000)
@@ -337,14 +338,14 @@ def test_a_planner_made_of_summaries_is_the_one_that_learnt_them(bert_bundle: Bu
     for slopes_of_round in learnt:
         one.learn(slopes_of_round)
     other = Planner(config(bert_bundle), bert_bundle.manifest, [{"slopes": each} if each else {} for each in learnt])
-    given = aggregation.rates(PROBE, Rate(), bert_bundle.manifest)
+    given = Rates.of(PROBE, Rate(), bert_bundle.manifest)
     assert one.rates(given) == other.rates(given) != given
     for stage_ns in ((), CHEAP_HEAD, DEAR_HEAD):
         assert one.table("fp32", stage_ns) == other.table("fp32", stage_ns)
 
 
 def test_rates_follow_the_slopes_of_the_kinds_that_were_told_apart(bert_bundle: Bundle) -> None:
-    given = dataclasses.replace(aggregation.rates(PROBE, Rate(), bert_bundle.manifest), log2_eps={"body": -6, "head": -4})
+    given = dataclasses.replace(Rates.of(PROBE, Rate(), bert_bundle.manifest), log2_eps={"body": -6, "head": -4})
     made = planner(bert_bundle)
     assert made.rates(given) == given
     made.learn({"3": 4.0})
@@ -359,6 +360,6 @@ def test_rates_follow_the_slopes_of_the_kinds_that_were_told_apart(bert_bundle: 
 
 
 def test_slopes_of_nothing_leave_the_signal_of_calibration(bert_bundle: Bundle) -> None:
-    made, given = planner(bert_bundle), aggregation.rates(PROBE, Rate(), bert_bundle.manifest)
+    made, given = planner(bert_bundle), Rates.of(PROBE, Rate(), bert_bundle.manifest)
     made.learn({"3": 0.0})
     assert made.rates(given).signal["head"] == given.signal["head"] > 0

@@ -13,13 +13,13 @@ from coordinator.config import Ranks, RunConfig, Seeds
 from coordinator.rounds import ReportRefused
 from coordinator.simulation import Simulation
 from zo import aggregation, ranks
-from zo.aggregation import Rates
 from zo.bundle import Bundle
 from zo.errors import ConfigError
 from zo.estimators import Grid
 from zo.messages import Report
 from zo.plan import Shape
 from zo.planning import tree
+from zo.rates import Rates
 from zo.recipe import Probe, Rate
 
 RANKS = (1, 2, 4)

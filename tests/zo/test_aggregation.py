@@ -6,48 +6,31 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from small_rounds import GIVEN, GRID, SIZE, nodes, report, two_groups
 
 from zo import aggregation, reference
-from zo.aggregation import TEMPER, Rates, aggregate, by_level, decay, rates, tempered
+from zo.aggregation import aggregate, by_level
 from zo.bundle import Bundle
 from zo.directions import signs
-from zo.errors import BundleError, ConfigError
 from zo.estimators import Grid, half_differences
 from zo.group import Group, Tensor
 from zo.lattice import snap
-from zo.manifest import Base, Calibration, Manifest, Stage, Task
+from zo.manifest import Manifest, Stage
 from zo.messages import Report
 from zo.parameters import Parameters
 from zo.plan import Node, Shape
 from zo.planning import one_level, seeded, tree
+from zo.rates import Rates
 from zo.recipe import Probe, Rate
-
-GRID = Grid(14, 2.0)
-SIZE = 24
 
 
 @pytest.fixture
 def manifest(bert_bundle: Bundle) -> Manifest:
-    """Two small groups, of unit 2**-20 and 2**-18."""
-    groups = (Group(0, "body", -20, (Tensor("w", (SIZE,)),)), Group(1, "head", -18, (Tensor("v", (SIZE,)),)))
-    calibration = tuple(Calibration(kind, -4, 0.3, 0.0, 0.0, 0.0, 1.0) for kind in ("body", "head"))
-    stages = (Stage("stage_0.onnx", ("x",), ("loss",), (0, 1)),)
-    return dataclasses.replace(bert_bundle.manifest, groups=groups, bases={"fp32": Base("weights", 0, stages, calibration)})
-
-
-GIVEN = Rates(signal={"body": 0.3, "head": 0.4}, by_kind={"body": 0.25, "head": 0.5}, log2_eps={"body": -4, "head": -6})
+    return two_groups(bert_bundle)
 
 
 def factors(share: float) -> dict[str, float]:
     return {"body": share, "head": share}
-
-
-def report(device: int, number: int = 1, scalars: tuple[int, ...] = (), examples: int = 4) -> Report:
-    return Report(1, device, number, np.array(scalars), examples, "fp32")
-
-
-def nodes(manifest: Manifest, counts: list[int]) -> list[Node]:
-    return [one_level(manifest, GIVEN.log2_eps, 1000 * place, count) for place, count in enumerate(counts)]
 
 
 def steps_of(terms: tuple, group: int) -> dict[int, int]:
@@ -149,65 +132,6 @@ def test_scalars_of_zero_leave_no_terms(manifest: Manifest) -> None:
     assert aggregate([report(0, scalars=(0, 0))], nodes(manifest, [2]), GIVEN, factors(1.0), manifest, GRID) == ()
 
 
-def test_the_rate_falls_linearly_to_its_share() -> None:
-    falling = [decay(Rate(final=0.1), number, 10) for number in range(1, 11)]
-    assert falling[0] == 1
-    assert np.allclose(np.diff(falling), -0.09)
-    assert decay(Rate(final=0.1), 11, 10) == pytest.approx(0.1)
-    assert decay(Rate(final=1.0), 7, 10) == 1
-
-
-def test_rates_and_probe_sizes_are_the_bundles_where_nothing_is_stated(manifest: Manifest) -> None:
-    found = rates(Probe(), Rate(), manifest)
-    assert found.log2_eps == {"body": -4, "head": -4}
-    assert set(found.by_kind.values()) == {aggregation.default_rate(manifest.task)}
-    assert found.signal == {"body": 0.3, "head": 0.3}
-
-
-def test_what_is_stated_counts_and_the_signal_follows_the_probe_size(manifest: Manifest) -> None:
-    found = rates(Probe(log2_eps_head=-2), Rate(body=0.0, head=2.0), manifest)
-    assert (found.log2_eps, found.by_kind) == ({"body": -4, "head": -2}, {"body": 0.0, "head": 2.0})
-    assert found.signal == pytest.approx({"body": 0.3, "head": 1.2})
-
-
-def test_settings_hold_for_every_base_and_rates_are_of_the_one_looked_through(manifest: Manifest) -> None:
-    coarse = tuple(Calibration(kind, -2, 0.9, 0.0, 0.0, 0.0, 1.0) for kind in ("body", "head"))
-    both = dataclasses.replace(manifest, bases=manifest.bases | {"int8": dataclasses.replace(manifest.base, calibration=coarse)})
-    assert rates(Probe(), Rate(), both) == rates(Probe(), Rate(), manifest)
-    assert rates(Probe(), Rate(), both.at("int8")).signal == {"body": 0.9, "head": 0.9}
-    assert aggregation.sizes(Probe(), both.at("int8")) == {"body": -2, "head": -2}
-    assert [aggregation.sizes(Probe(log2_eps_body=-7), both.at(each))["body"] for each in both.bases] == [-7, -7]
-
-
-def test_a_bundle_that_was_never_calibrated_is_refused(manifest: Manifest) -> None:
-    bare = dataclasses.replace(manifest, bases={"fp32": dataclasses.replace(manifest.base, calibration=())})
-    with pytest.raises(BundleError, match="bundle calibrate"):
-        rates(Probe(), Rate(), bare)
-    with pytest.raises(BundleError, match="calibrat"):
-        rates(Probe(log2_eps_body=-4, log2_eps_head=-4), Rate(), bare)
-
-
-@pytest.mark.parametrize(("kind", "log2"), [("body", -21), ("body", 4), ("head", -19), ("head", 6)])
-def test_a_probe_below_a_unit_or_beyond_the_lattice_is_refused_by_its_name(manifest: Manifest, kind: str, log2: int) -> None:
-    inwards = log2 + (1 if log2 < 0 else -1)
-    assert rates(Probe(**{f"log2_eps_{kind}": inwards}), Rate(), manifest).log2_eps[kind] == inwards
-    with pytest.raises(ConfigError, match=f"log2_eps_{kind} = {log2}"):
-        rates(Probe(**{f"log2_eps_{kind}": log2}), Rate(), manifest)
-
-
-@pytest.mark.parametrize("bad", [{"directions": 0}, {"directions": 4097}, {"examples": 0}, {"examples": 4097}])
-def test_probes_without_directions_or_examples_are_refused(bad: dict[str, int]) -> None:
-    (name,) = bad
-    with pytest.raises(ValueError, match=name):
-        Probe(**bad)
-
-
-@pytest.mark.parametrize("bad", [{"body": -0.1}, {"head": float("nan")}, {"final": float("inf")}])
-def test_rates_that_are_no_positive_numbers_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="rate"):
-        Rate(**bad)
-
-
 # --- trees ---
 
 
@@ -268,7 +192,7 @@ def test_a_part_tried_apart_moves_by_its_probe_up_to_a_reach_and_no_further(log2
     apart = tree(staged, given.log2_eps, Shape((1, 1), (len(staged.stages) - 1,), joint))
     for node, reach in ((one_level(staged, given.log2_eps, 0, 1), log2_eps), (apart, log2_eps if joint else min(log2_eps, -6))):
         found = aggregate([report(0, scalars=(1 << 14,) * node.scalars)], [node], given, factors(1.0), staged, GRID)
-        signal = aggregation._signal(node, given, staged)
+        signal = given.expected(node, staged)
         unit = next(group.log2_unit for group in staged.groups if group.id == 2)
         assert steps_of(found, 2) == {0: pytest.approx(-(2.0 ** (reach - unit)) / (signal if node.joint or not node.child else 1.0), abs=1)}
     assert aggregation.REACH == -6
@@ -436,16 +360,10 @@ def test_one_direction_moves_every_group_along_its_own_signs(manifest: Manifest)
         assert np.array_equal(np.sign(moved), np.sign(moved[0]) * expected[0] * expected)
 
 
-def test_more_classes_have_a_smaller_default_rate() -> None:
-    two, eight = (Task("classification", 16, "linear", tuple(map(str, range(classes)))) for classes in (2, 8))
-    assert aggregation.default_rate(two) == pytest.approx(2 * aggregation.default_rate(eight))
-    assert aggregation.default_rate(Task("language-modelling", 16, "vocabulary")) == 0.3
-
-
 @pytest.mark.parametrize("places", [(0,), (2,), (0, 1), (0, 2)])
 def test_a_report_moves_the_parameters_as_far_in_all_however_few_groups_it_tries(bert_bundle: Bundle, places: tuple[int, ...]) -> None:
     """So a fleet of devices that try some groups each walks as one of devices that try all (inverse-variance weights)."""
-    manifest, given = bert_bundle.manifest, rates(Probe(), Rate(), bert_bundle.manifest)
+    manifest, given = bert_bundle.manifest, Rates.of(Probe(), Rate(), bert_bundle.manifest)
     body = [group for group in manifest.groups if group.kind == "body"]
 
     def moved(groups: list[Group]) -> float:
@@ -457,41 +375,3 @@ def test_a_report_moves_the_parameters_as_far_in_all_however_few_groups_it_tries
         return math.sqrt(sum(each.size for each in groups)) * abs(float(term.steps[0]))
 
     assert moved([body[place] for place in places]) == pytest.approx(moved(body), rel=0.02)
-
-
-# --- tempered ---
-
-
-def test_a_device_that_reports_a_hundred_times_too_much_counts_as_four(manifest: Manifest) -> None:
-    usual = [report(device, scalars=(300 + device, -400)) for device in range(4)]
-    wild = report(4, scalars=(20_000, -32_000))
-    made, too_large = tempered([*usual, wild], nodes(manifest, [2] * 5), GIVEN, manifest)
-    assert too_large == [4]
-    assert [each.scalars.tolist() for each in made[:4]] == [each.scalars.tolist() for each in usual]
-    root_mean_square = np.sqrt(np.mean(made[4].scalars ** 2.0))
-    assert root_mean_square == pytest.approx(TEMPER * np.median([np.sqrt(np.mean(each.scalars**2.0)) for each in [*usual, wild]]), rel=1e-3)
-    assert made[4].scalars[0] / made[4].scalars[1] == pytest.approx(-20 / 32, rel=0.01)
-
-
-def test_devices_that_differ_as_devices_do_are_left_alone_and_so_are_two(manifest: Manifest) -> None:
-    for values in ((100, 200, 390), (100, 30_000), (0, 0, 500)):
-        reports = [report(device, scalars=(value, -value)) for device, value in enumerate(values)]
-        assert tempered(reports, nodes(manifest, [2] * len(values)), GIVEN, manifest) == (reports, [])
-
-
-def test_devices_of_other_groups_and_probe_sizes_are_judged_by_what_is_to_be_expected_of_them(bert_bundle: Bundle) -> None:
-    manifest = bert_bundle.manifest
-    given = rates(Probe(), Rate(), manifest)
-    body = [group.id for group in manifest.groups if group.kind == "body"]
-    shapes = [Shape((2,), groups=groups) for groups in ((body[0],), (body[1],), (body[2],), tuple(body), tuple(body))]
-    plans = [tree(manifest, given.log2_eps | {"body": given.log2_eps["body"] - place}, shape) for place, shape in enumerate(shapes)]
-    few = math.ceil(math.log2(math.sqrt(3)))  # probes of one block are larger
-    usual = [1000 * math.sqrt(len(shape.groups)) / 2**place * 2 ** (few * (len(shape.groups) == 1)) for place, shape in enumerate(shapes)]
-    reports = [report(device, scalars=(round(value), -round(value))) for device, value in enumerate(usual)]
-    assert tempered(reports, plans, given, manifest)[1] == []
-    for liar in range(5):
-        reports[liar] = dataclasses.replace(reports[liar], scalars=10 * reports[liar].scalars)
-        made, too_large = tempered(reports, plans, given, manifest)
-        assert too_large == [liar]
-        assert abs(made[liar].scalars[0]) == pytest.approx(TEMPER * usual[liar], rel=0.05)
-        reports[liar] = report(liar, scalars=(round(usual[liar]), -round(usual[liar])))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from zo.aggregation import MOST_DIRECTIONS, Rates, aggregate, combined
+from zo.aggregation import MOST_DIRECTIONS, aggregate, combined
 from zo.bundle import Bundle
 from zo.estimators import Grid
 from zo.group import Group, Tensor
@@ -16,6 +16,7 @@ from zo.manifest import Base, Calibration, Manifest, Stage
 from zo.messages import Report
 from zo.plan import Shape
 from zo.planning import seeded, tree
+from zo.rates import Rates
 from zo.recipe import Aggregation
 
 GRID, SIZE = Grid(14, 2.0), 24

@@ -7,8 +7,8 @@ import pytest
 
 from coordinator.bench import autopilot, tiny_models
 from coordinator.bench.autopilot import Job, Outcome, fly
-from zo.aggregation import default_rate
 from zo.bundle import Bundle
+from zo.rates import default_rate
 
 
 @pytest.fixture

@@ -1,0 +1,64 @@
+"""What turns slopes into steps: the rates of a run, and what its probes are expected to find (DESIGN section 6)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zo.errors import BundleError
+from zo.manifest import Manifest, Task
+from zo.plan import Node, ProbeSize
+from zo.planning import groups_of_its_size, kinds, sizes
+from zo.recipe import Probe, Rate
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What turns a slope into steps, in one base: the bundle's default one, whichever a report's device holds.
+
+    signal: rms half difference at calibration (nats) of probes of size log2_eps, by kind. by_kind: relative rates.
+    """
+
+    signal: dict[str, float]
+    by_kind: dict[str, float]
+    log2_eps: dict[str, int]
+
+    @classmethod
+    def of(cls, probe: Probe, rate: Rate, manifest: Manifest) -> "Rates":
+        """Of a run: the settings' where they state them, else defaults, at the calibration of the manifest's base; BundleError without."""
+        stated = {"body": rate.body, "head": rate.head}
+        present = kinds(manifest)
+        usual = default_rate(manifest.task)
+        by_kind = {kind: usual if stated[kind] == "auto" else float(stated[kind]) for kind in present}
+        log2_eps = sizes(probe, manifest)
+        signal = {c.kind: c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present}
+        if not all(signal.get(kind, 0) > 0 for kind in present):
+            raise BundleError(f"bundle {manifest.name!r} states no signal of its probes; run 'edge-coordinator bundle calibrate'")
+        return cls(signal, by_kind, log2_eps)
+
+    def expected(self, level: Node, manifest: Manifest, own_sizes: bool = False) -> float:
+        """The rms half difference to be expected of probes of a level: of each kind of its groups the share of that kind's values.
+
+        Of all its levels together in the joint form. own_sizes: at the probe sizes of the level, not at the run's.
+        """
+        groups, alike = {group.id: group for group in manifest.groups}, groups_of_its_size(manifest.groups)
+        squares = []
+        for size in tried(level):
+            for group in map(groups.__getitem__, size.groups):
+                further = size.log2_e + group.log2_unit - self.log2_eps[group.kind] if own_sizes else 0
+                squares.append((self.signal[group.kind] * 2.0**further) ** 2 / alike[group.id])
+        return math.sqrt(sum(squares))
+
+
+def tried(level: Node) -> Sequence[ProbeSize]:
+    """What probes of a level move: with those of the levels above it in the joint form."""
+    return [size for node, _ in level.levels() for size in node.probe_sizes] if level.joint else level.probe_sizes
+
+
+def default_rate(task: Task) -> float:
+    """0.2 / sqrt(classes), or 0.3 for language modelling: what several data sets liked (docs/results.md)."""
+    return 0.2 / math.sqrt(len(task.labels)) if task.labels else 0.3
+
+
+def decay(rate: Rate, round_number: int, rounds: int) -> float:
+    """Share of the rate in force in a round (1, 2, ...): linear from 1 to `rate.final`."""
+    return 1 - (1 - rate.final) * (round_number - 1) / rounds
