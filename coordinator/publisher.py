@@ -28,7 +28,7 @@ class Publisher:
         key = signing_key(Path(f"{config.store}.tiles-key"))
         self.public_key = public_bytes(key)
         folder, run = Path(config.tiles.folder), rounds.run
-        self._writer = TileWriter(folder, key, run.genesis, run.bundle_digest, rounds.replica.sizes)
+        self._writer = TileWriter(folder, key, run.genesis, run.bundle_digest, rounds.ledger.replica.sizes)
         self._published = self._checkpoint = -1
         self._due, self._told = 0.0, False
         self._server = tile_server.serve(folder, config.tiles.listen) if config.tiles.listen else None
@@ -41,13 +41,13 @@ class Publisher:
 
     def publish_when_due(self) -> None:
         """Bring the folder up to the last entry, if that is new and the last time is long enough ago."""
-        if self._rounds.entry != self._published and time.monotonic() >= self._due:
+        if self._rounds.ledger.entry != self._published and time.monotonic() >= self._due:
             self._due = time.monotonic() + self._settings.every
             self.publish()
 
     def publish(self) -> None:
         """Bring the folder up to the last entry."""
-        replica, run = self._rounds.replica, self._rounds.run.id
+        replica, run = self._rounds.ledger.replica, self._rounds.run.id
         renewed = replica.entry // TILE > self._checkpoint // TILE
         try:
             self._writer.publish(
@@ -65,7 +65,7 @@ class Publisher:
 
     def close(self) -> None:
         """Publish what is left, and stop handing out."""
-        if self._rounds.entry != self._published:
+        if self._rounds.ledger.entry != self._published:
             self.publish()
         if self._server:
             self._server.close()

@@ -204,10 +204,10 @@ class Serving:
     def _due(self) -> int | None:
         """The newest entry that should be evaluated and is not."""
         done = self.store.evaluations(self.rounds.run.id, "validation")
-        entry = self.rounds.entry
+        entry = self.rounds.ledger.entry
         due = entry if self.rounds.finished else entry - entry % self.config.evaluation.every
         return due if due not in done else None
 
     def _place(self) -> tuple[str, str, int, int, int]:
         rounds = self.rounds
-        return rounds.run.name, self.config.listen, rounds.entry, min(rounds.round, self.config.rounds), self.config.rounds
+        return rounds.run.name, self.config.listen, rounds.ledger.entry, min(rounds.round, self.config.rounds), self.config.rounds

@@ -13,7 +13,8 @@ from coordinator.admission import Admission, Caller, Refusal
 from coordinator.config import Limits
 from coordinator.group import Group
 from coordinator.offers import Offers
-from coordinator.rounds import ReportRefused, Rounds
+from coordinator.plans import ReportRefused
+from coordinator.rounds import Rounds
 from coordinator.store import Compacted
 from zo import manifest as manifest_file
 from zo.errors import StorageError
@@ -50,7 +51,7 @@ class Service:
     def __init__(self, rounds: Rounds, tiles_key: bytes = b"", admission: Admission | None = None) -> None:
         self.rounds, self._tiles_key = rounds, tiles_key
         self.admission = admission or Admission(None, Limits())
-        self._offers = Offers(rounds.store, rounds.run.id, rounds.replica)
+        self._offers = Offers(rounds.store, rounds.run.id, rounds.ledger.replica)
         self.changed = asyncio.Condition()
         self._arriving = Group(self._take)
         self._numbers: dict[str, int] = {}  # in the run, by device id
@@ -79,7 +80,7 @@ class Service:
         """What the ways to the last entry cost a device."""
         self._check(request.run, request.device)
         self._check_place(request.entry, request.chain)
-        return CatchUpReply(self._offers.after(request.entry, self.rounds.digest()))
+        return CatchUpReply(self._offers.after(request.entry, self.rounds.ledger.digest()))
 
     async def fetch_checkpoint(self, request: CheckpointRequest) -> FileChunk:
         """A piece of a checkpoint."""
@@ -164,13 +165,13 @@ class Service:
         rounds = self.rounds
         self._check_place(request.entry, request.chain)
         try:
-            most = min(MOST_ENTRIES, rounds.entry - request.entry)  # what others have appended is told once it is followed
+            most = min(MOST_ENTRIES, rounds.ledger.entry - request.entry)  # what others have appended is told once it is followed
             entries = _fitting(rounds.store.entries(rounds.run.id, request.entry, most))
         except Compacted:
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the entries after {request.entry} have been folded; join again") from None
         if entries and _steps(entries[0]) > MOST_STEPS:  # as a long way back may have; a checkpoint spares it
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"entry {entries[0].number} is too large to be sent; join again")
-        complete = request.entry + len(entries) == rounds.entry
+        complete = request.entry + len(entries) == rounds.ledger.entry
         try:
             plan = rounds.work(request.device, request.precision, request.profile, request.rank) if complete else None
         except ReportRefused as error:
@@ -180,8 +181,8 @@ class Service:
 
     def _check_place(self, entry: int, chain: int) -> None:
         """Refusal unless the device stands on this ledger."""
-        if entry > self.rounds.entry:
-            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the ledger ends at entry {self.rounds.entry}, the device is at {entry}")
+        if entry > self.rounds.ledger.entry:
+            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the ledger ends at entry {self.rounds.ledger.entry}, the device is at {entry}")
         if short(self.rounds.store.head(self.rounds.run.id, entry)[1]) != chain:
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the device's entry {entry} is of another history")
 

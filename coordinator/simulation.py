@@ -64,7 +64,7 @@ class Simulation:
     ) -> None:
         store, task, tokenizer = MemoryStore(), bundle.manifest.task, bundle.tokenizer()
         self.rounds = self.ROUNDS(store, store.open_run(config.name, bundle.folder, bundle.digest), bundle, config)
-        self.engine = Engine(bundle, self.rounds.parameters, max_rows=MAX_ROWS)
+        self.engine = Engine(bundle, self.rounds.ledger.parameters, max_rows=MAX_ROWS)
         self._ranks = tuple(ranks) or (0,) * len(shares)
         self._samplers, self._held_out = [], []
         for device, examples in enumerate(shares):
@@ -119,7 +119,7 @@ class Simulation:
         taken = time.perf_counter() - began
         self._seconds += taken
         self._probes += 2 * plan.root.count
-        run, digest = self.rounds.run.id, self.rounds.digest(plan.groups) if plan.want_digest else None
+        run, digest = self.rounds.run.id, self.rounds.ledger.digest(plan.groups) if plan.want_digest else None
         return Report(
             run,
             device,
@@ -136,11 +136,11 @@ class Simulation:
         )
 
     def _measured(self, device: int, plan: WorkPlan) -> tuple[int, ...]:
-        found = losses(self.engine, self._held_out[device], self.rounds.replica.stride(plan.stride))
+        found = losses(self.engine, self._held_out[device], self.rounds.ledger.replica.stride(plan.stride))
         return tuple(map(plan.grid.nearest, found))
 
     def _look(self, validation: Sequence[Batch]) -> Point:
         found = evaluation.answers(self.engine, validation)
         self._start = self._start or found
         metrics = evaluation.compared(self._start, found, self.engine.manifest.task)
-        return Point(self.rounds.entry, self._probes, self._seconds, metrics)
+        return Point(self.rounds.ledger.entry, self._probes, self._seconds, metrics)

@@ -58,7 +58,7 @@ def audit(path: Path, settings: dict[str, str], notes: list[Path], folder: Path)
     summaries, sets = store.summaries(run.id), {}
     for place, entry in enumerate(entries):
         if entry.contributors:  # else it leads back to an entry before
-            rounds.learn(summaries[:place])  # rates go by the entries before
+            rounds.course.begin(summaries[:place])  # rates go by the entries before
             sets[entry.round] = contributors(entry, heard, rounds)
     counted = {(number, device) for number, devices in sets.items() for device in devices or ()}
     return {
@@ -77,7 +77,7 @@ def contributors(entry: Entry, notes: Notes, rounds: Rounds) -> tuple[int, ...] 
     sent = {device: reports for (number, device), reports in notes.sent.items() if number == entry.round}
     for devices in itertools.combinations(sorted(sent), entry.contributors):
         for reports in itertools.product(*(sent[device] for device in devices)):
-            if rounds.terms(list(reports)) == entry.terms:
+            if rounds.aggregator.terms(rounds.aggregator.answers(reports)) == entry.terms:
                 return devices
     return None
 
@@ -89,4 +89,4 @@ def _mismatches(store: SqliteStore, rounds: Rounds, folder: Path) -> int:
     except StorageError:
         return 1
     ended = [json.loads(path.read_text())["digest"] for path in folder.glob("agent*/status.json")]
-    return sum(digest != rounds.digest().hex() for digest in ended)
+    return sum(digest != rounds.ledger.digest().hex() for digest in ended)

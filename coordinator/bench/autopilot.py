@@ -95,10 +95,10 @@ def fly(job: Job) -> Outcome:
     rounds, every, way = simulation.rounds, max(1, job.rounds // LOOKS), []
     before = evaluation.evaluate(simulation.engine, held["test"])["balanced_loss"]
     for point in simulation.run(held["validation"], range(0, job.rounds, every)):
-        rounds.store.add_evaluation(rounds.run.id, rounds.entry, "validation", point.metrics)
+        rounds.store.add_evaluation(rounds.run.id, rounds.ledger.entry, "validation", point.metrics)
         way.append((point.probes, point.metrics["balanced_loss"]))
     best = replay.best_entry(rounds.store, rounds.run.id)
-    replay.move(rounds.replica, rounds.store, rounds.run, best)
+    replay.move(rounds.ledger.replica, rounds.store, rounds.run, best)
     after = evaluation.evaluate(simulation.engine, held["test"])["balanced_loss"]
     found = rounds.store.evaluations(rounds.run.id, "validation")[best]["balanced_loss"]
     told = tuple(f"{kind}: {text}" for _, kind, text in rounds.store.events(rounds.run.id))

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
+from coordinator.aggregator import Aggregator, Answers
 from coordinator.rounds import Rounds
 from coordinator.simulation import Simulation
 from zo import ranks as slices
-from zo.messages import Report
-from zo.plan import Node
 from zo.terms import Term
 
 RANKS = (2, 4, 8, 16)
@@ -14,7 +13,7 @@ DEVICES = (2, 2, 4, 4, 8, 8, 16, 16)
 FLAT, BY_OWNERS = (1.0, 1.0, 1.0, 1.0), (1.0, 8 / 6, 8 / 4, 8 / 2)  # rates by slice of zero-padding: as they come, or as far as slice 0
 
 
-class ZeroPadded(Rounds):
+class ZeroPadded(Aggregator):
     """Averages over all devices, those without a slice counting as 0 (HetLoRA, arXiv 2401.06432), with a rate of its own for each slice.
 
     As an update grows with the count of the directions that tried a group, that is what our rounds do with rates alike.
@@ -22,11 +21,11 @@ class ZeroPadded(Rounds):
 
     slice_rates = FLAT
 
-    def _terms(self, reports: list[Report], nodes: list[Node]) -> tuple[Term, ...]:
-        by_id = {group.id: slices.slice_of(group) or 0 for group in self.bundle.manifest.groups}
+    def terms(self, answers: Answers) -> tuple[Term, ...]:
+        by_id = {group.id: slices.slice_of(group) or 0 for group in self._manifest.groups}
         return tuple(
             Term((group,), term.first_seed, (term.steps * self.slice_rates[by_id[group]]).round().astype(term.steps.dtype))
-            for term in super()._terms(reports, nodes)
+            for term in super().terms(answers)
             for group in term.groups
         )
 
@@ -34,16 +33,22 @@ class ZeroPadded(Rounds):
 class Padding(Simulation):
     """A fleet whose updates are zero-padded."""
 
-    ROUNDS = ZeroPadded
+    class ROUNDS(Rounds):
+        """See above."""
+
+        AGGREGATOR = ZeroPadded
 
 
 class PaddingByOwners(Simulation):
     """The same, with slices that few hold moving as far as others."""
 
-    class ROUNDS(ZeroPadded):
+    class ROUNDS(Rounds):
         """See above."""
 
-        slice_rates = BY_OWNERS
+        class AGGREGATOR(ZeroPadded):
+            """See above."""
+
+            slice_rates = BY_OWNERS
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ def accept(rounds: Rounds, bodies: Sequence[bytes], size: int) -> None:
 
 def _report(rounds: Rounds, device: int, draw: np.random.Generator) -> Report:
     probe, precision = rounds.config.probe, rounds.bundle.manifest.precision
-    scalars = draw.integers(-2000, 2000, rounds.node(rounds.round, device, precision).scalars)
-    digest = rounds.digest() if rounds.round % rounds.config.digest_every == 0 else None
+    scalars = draw.integers(-2000, 2000, rounds.plans.node(rounds.round, device, precision).scalars)
+    digest = rounds.ledger.digest() if rounds.round % rounds.config.digest_every == 0 else None
     plan = rounds.plan_id(device, precision)
     return Report(rounds.run.id, device, rounds.round, scalars, probe.examples, precision, digest=digest, plan=plan)
 

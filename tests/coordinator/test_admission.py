@@ -159,7 +159,7 @@ def test_a_device_revoked_while_it_waits_gets_no_work(bert_bundle: Bundle, tmp_p
         with linked(mine) as link:
             number = link.ask(JoinRequest(PROTOCOL, 0)).device
             assert link.ask(coordinator.answer(number)).verdict.name == "ACCEPTED"
-            chain = coordinator.call(lambda s: s.rounds.replica.head)
+            chain = coordinator.call(lambda s: s.rounds.ledger.replica.head)
             failures: list[str] = []
 
             def wait() -> None:

@@ -26,7 +26,7 @@ class TooLarge(Simulation):
 
     def _work(self, device: int, sampler: Sampler) -> Report:
         report = super()._work(device, sampler)
-        limit = self.rounds.grid.limit
+        limit = self.rounds.plans.grid.limit
         return report if device else replace(report, scalars=np.clip(100 * report.scalars, -limit, limit))
 
 
@@ -35,7 +35,7 @@ class Constant(Simulation):
 
     def _work(self, device: int, sampler: Sampler) -> Report:
         report = super()._work(device, sampler)
-        same = tuple(self.rounds.grid.nearest(1.0) for _ in report.held_out)
+        same = tuple(self.rounds.plans.grid.nearest(1.0) for _ in report.held_out)
         return replace(report, scalars=np.zeros_like(report.scalars), held_out=same)
 
 
@@ -66,10 +66,10 @@ def fly(bundle: Bundle, data: list[list[Example]], kind: Callable[..., Simulatio
     test = batches(bundle, tiny_models.examples(bundle.manifest.task, 90, 78))
     losses = [evaluation.evaluate(fleet.engine, test)["balanced_loss"]]
     for point in fleet.run(validation, range(0, ROUNDS, 4)):
-        fleet.rounds.store.add_evaluation(fleet.rounds.run.id, fleet.rounds.entry, "validation", point.metrics)
+        fleet.rounds.store.add_evaluation(fleet.rounds.run.id, fleet.rounds.ledger.entry, "validation", point.metrics)
     losses.append(evaluation.evaluate(fleet.engine, test)["balanced_loss"])
     best = replay.best_entry(fleet.rounds.store, fleet.rounds.run.id)
-    replay.move(fleet.rounds.replica, fleet.rounds.store, fleet.rounds.run, best)
+    replay.move(fleet.rounds.ledger.replica, fleet.rounds.store, fleet.rounds.run, best)
     return fleet.rounds, [*losses, evaluation.evaluate(fleet.engine, test)["balanced_loss"]]
 
 
@@ -107,4 +107,4 @@ def test_a_loss_that_never_changes_ends_the_run_with_a_reason_and_no_change(bert
     rounds, (start, end, exported) = fly(bert_bundle, shares(bert_bundle), Constant, rounds=200)
     assert start == end == exported
     assert "autopilot: stop" in events(rounds)
-    assert rounds.entry < 200
+    assert rounds.ledger.entry < 200

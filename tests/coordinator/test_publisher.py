@@ -106,7 +106,7 @@ def test_the_folder_is_brought_up_to_the_last_entry_at_intervals(make: Make) -> 
     time.sleep(max(0.0, 0.42 - (time.monotonic() - began)))
     publisher.publish_when_due()
     assert (publisher.head.entries, publisher.times) == (3, 2)
-    assert publisher.head.chain == publisher.rounds.replica.head
+    assert publisher.head.chain == publisher.rounds.ledger.replica.head
 
 
 def test_where_nothing_is_new_nothing_is_done(make: Make) -> None:
@@ -135,7 +135,7 @@ def test_the_checkpoint_is_renewed_once_a_tile_is_full(make: Make) -> None:
     publisher = make()
     stated = []
     for entry in (1, TILE - 1, TILE, TILE + 1):
-        publisher.go_on(entry - publisher.rounds.entry)
+        publisher.go_on(entry - publisher.rounds.ledger.entry)
         publisher.publish_when_due()
         stated.append(publisher.head.checkpoint.entry)
         checkpoint = Tiles(publisher._settings.folder).checkpoint(publisher.head)
@@ -170,7 +170,7 @@ def test_what_somebody_else_has_appended_is_published_when_it_is_followed(make: 
     assert publisher.head.entries == 2
     assert publisher.rounds.follow()
     publisher.publish_when_due()
-    assert (publisher.head.entries, publisher.head.chain) == (4, other.rounds.replica.head)
+    assert (publisher.head.entries, publisher.head.chain) == (4, other.rounds.ledger.replica.head)
 
 
 def test_closing_publishes_the_rest_and_stops_handing_out(make: Make) -> None:
@@ -207,9 +207,9 @@ def test_a_restart_goes_on_with_key_and_folder(make: Make) -> None:
     assert second.public_key == first.public_key
     second.go_on(2)
     second.publish_when_due()
-    assert (second.head.entries, second.head.chain) == (TILE + 5, second.rounds.replica.head)
+    assert (second.head.entries, second.head.chain) == (TILE + 5, second.rounds.ledger.replica.head)
     assert full.stat().st_mtime_ns == 1
-    assert len(list(Tiles(second._settings.folder).entries(second.head, TILE + 3, first.rounds.replica.head, None))) == 2
+    assert len(list(Tiles(second._settings.folder).entries(second.head, TILE + 3, first.rounds.ledger.replica.head, None))) == 2
 
 
 def test_the_key_lies_beside_the_store_for_its_owner_only(make: Make, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_trouble_with_the_folder_is_told_once_and_the_run_goes_on(make: Make, tm
     assert told.startswith("tiles cannot be written to ")
     assert "Not a directory" in told
     assert told.endswith("; the run goes on without tiles")
-    assert (publisher.times, publisher.rounds.entry) == (3, 3)
+    assert (publisher.times, publisher.rounds.ledger.entry) == (3, 3)
     blocked.unlink()
     publisher.publish_when_due()
     assert publisher.head.entries == 3
@@ -242,7 +242,7 @@ def test_trouble_with_the_folder_is_told_once_and_the_run_goes_on(make: Make, tm
         publisher.publish_when_due()
     publisher.close()
     assert len(errors(caplog)) == 2
-    assert publisher.rounds.entry == 5
+    assert publisher.rounds.ledger.entry == 5
 
 
 def test_a_folder_that_is_mended_is_written_though_no_entry_came(make: Make, tmp_path: Path) -> None:

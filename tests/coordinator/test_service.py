@@ -120,7 +120,7 @@ def test_a_report_round_trip_ends_in_an_entry_for_everyone(coordinator: LocalCoo
         link.ask(JoinRequest(PROTOCOL, name))
     asked = link.ask(work(coordinator, 0, 0))
     assert asked.plan.round == 1
-    assert asked.plan.grid == coordinator.call(lambda s: s.rounds.grid)
+    assert asked.plan.grid == coordinator.call(lambda s: s.rounds.plans.grid)
     assert asked.plan.id == coordinator.call(lambda s: s.rounds.plan_id(0, "fp32"))
     assert (asked.entries, asked.finished) == ((), False)
     commit_by_reports(coordinator, link)
@@ -163,8 +163,8 @@ def commit_large(rounds: Rounds, entries: int, steps: int) -> None:
     """Entries as a fleet of many devices makes them."""
     for number in range(1, entries + 1):
         entry = Entry(number, number, 9, (Term((99,), number << 32, np.full(steps, 2**40)),))
-        rounds.store.commit(rounds.run.id, entry, rounds.replica.head, 0, history.NOTHING_DONE | {"round": number})
-        rounds.replica.advance(entry)
+        rounds.store.commit(rounds.run.id, entry, rounds.ledger.replica.head, 0, history.NOTHING_DONE | {"round": number})
+        rounds.ledger.replica.advance(entry)
 
 
 def test_a_late_joiner_catches_up_with_a_ledger_larger_than_a_message(coordinator: LocalCoordinator, link: Link) -> None:
@@ -234,7 +234,7 @@ def test_every_way_leads_to_the_fleets_parameters_and_costs_what_was_said(more: 
             commit_by_reports(coordinator, link, number)
         found = ways(coordinator, link, 0)
         assert found.keys() == {Way.ENTRIES, Way.FOLD, Way.SNAPSHOT} == first.keys()
-        last = coordinator.call(lambda s: (s.rounds.entry, s.rounds.replica.head, s.rounds.parameters.digest()))
+        last = coordinator.call(lambda s: (s.rounds.ledger.entry, s.rounds.ledger.replica.head, s.rounds.ledger.parameters.digest()))
         for way, offer in found.items():
             replica = Replica(bert_bundle.parameters(), genesis, bert_bundle.initial_tensors)
             size = made = 0
@@ -271,11 +271,11 @@ def test_the_generation_before_is_still_served_and_the_one_before_that_is_not(be
 
 def commit_small(rounds: Rounds, entries: int) -> None:
     for _ in range(entries):
-        entry = Entry(rounds.entry + 1, rounds.round, 0, (Term((0,), rounds.entry << 32, np.array([3])),))
-        rounds.parameters.add(entry.terms)
-        rounds.store.commit(1, entry, rounds.replica.head, 0, history.NOTHING_DONE | {"round": rounds.round})
-        rounds.replica.advance(entry)
-        rounds.round += 1
+        entry = Entry(rounds.ledger.entry + 1, rounds.round, 0, (Term((0,), rounds.ledger.entry << 32, np.array([3])),))
+        rounds.ledger.parameters.add(entry.terms)
+        rounds.store.commit(1, entry, rounds.ledger.replica.head, 0, history.NOTHING_DONE | {"round": rounds.round})
+        rounds.ledger.replica.advance(entry)
+        rounds.open.number += 1
 
 
 def test_a_checkpoint_larger_than_a_piece_takes_several(coordinator: LocalCoordinator, link: Link) -> None:
@@ -309,7 +309,7 @@ def test_who_lacks_compacted_entries_is_sent_to_a_checkpoint(coordinator: LocalC
     replica = Replica(bert_bundle.parameters(), genesis, bert_bundle.initial_tensors)
     replica.restore(wire.decoder(Checkpoint)(fetched(link, ways(coordinator, link, 0)[Way.FOLD])))
     followed(coordinator, link, replica)
-    assert replica.parameters.digest() == coordinator.call(lambda s: s.rounds.parameters.digest())
+    assert replica.parameters.digest() == coordinator.call(lambda s: s.rounds.ledger.parameters.digest())
 
 
 # --- somebody else appends ---
@@ -338,7 +338,7 @@ def test_an_entry_of_another_process_is_told_once_it_is_followed(
         coordinator.call(lambda s: s.follow())
         reply = waiting.result(5)
     assert ([entry.number for entry in reply.entries], reply.plan.round, reply.plan.entry) == ([2], 3, 2)
-    assert coordinator.call(lambda s: s.rounds.parameters.digest()) == bert_bundle.parameters().digest()
+    assert coordinator.call(lambda s: s.rounds.ledger.parameters.digest()) == bert_bundle.parameters().digest()
 
 
 # --- durable before told ---
@@ -479,7 +479,7 @@ def test_a_sync_that_fails_is_told_to_all_who_wait_and_nothing_is_counted(bert_b
             for each in asked:
                 with pytest.raises(Unreachable, match="cannot write its store"):
                     each.result(10)
-        assert coordinator.call(lambda s: (s.rounds.reports, s.rounds.entry, s.rounds.store.unsafe)) == ({}, 0, True)
+        assert coordinator.call(lambda s: (s.rounds.reports, s.rounds.ledger.entry, s.rounds.store.unsafe)) == ({}, 0, True)
         disk.failing = False
         assert all("could not be synced" in said for said in coordinator.call(lambda s: at_once(s, sent)))
         link.close()
@@ -500,7 +500,7 @@ class OnNoCommit(Service):
     """Over such a store."""
 
     def __init__(self, rounds: Rounds) -> None:
-        rounds.store = NoCommit(rounds.store.path)
+        rounds.store = rounds.ledger.store = NoCommit(rounds.store.path)
         super().__init__(rounds)
 
 
@@ -509,10 +509,10 @@ def test_reports_that_are_kept_are_accepted_although_their_round_cannot_be_commi
         coordinator.call(lambda s: [s.rounds.enrol(name) for name in (77, 78)])
         sent = [coordinator.answer(device) for device in (0, 1)]
         assert coordinator.call(lambda s: at_once(s, sent)) == [Verdict.ACCEPTED] * 2
-        assert coordinator.call(lambda s: (s.rounds.entry, sorted(s.rounds.reports))) == (0, [0, 1])
+        assert coordinator.call(lambda s: (s.rounds.ledger.entry, sorted(s.rounds.reports))) == (0, [0, 1])
         coordinator.call(lambda s: setattr(s.rounds.store, "failing", False))
         coordinator.call(lambda s: s.close_if_due())
-        assert coordinator.call(lambda s: (s.rounds.entry, s.rounds.store.entries(1)[0].contributors)) == (1, 2)
+        assert coordinator.call(lambda s: (s.rounds.ledger.entry, s.rounds.store.entries(1)[0].contributors)) == (1, 2)
 
 
 # --- refusals ---
@@ -677,7 +677,7 @@ def test_a_device_that_tells_what_its_stages_cost_gets_a_tree_and_its_report_is_
         link.ask(JoinRequest(PROTOCOL, 77 + device))
         plan = link.ask(dataclasses.replace(work(planning, device, 0), profile=Profile(stage_ns=stage_ns))).plan
         shapes.append(plan.root.shape)
-        assert shapes[-1] == planning.call(lambda s, stage_ns=stage_ns: s.rounds.planner.shape("fp32", stage_ns))
+        assert shapes[-1] == planning.call(lambda s, stage_ns=stage_ns: s.rounds.course.planner.shape("fp32", stage_ns))
         scalars = np.arange(plan.root.scalars) - 5
         assert link.ask(Report(1, device, 1, scalars, 4, "fp32", plan=plan.id, shape=shapes[-1])).verdict is Verdict.ACCEPTED
     assert shapes[0] != shapes[1]

@@ -43,7 +43,7 @@ def test_counts_add_up_over_rounds(rounds: Rounds) -> None:
     rounds.note("diverged", "device 0 holds other parameters")
     found = of(rounds)
     assert (found["state"], found["entry"], found["rounds"], found["probes"], found["dropped"]) == ("finished", 2, 2, 12, 2)
-    assert found["head"] == rounds.replica.head.hex()
+    assert found["head"] == rounds.ledger.replica.head.hex()
     assert found["best_entry"] == 1
     assert found["last_round"]["round"] == 2
     assert [event["kind"] for event in found["events"]] == ["diverged"]

@@ -10,7 +10,7 @@ from test_simulation import simulation, validation
 
 from coordinator import truncation
 from coordinator.config import Ranks, RunConfig, Seeds
-from coordinator.rounds import ReportRefused
+from coordinator.plans import ReportRefused
 from coordinator.simulation import Simulation
 from zo import aggregation, ranks
 from zo.bundle import Bundle
@@ -91,7 +91,7 @@ def test_slices_that_no_device_holds_stay_as_they_are(nested: Bundle) -> None:
     run = fleet(nested, (1, 1, 2), rounds=4)
     list(run.run(validation(nested), ()))
     for group in nested.manifest.groups:
-        values = run.rounds.parameters.flat(group.id)
+        values = run.rounds.ledger.parameters.flat(group.id)
         assert np.any(values != nested.parameters().flat(group.id)) == (
             group.id in ranks.prefix(nested.manifest, 2) and group.kind == "body"
         )
@@ -105,7 +105,7 @@ def test_a_fleet_of_unequal_ranks_learns_and_may_change_them_between_rounds(algo
     assert not any(kind == "diverged" for _, kind, _ in run.rounds.store.events(run.rounds.run.id))
     with run.engine.cut(1):
         small = run.engine.loss(validation(nested)[0])
-    assert run.rounds.entry == 30
+    assert run.rounds.ledger.entry == 30
     assert small != run.engine.loss(validation(nested)[0])
 
 

@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_and_waited_for(while_serving: Runs, line: socket.so
         await beats(line, "STATUS=run 'run' stands still: the disk is full")
         serving.store.full = False
         await beats(line, "STATUS=run 'run': round 2 has 0 of 2 reports")
-        assert rounds.entry == 1
+        assert rounds.ledger.entry == 1
 
     while_serving(fill)
 

@@ -79,7 +79,7 @@ def test_two_rounds_with_an_x86_coordinator_end_with_equal_digests(image: Image,
         here = Daemon(AgentConfig(str(tmp_path / "here"), state=str(tmp_path / "state")), threading.Event())
         here.run()
         assert agent.wait(300) == 0, log.read_text()
-        wanted = coordinator.call(lambda service: service.rounds.replica.parameters.digest().hex())
+        wanted = coordinator.call(lambda service: service.rounds.ledger.replica.parameters.digest().hex())
     assert check(image, tmp_path) == 1  # it has ended
     status = json.loads((image.root / "state/status.json").read_text())
     assert (status["state"], status["reports"], status["entry"]) == ("finished", 2, 2)

@@ -124,7 +124,7 @@ def test_wrong_settings_are_not_taken_up_and_right_ones_are_without_a_restart(wa
         toml.write_text(settings(waiting, int(coordinator.address.split(":")[1])))
         waiting.do("systemctl", "reload", AGENT)
         wait_until(waiting, lambda: waiting.show(AGENT, "ActiveState") == "inactive")  # the run is over
-        digest = coordinator.call(lambda service: service.rounds.replica.parameters.digest().hex())
+        digest = coordinator.call(lambda service: service.rounds.ledger.replica.parameters.digest().hex())
     assert f"the run is over: entry 3, digest {digest}" in waiting.journal()
     assert (waiting.show(AGENT, "Result"), waiting.show(AGENT, "NRestarts"), waiting.show(AGENT, "ExecMainPID")) == ("success", "0", pid)
 

@@ -266,7 +266,7 @@ def test_agents_with_other_blocks_in_each_round_end_alike(precisions: tuple[str,
             thread.start()
         for thread in threads:
             thread.join(90)
-        digest = coordinator.call(lambda service: service.rounds.digest()).hex()
+        digest = coordinator.call(lambda service: service.rounds.ledger.digest()).hex()
     assert [daemon.status.facts["digest"] for daemon in daemons] == [digest, digest]
     assert len(daemons[0].blocks.active) == 1
     assert digest != bundle.parameters().digest().hex()
@@ -295,6 +295,6 @@ def test_an_agent_that_was_stopped_goes_on_with_what_it_saved(bundle: Bundle, tm
         assert saved.entry >= 3
         again = Daemon(settings, threading.Event())
         again.run()
-        digest = coordinator.call(lambda service: service.rounds.digest()).hex()
+        digest = coordinator.call(lambda service: service.rounds.ledger.digest()).hex()
     assert again.status.facts["digest"] == digest
     assert again._following.replica.entry == 8

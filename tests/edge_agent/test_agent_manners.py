@@ -195,7 +195,7 @@ def test_probes_given_up_are_reported_as_less_work_and_leave_no_trace(bert_bundl
         with working(agent) as thread:
             thread.join(60)
             assert not thread.is_alive()
-        digest = coordinator.call(lambda service: service.rounds.parameters.digest())
+        digest = coordinator.call(lambda service: service.rounds.ledger.parameters.digest())
         reports = coordinator.call(lambda service: service.reports)
         assert agent._following.replica.parameters.digest() == digest
         assert written(agent)["memory"]["abandoned"] > 0

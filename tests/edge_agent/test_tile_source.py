@@ -515,7 +515,7 @@ def test_an_agent_whose_tiles_cannot_be_had_asks_the_coordinator(site: Site, cap
 def test_an_agent_whose_tiles_are_of_another_key_asks_the_coordinator(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     with site.coordinator() as coordinator:
         published(coordinator, ROUNDS)
-        entries, head, genesis = coordinator.call(lambda s: (s.rounds.store.entries(1), s.rounds.replica.head, s.rounds.run.genesis))
+        entries, head, genesis = coordinator.call(lambda s: (s.rounds.store.entries(1), s.rounds.ledger.replica.head, s.rounds.run.genesis))
         writer = TileWriter(site.folder / "other", OTHER_KEY, genesis, site.bundle.digest, {})
         writer.publish(lambda n, most: entries[n : n + most], ROUNDS, head)
         ends_equal(site.agent(coordinator, site.folder / "other"), coordinator)

@@ -247,7 +247,7 @@ class Kept:
 
     def report(self, device: int) -> Report:
         """One that the open round takes."""
-        root = self.rounds.node(self.rounds.round, device, "fp32")
+        root = self.rounds.plans.node(self.rounds.round, device, "fp32")
         scalars = np.random.default_rng(100 * self.rounds.round + device).integers(-3000, 3000, root.scalars)
         return Report(1, device, self.rounds.round, scalars, 2, "fp32", plan=self.rounds.plan_id(device, "fp32"), shape=root.shape)
 
@@ -276,11 +276,11 @@ class Kept:
 
     def forge(self, reports: list[Report], **changed: Any) -> None:
         """An entry of these reports goes into the ledger, whatever the rules are."""
-        terms = self.rounds.terms(reports)
-        entry = dataclasses.replace(Entry(self.rounds.entry + 1, self.rounds.round, len(reports), terms), **changed)
-        self.rounds.parameters.add(entry.terms)
-        self.store.commit(1, entry, self.rounds.replica.head, 1, {"round": entry.round})
-        self.rounds.replica.advance(entry)
+        terms = self.rounds.aggregator.terms(self.rounds.aggregator.answers(reports))
+        entry = dataclasses.replace(Entry(self.rounds.ledger.entry + 1, self.rounds.round, len(reports), terms), **changed)
+        self.rounds.ledger.parameters.add(entry.terms)
+        self.store.commit(1, entry, self.rounds.ledger.replica.head, 1, {"round": entry.round})
+        self.rounds.ledger.replica.advance(entry)
         self.rounds._next(entry.round + 1)
         self.heard(entry)
 
@@ -312,7 +312,7 @@ def test_a_run_that_was_kept_as_promised_has_nothing_wrong(kept: Kept) -> None:
     late = dataclasses.replace(kept.report(0), round=2)
     kept.sent(late, "LATE")
     kept.sent(kept.report(1), "")
-    kept.ended("agent0", kept.rounds.digest())
+    kept.ended("agent0", kept.rounds.ledger.digest())
     assert kept.audit() == ZEROS | {"commits": 4, "reports": 8, "diverged": 0}
 
 
@@ -398,13 +398,13 @@ def test_a_digest_of_the_ledger_that_is_wrong_is_found(kept: Kept) -> None:
     kept.round(0, 1)
     with pytest.raises(StorageError, match="do not have the digest stated"):
         kept.audit()
-    kept.rounds.checkpoint()  # what comes before one is not replayed when a store is opened
+    kept.rounds.ledger.checkpoint(kept.rounds.config.keep_entries)  # what comes before one is not replayed when a store is opened
     assert kept.wrong() == {"digest_mismatches": 1}
 
 
 def test_an_agent_that_ended_with_other_parameters_is_found(kept: Kept) -> None:
     kept.round(0, 1)
-    kept.ended("agent0", kept.rounds.digest())
+    kept.ended("agent0", kept.rounds.ledger.digest())
     kept.ended("agent1", bytes(32))
     kept.ended("agent2", kept.rounds.bundle.parameters().digest())
     assert kept.wrong() == {"digest_mismatches": 2}

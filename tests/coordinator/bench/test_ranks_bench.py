@@ -11,6 +11,7 @@ from coordinator.bench.rank_costs import measure as costs
 from coordinator.bench.rank_sides import RANKS, ZeroPadded
 from coordinator.bench.ranks import ALONE, FLEX, PEERS, compared, differences, tuned
 from coordinator.config import Ranks, Round, RunConfig
+from coordinator.rounds import Rounds
 from coordinator.simulation import Simulation
 from zo.bundle import Bundle
 from zo.engine import Engine
@@ -25,8 +26,11 @@ def moved(bundle: Bundle, rates: tuple[float, ...] | None) -> list[np.ndarray]:
     class Padded(ZeroPadded):
         slice_rates = rates or ()
 
+    class PaddedRounds(Rounds):
+        AGGREGATOR = Padded
+
     class Padding(Simulation):
-        ROUNDS = Padded if rates else Simulation.ROUNDS
+        ROUNDS = PaddedRounds if rates else Rounds
 
     config = RunConfig(
         str(bundle.folder),
@@ -41,7 +45,7 @@ def moved(bundle: Bundle, rates: tuple[float, ...] | None) -> list[np.ndarray]:
     fleet = Padding(bundle, config, [tiny_models.examples(bundle.manifest.task, 20, device) for device in range(3)], 0, ranks=BEARS)
     fleet.step()
     start = bundle.parameters()
-    return [fleet.rounds.parameters.flat(group.id) - start.flat(group.id) for group in bundle.manifest.groups]
+    return [fleet.rounds.ledger.parameters.flat(group.id) - start.flat(group.id) for group in bundle.manifest.groups]
 
 
 def test_zero_padding_with_one_rate_is_what_rounds_do_and_rates_by_slice_scale_it(bundles: Bundles) -> None:

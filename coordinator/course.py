@@ -1,0 +1,54 @@
+"""What the entries so far have taught a run: how its losses slope and how its devices fare, so at which rates it goes on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from coordinator.autopilot import Advice, Autopilot
+from coordinator.config import RunConfig
+from coordinator.planner import Planner
+from zo.manifest import Manifest
+from zo.rates import Rates, decay
+
+
+class Course:
+    """The planner and the autopilot of a run, both at the same entry. A restart over the same summaries finds them where they were.
+
+    summaries: of the entries so far, oldest first. stated: rates before anything is learnt. Raises as `Rates.of` and `Planner` do.
+    """
+
+    def __init__(self, config: RunConfig, manifest: Manifest, summaries: Sequence[dict[str, Any]] = ()) -> None:
+        self._config, self._manifest = config, manifest
+        self.stated = Rates.of(config.probe, config.rate, manifest)
+        self.begin(summaries)
+
+    def begin(self, summaries: Sequence[dict[str, Any]]) -> None:
+        """Know what is to be known after entries with these summaries, and nothing else."""
+        config, kinds = self._config, tuple(self.stated.by_kind)
+        self.planner = Planner(config, self._manifest, summaries)
+        self.autopilot = Autopilot(kinds, config.rate.paced(kinds), config.held_out_every, config.least_gain)
+        advice = [self.autopilot.learn(told) for told in summaries]
+        self.ended = bool(advice) and advice[-1].act == "stop"
+
+    def learn(self, summary: dict[str, Any]) -> Advice:
+        """Take in an entry: what to do after it."""
+        self.planner.learn(summary.get("slopes", {}))
+        return self.autopilot.learn(summary)
+
+    @property
+    def rates(self) -> Rates:
+        """Those for slopes as they have been lately."""
+        return self.planner.rates(self.stated)
+
+    def factors(self, round_number: int) -> dict[str, float]:
+        """What the rates are multiplied with in a round, by kind."""
+        share = decay(self._config.rate, round_number, self._config.rounds)
+        return {kind: share * factor for kind, factor in self.autopilot.pace.factors.items()}
+
+    def told(self, round_number: int) -> dict[str, Any]:
+        """What a round's summary keeps of it."""
+        best = self.autopilot.best_entry
+        return {
+            "factors": self.factors(round_number),
+            "autopilot": self.autopilot.told,
+            **({} if best is None else {"best_entry": best}),
+        }
