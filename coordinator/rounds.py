@@ -192,7 +192,8 @@ class Rounds:
                 self.ledger.roll_back(advice.entry)
             except Compacted as error:
                 self.note("autopilot", f"cannot go back: {error}; going on with lower rates")
-            self._take_in()
+            else:
+                self._take_in()
 
     def follow(self) -> bool:
         """Take in what others have appended to the ledger, as `edge-coordinator rollback` does; True if there was anything."""

@@ -1111,6 +1111,16 @@ def test_rates_that_are_stated_are_left_as_they_are(make: Make) -> None:
     assert rounds.course.factors(rounds.round) == {"body": 1.0, "head": 1.0}
 
 
+def test_a_way_back_to_what_has_been_compacted_is_not_gone_and_the_run_goes_on(make: Make) -> None:
+    rounds = make(2, rounds=30, held_out_every=16)
+    work_until(rounds, [0.5, 0.5, 1.5, 1.5, 1.5], 4)
+    history.compact_all_but(rounds.store, rounds.run, rounds.bundle, 1)
+    work_until(rounds, [1.5] * 8, 8)
+    assert kinds(rounds) == ["autopilot: go back", "autopilot"]
+    assert (rounds.ledger.entry, rounds.round, rounds.paused) == (8, 9, False)
+    assert rounds.course.factors(rounds.round)["body"] < 0.5
+
+
 def test_a_device_that_reports_far_too_much_hardly_counts_and_is_named_once_where_it_goes_on(make: Make) -> None:
     rounds = make(3, round=Round(3, 3, 5.0), rounds=20)
     for number in range(1, LATELY + 1):
