@@ -14,7 +14,7 @@ from zo.engine import Engine, EnoughProbed
 log = logging.getLogger(__name__)
 
 WAIT = 0.2  # seconds between looks while it rests
-SHORTEST_REST, LONGEST_WAIT = 0.01, 5.0  # seconds of rest for a share of the processor, and between signs of life meanwhile
+SHORTEST_REST = 0.01  # seconds, for a share of the processor
 STRETCH = 10.0  # seconds over which the share of the processor is kept
 
 
@@ -27,6 +27,7 @@ class Guest:
     """
 
     LOOK = 0.1  # seconds between looks at the policies
+    TURN = 5.0  # seconds between signs of life in a longer pause
 
     def __init__(
         self,
@@ -61,6 +62,13 @@ class Guest:
         if self._stop.is_set():
             raise Stopped
         self._alive()
+
+    def wait(self, seconds: float) -> None:
+        """Wait, with signs of life. Raises Stopped."""
+        until = self._clock() + seconds
+        while (left := until - self._clock()) > 0:
+            self._stop.wait(min(left, self.TURN))
+            self.check_stop()
 
     def go_on(self) -> None:
         """Return when work may go on. Raises Stopped."""
@@ -128,10 +136,8 @@ class Guest:
             return
         passed, worked = self._clock() - self._began[0], (time.process_time() - self._began[1]) / self._threads
         rest = worked / self._share - passed
-        until = self._clock() + rest
-        while rest > SHORTEST_REST and (left := until - self._clock()) > 0:
-            self._stop.wait(min(left, LONGEST_WAIT))
-            self.check_stop()
+        if rest > SHORTEST_REST:
+            self.wait(rest)
         if rest > SHORTEST_REST or passed > STRETCH:
             self._began = self._clock(), time.process_time()
 

@@ -268,7 +268,7 @@ def test_agents_with_other_blocks_in_each_round_end_alike(precisions: tuple[str,
             thread.join(90)
         digest = coordinator.call(lambda service: service.rounds.ledger.digest()).hex()
     assert [daemon.status.facts["digest"] for daemon in daemons] == [digest, digest]
-    assert len(daemons[0].blocks.active) == 1
+    assert len(daemons[0].trainer.blocks.active) == 1
     assert digest != bundle.parameters().digest().hex()
 
 

@@ -177,8 +177,8 @@ class Squeezed(Housed):
     def _prepare(self, bundle: Bundle) -> None:
         super()._prepare(bundle)
         self.looks = 0
-        governor = Governor(1, [self._line], self.engine.trim)
-        self.guest.govern(self.engine, governor)
+        governor = Governor(1, [self._line], self.trainer.engine.trim)
+        self.guest.govern(self.trainer.engine, governor)
 
     def _line(self) -> Line:
         self.looks += 1

@@ -114,11 +114,10 @@ def working(daemon: Daemon) -> Iterator[threading.Thread]:
 class Told(Daemon):
     """Keeps what is told of progress."""
 
-    TURN = 0.02
-
     def __init__(self, config: AgentConfig, stop: threading.Event, disk: Disk | None) -> None:
         self.states: list[str] = []
         super().__init__(config, stop, disk, lambda facts: self.states.append(facts["state"]))
+        self.guest.TURN = 0.02
 
 
 class Listening(Service):
@@ -146,7 +145,7 @@ def test_agents_of_unequal_rank_train_prefixes_of_one_adapter(bundles: Bundles, 
         digest, shapes = coordinator.call(lambda s: (s.rounds.ledger.digest(), s.shapes))
         summaries = coordinator.call(lambda s: s.rounds.store.summaries(1))
     assert [told(daemon)["digest"] for daemon in daemons] == [digest.hex()] * 3
-    assert [daemon.engine.rank for daemon in daemons] == [1, 2, 4]
+    assert [daemon.trainer.engine.rank for daemon in daemons] == [1, 2, 4]
     assert [told(daemon)["rank"] for daemon in daemons] == [1, 2, 4]
     assert {shape.rank for shape in shapes if shape} == {1, 2, 4}
     assert all(sum(summary["ranks"].values()) == 3 for summary in summaries)
@@ -179,9 +178,9 @@ def test_agents_try_parts_apart_and_tell_what_their_stages_cost(
         heard, found = coordinator.call(lambda s: (s.told, s.shapes))
     assert entry == 6
     assert [told(daemon)["digest"] for daemon in daemons] == [digest.hex()] * 2
-    assert all(daemon.engine.parameters.digest() == digest for daemon in daemons)
+    assert all(daemon.trainer.engine.parameters.digest() == digest for daemon in daemons)
     measured = [{dataclasses.replace(each, memory_mib=0) for each in profiles} for profiles in heard.values()]
-    assert all({daemon.profiler.measured} in measured for daemon in daemons)
+    assert all({daemon.trainer.profiler.measured} in measured for daemon in daemons)
     for profile in set.union(*heard.values()):
         assert len(profile.stage_ns) == len(profile.single_ns) == 3
         assert min(*profile.stage_ns, *profile.single_ns, profile.memory_mib, profile.signs_per_second) > 0
@@ -1008,7 +1007,7 @@ def test_progress_is_told_between_probes_pieces_and_tries_and_in_pauses(make: Ma
     assert joining >= len(list(bert_bundle.folder.iterdir()))  # each file is a piece at least
     assert working >= 2 * 3  # directions
     before = len(agent.states)
-    agent._pause(0.2)
+    agent.guest.wait(0.2)
     assert len(agent.states) >= before + 3
 
 

@@ -1,0 +1,120 @@
+"""Training for a run on this device: its examples, an engine over its parameters; plans in, reports out."""
+
+import logging
+from functools import partial
+
+from edge_agent import memory, plan_limits
+from edge_agent.blocks import Blocks
+from edge_agent.config import AgentConfig
+from edge_agent.data import Dataset
+from edge_agent.energy import meter
+from edge_agent.engine import engine
+from edge_agent.guest import Guest
+from edge_agent.profile import Profiler
+from edge_agent.rank import bearable
+from edge_agent.state import State
+from edge_agent.status import Status
+from edge_agent.work import work
+from zo.bundle import Bundle
+from zo.calibration import correlation_here
+from zo.memory import process
+from zo.memory.engine import Device
+from zo.messages import Report
+from zo.plan import WorkPlan
+from zo.planning import kinds
+from zo.replica import Replica
+
+log = logging.getLogger(__name__)
+
+CHECKED_DIRECTIONS = 6
+POOR_CORRELATION = 0.5
+
+
+class Trainer:
+    """What one run takes on a device, at the bundle to begin with; `replica` is to follow the run's ledger.
+
+    genesis: of that ledger. profiler: of which kind. A UserError says what is wrong with the data, or that it cannot fit.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        genesis: bytes,
+        config: AgentConfig,
+        state: State,
+        status: Status,
+        guest: Guest,
+        profiler: type[Profiler] = Profiler,
+    ) -> None:
+        self._config, self._status, self._guest = config, status, guest
+        self.dataset = Dataset.of(config, bundle)  # first: what the tokenizer took is free again for the engine
+        optional = bundle.manifest.optional
+        if optional:
+            process.map_large()
+        process.give_back()
+        self._device = before = memory.here()
+        parameters = bundle.parameters(config.threads, {group.id for group in bundle.manifest.groups} - optional)
+        self.engine = engine(config, bundle, parameters, state)
+        self.choose_rank()
+        self.replica = Replica(
+            parameters, genesis, bundle.initial_tensors, [group for group in bundle.manifest.groups if group.id in optional]
+        )
+        govern = partial(memory.govern, guest, self.engine, bundle, config, state, before)
+        self.blocks = Blocks(bundle, self.engine, self.replica, state, config.refresh, govern, guest.go_on)
+        if optional:
+            self.blocks.refresh()
+        planned = govern()
+        self._device = planned.device if planned else self._device
+        status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
+        self._checked_at: float | None = None  # loss
+        self._check_probes()
+        self.profiler = profiler(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
+        self._meter = meter()
+
+    def choose_rank(self) -> None:
+        """The rank that this device bears now: its budget may have changed since."""
+        rank = bearable(self.engine.manifest, self._config, self._device)
+        if rank != self.engine.rank:
+            log.info("training adapters of rank %d, of %s that the bundle has", rank, ", ".join(map(str, self.engine.manifest.ranks)))
+            self.engine.rank = rank
+            self._status.update(rank=rank)
+
+    def take_on(self, plan: WorkPlan) -> str:
+        """Hold the blocks that a plan tries; why not, where they do not fit now. Raises as `plan_limits.check` and `Blocks.take_on`."""
+        plan_limits.check(plan, self.engine.manifest, self.engine.rank)
+        why = self.blocks.take_on(plan.groups)
+        self._status.update(active_blocks=len(self.blocks.active))
+        return why
+
+    def report(self, plan: WorkPlan, run: int, device: int) -> Report:
+        """Do a plan that was taken on. run, device: their numbers."""
+        stride = self.replica.stride(plan.stride)
+        report = work(plan, self.engine, self.dataset, self._guest, stride, meter=self._meter, run=run, device=device)
+        if report.held_out:
+            loss = float(plan.grid.values(report.held_out[0]))  # type: ignore[arg-type]
+            self._status.update(held_out_loss=loss)
+            self._checked_at = self._checked_at or loss
+            if loss < self._checked_at / 2:
+                self._check_probes(loss)
+        if report.dropped:
+            log.warning(
+                "round %d: %d of %d directions gave no finite loss, or were given up, and are dropped",
+                plan.round,
+                report.dropped,
+                report.scalars.size,
+            )
+        return report
+
+    def _check_probes(self, loss: float | None = None) -> None:
+        """Warn where probes are noise here. loss: held-out, at which they are checked; they are again once it has halved."""
+        manifest, self._checked_at = self.engine.manifest, loss
+        kind = kinds(manifest)[-1 if manifest.optional else 0]  # blocks that may be inactive are computed in float, without noise
+        correlation = correlation_here(self.engine, kind, self.dataset.draw(4), CHECKED_DIRECTIONS, self._guest.go_on)
+        self._status.update(correlation=round(correlation, 3))
+        if correlation < POOR_CORRELATION:
+            log.warning(
+                "probes are mostly noise on this processor (correlation %.2f, base %s); take another with --precision,"
+                " or let the operator build the bundle with fp32",
+                correlation,
+                manifest.precision,
+            )
