@@ -4,13 +4,15 @@ The loss along a stride is taken for a parabola. From the losses further along i
 and its curvature, and so the rate at which the stride would have ended in the lowest point.
 """
 
+import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-MEMORY = 0.7  # weight of what was measured before, at each new measurement
-AHEAD = 1.5  # times the rate that would have been best for the stride: over many of them a longer one is, as its noise averages out
+MEMORY, LOOK_BACK = 0.7, 12  # weight of what was measured before, at each new measurement; and how many of these are kept
+AHEAD = 2.0  # times the rate that would have been best for the stride: over many of them a longer one is, as its noise averages out
 MOST_CHANGE = 2.0  # of a rate at once
 REACH = 64.0  # times the rate at the start, or its part
 UNSEEN = 0.05  # share of the loss: strides that change it by less than can be told, and surely by less than this, may be longer
@@ -18,50 +20,37 @@ LONGER = 2**0.5  # times
 
 
 @dataclass(frozen=True)
-class Line:
-    """What strides showed, for a factor of 1: sums over looks, each weighing MEMORY times the one after it, and variances of these sums.
+class Stride:
+    """What a look showed of a stride along one kind of group, device by device, for a factor of 1.
 
-    factors: in force. slopes: where strides ended. unseen: whether the last one changed too little to be told.
+    factor: in force on it. slopes: where it ended. unseen: whether it changed too little to be told.
     """
 
-    weight: float = 0.0
-    factors: float = 0.0
-    slopes: float = 0.0
-    curvatures: float = 0.0
-    slope_variance: float = 0.0
-    curvature_variance: float = 0.0
-    unseen: bool = False
+    factor: float
+    slopes: np.ndarray
+    curvatures: np.ndarray
+    unseen: bool
 
-    def after(self, losses: np.ndarray, factor: float) -> "Line":
-        """With another look: losses (nats) [devices, 3], where the parameters are, a stride further, and back; factor: in force on it."""
+    @classmethod
+    def seen(cls, losses: np.ndarray, factor: float) -> "Stride":
+        """losses: (nats) [devices, 3], where the parameters are, a stride further, and back."""
         here, further, back = losses.T
-        slope, slope_error = mean_and_error((further - back) / 2)
-        curvature, curvature_error = mean_and_error(further + back - 2 * here)
-        return Line(
-            MEMORY * self.weight + 1,
-            MEMORY * self.factors + factor,
-            MEMORY * self.slopes + slope / factor,
-            MEMORY * self.curvatures + curvature / factor**2,
-            MEMORY**2 * self.slope_variance + (slope_error / factor) ** 2,
-            MEMORY**2 * self.curvature_variance + (curvature_error / factor**2) ** 2,
-            max(abs(slope) + slope_error, curvature + curvature_error) < UNSEEN * float(here.mean()),
-        )
+        slopes, curvatures = (further - back) / 2, further + back - 2 * here
+        (slope, slope_error), (curvature, curvature_error) = mean_and_error(slopes), mean_and_error(curvatures)
+        unseen = max(abs(slope) + slope_error, curvature + curvature_error) < UNSEEN * float(here.mean())
+        return cls(factor, slopes / factor, curvatures / factor**2, unseen)
 
-    @property
-    def best(self) -> float | None:
-        """The factor whose stride would end lowest; infinite, or 0, where only the way to it is known; None where not even that."""
-        if self.curvatures > np.sqrt(self.curvature_variance):
-            return max(0.0, self.factors / self.weight - self.slopes / self.curvatures)
-        if abs(self.slopes) > np.sqrt(self.slope_variance):
-            return np.inf if self.slopes < 0 else 0.0
-        return None
+    def slope(self, factor: float) -> tuple[float, float]:
+        """Where it would have ended with that factor, and the error of it."""
+        return mean_and_error(self.slopes + (factor - self.factor) * self.curvatures)
 
 
 class Pace:
     """Rates by kind of group, as multiples of those that a run begins with. paced: the kinds whose rates change."""
 
     def __init__(self, kinds: Sequence[str], paced: Sequence[str]) -> None:
-        self.factors, self._lines = dict.fromkeys(kinds, 1.0), dict.fromkeys(paced, Line())
+        self.factors, self._paced = dict.fromkeys(kinds, 1.0), tuple(paced)
+        self._strides = {kind: deque[Stride](maxlen=LOOK_BACK) for kind in paced}
 
     def learn(self, looks: np.ndarray, in_force: Mapping[str, float]) -> None:
         """Take in what was measured.
@@ -70,26 +59,38 @@ class Pace:
         each kind. in_force: the factors during that stride, mean.
         """
         for place, kind in enumerate(self.factors):
-            if kind in self._lines and in_force[kind]:
-                line = self._lines[kind].after(looks[:, [0, 1 + 2 * place, 2 + 2 * place]], in_force[kind])
-                self._lines[kind], self.factors[kind] = line, _next(self.factors[kind], line)
+            if kind in self._paced and in_force[kind]:
+                self._strides[kind].append(Stride.seen(looks[:, [0, 1 + 2 * place, 2 + 2 * place]], in_force[kind]))
+                self.factors[kind] = _next(self.factors[kind], self._strides[kind])
 
     def slow(self, share: float) -> None:
         """Lower all rates, and forget what was measured: it was too hopeful."""
-        for kind in self._lines:
+        for kind in self._paced:
             self.factors[kind] *= share
-            self._lines[kind] = Line()
+            self._strides[kind].clear()
 
     def told(self) -> str:
         """The rates for a person."""
         return "rates " + ", ".join(f"{kind} x {factor:.2f}" for kind, factor in self.factors.items())
 
 
-def _next(now: float, line: Line) -> float:
-    """From a factor towards a little beyond the best one, or to a larger one where nothing was seen of it."""
-    best = line.best
-    wanted = AHEAD * best if best is not None else now * (LONGER if line.unseen else 1)
+def _next(now: float, strides: Sequence[Stride]) -> float:
+    """From a factor to a little beyond the best one, where it surely lies elsewhere; or to a larger one where nothing was seen of it."""
+    curvature, error = _mean([mean_and_error(stride.curvatures) for stride in strides])
+    bends = curvature > error
+    slope, error = _mean([stride.slope(now / AHEAD if bends else stride.factor) for stride in strides])
+    if abs(slope) <= error or (slope > 0 and strides[-1].unseen and not bends):  # straight uphill is chance, not haste
+        wanted = now * (LONGER if strides[-1].unseen else 1)
+    else:
+        wanted = now - AHEAD * slope / curvature if bends else math.copysign(math.inf, -slope)
     return float(np.clip(wanted, max(now / MOST_CHANGE, 1 / REACH), min(now * MOST_CHANGE, REACH)))
+
+
+def _mean(seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Of what looks showed, oldest first, and its error: each weighs MEMORY times the one after it."""
+    means, errors = np.array(seen).T
+    weights = MEMORY ** np.arange(len(seen))[::-1]
+    return float(weights @ means / weights.sum()), float(np.sqrt(weights**2 @ errors**2) / weights.sum())
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,10 +17,11 @@ from coordinator import task as task_file
 from coordinator.bench import workload
 from coordinator.build.layers import Training
 from coordinator.config import Round, RunConfig
-from coordinator.demo import shares
+from coordinator.demo import household, shares
 from coordinator.simulation import Simulation
 from zo import evaluation, examples
 from zo.bundle import Bundle, open_bundle
+from zo.examples import Example
 from zo.manifest import Precision, TrainableSet
 from zo.planning import sizes
 from zo.rates import default_rate
@@ -33,7 +35,8 @@ SWEEP_SEEDS = 2  # the best of a dozen single runs would be the luckiest one
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, action="append", required=True, help="folder as of 'split'; may be repeated")
+    parser.add_argument("--data", type=Path, action="append", help="folder as of 'split'; may be repeated [generated household commands]")
+    parser.add_argument("--swept", type=int, metavar="N", help="of the folders, the first that are swept by hand too [all]")
     workload.add_model(parser)
     parser.add_argument("--seeds", type=int, default=3, help="[3]")
     parser.add_argument("--rounds", type=int, default=40, help="of 8 devices, 2 probes each [40]")
@@ -44,15 +47,31 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All runs of all data sets, as many at once as there are processors."""
     model, jobs = workload.model(given), []
     with ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
-        for data in given.data:
+        folders = given.data or [_household(folder / "household")]
+        for data in folders:
             task = task_file.of_data(data, given.max_tokens)
             for case in CASES:
                 bundle = folder / f"{data.name}-{'-'.join(case)}"
                 workload.build_bundle(model, bundle, data, task, Training(*case))
                 jobs += [Job(data, bundle, case, seed, given.rounds) for seed in range(given.seeds)]
-                swept = itertools.product(RATES, EPS, range(min(given.seeds, SWEEP_SEEDS))) if case in SWEPT else ()
+                by_hand = case in SWEPT and data in folders[: given.swept]
+                swept = itertools.product(RATES, EPS, range(min(given.seeds, SWEEP_SEEDS))) if by_hand else ()
                 jobs += [Job(data, bundle, case, seed, given.rounds, rate, eps) for rate, eps, seed in swept]
         return _summed(list(pool.map(fly, jobs)))
+
+
+def _household(folder: Path) -> Path:
+    """The commands of the demonstration, of all homes together."""
+    folder.mkdir()
+    made = household.generate(0, DEVICES)
+    splits = {"train": itertools.chain(*made.homes), "validation": made.validation, "test": made.test}
+    for name, rows in splits.items():
+        shares.write(folder / f"{name}.jsonl", [Example(**row) for row in rows])
+    (folder / "labels.json").write_text(json.dumps(made.labels))
+    return folder
+
+
+Setup = tuple[Path, tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,11 @@ class Job:
     rounds: int
     rate: float | None = None
     log2_eps: int | None = None
+
+    @property
+    def setup(self) -> Setup:
+        """What is trained on what."""
+        return self.data, self.case
 
 
 @dataclass(frozen=True)
@@ -117,17 +141,18 @@ def _settings(job: Job, bundle: Bundle) -> RunConfig:
 
 
 def _summed(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The best by hand is the setting with the lowest mean over its seeds."""
+    """The best by hand is the setting with the lowest mean over its seeds; a run is compared with that setting's of the same seed."""
     alone = [each for each in outcomes if each.job.rate is None]
-    swept: dict[tuple[Path, tuple[str, str]], dict[tuple[float, int], list[Outcome]]] = {}
+    swept: dict[Setup, dict[tuple[float, int], list[Outcome]]] = {}
     for each in outcomes:
         if (rate := each.job.rate) is not None:
-            settings = swept.setdefault((each.job.data, each.job.case), {})
-            settings.setdefault((rate, each.job.log2_eps or 0), []).append(each)
-    best = {key: min(statistics.fmean(run.validation for run in runs) for runs in found.values()) for key, found in swept.items()}
-    over = [each.validation / best[each.job.data, each.job.case] for each in alone if (each.job.data, each.job.case) in best]
+            swept.setdefault(each.job.setup, {}).setdefault((rate, each.job.log2_eps or 0), []).append(each)
+    best = {setup: min(tried.values(), key=lambda runs: statistics.fmean(run.validation for run in runs)) for setup, tried in swept.items()}
+    losses = {(setup, run.job.seed): run.validation for setup, runs in best.items() for run in runs}
+    over = [each.validation / losses[key] for each in alone if (key := (each.job.setup, each.job.seed)) in losses]
     found: dict[str, Any] = {"worse_than_start": sum(each.test[1] > each.test[0] for each in alone)}
-    found["loss_over_best_sweep"] = {"median": round(statistics.median(over), 3), "worst": round(max(over), 3)}
+    if over:
+        found["loss_over_best_sweep"] = {"median": round(statistics.median(over), 3), "worst": round(max(over), 3)}
     found["probes_to_90_percent_of_gain"] = statistics.median(each.probes_to(0.9) for each in alone)
     found["runs"] = [_row(each) for each in alone]
     by_hand = [run for settings in swept.values() for runs in settings.values() for run in runs]
@@ -149,11 +174,12 @@ def told(found: dict[str, Any]) -> str:
         name = f"{row['data']:16} {row['trainable']:8} {row['precision']:5} {row['seed']:4}"
         kinds = ", ".join(event.partition(": ")[0] + ": " + event.split(": ")[1] for event in row["events"])
         lines.append(f"{name}  {row['test_before']:.4f} -> {row['test_after']:.4f}  {row['validation']:10.4f}  {kinds}")
-    lines.append("by hand: validation loss by rate (times the default), probe size (log2 of times the calibrated) and seed")
+    if found["sweeps"]:
+        lines.append("by hand: validation loss by rate (times the default), probe size (log2 of times the calibrated) and seed")
     lines += [
         f"{row['data']:16} x {row['rate']:<4g} {row['log2_eps']:+3d} {row['seed']:4}  {row['validation']:.4f}" for row in found["sweeps"]
     ]
-    ratio = found["loss_over_best_sweep"]
     lines.append(f"worse than the start: {found['worse_than_start']} of {len(found['runs'])} runs")
-    lines.append(f"validation loss over the best of the sweep: median {ratio['median']}, worst {ratio['worst']}")
+    if ratio := found.get("loss_over_best_sweep"):
+        lines.append(f"validation loss over the best of the sweep: median {ratio['median']}, worst {ratio['worst']}")
     return "\n".join([*lines, f"probes to 90 % of the gain: {found['probes_to_90_percent_of_gain']:g}"])

@@ -55,6 +55,13 @@ def test_lower_ahead_is_ahead_however_the_loss_seems_to_bend() -> None:
     assert pace.factors["body"] == MOST_CHANGE
 
 
+def test_straight_uphill_by_little_is_chance_and_by_much_is_not() -> None:
+    for rise, wanted in ((0.01, LONGER), (0.3, 1 / MOST_CHANGE)):
+        pace = Pace(["body"], ["body"])
+        pace.learn(np.array([[1.0, 1 + rise, 1 - rise]] * 4), pace.factors)
+        assert pace.factors["body"] == pytest.approx(wanted)
+
+
 def test_uphill_from_the_start_of_the_stride_it_slows_down() -> None:
     pace = Pace(["body"], ["body"])
     pace.learn(np.array([[1.0, 1.3, 0.8]] * 4), pace.factors)  # slope .25 at its end, .15 at its start

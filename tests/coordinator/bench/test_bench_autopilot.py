@@ -47,7 +47,8 @@ def test_the_figures_are_summed_up_by_data_set_and_case() -> None:
     by_hand = [Outcome(Job(Path("a"), Path(), case, seed, 3, rate, 0), (1.0, 0.5), loss, way, ()) for rate, seed, loss in swept]
     found = autopilot._summed([*alone, *by_hand])
     assert found["worse_than_start"] == 1
-    assert found["loss_over_best_sweep"] == {"median": 1.25, "worst": 1.25}
+    assert found["loss_over_best_sweep"] == {"median": 1.255, "worst": 1.333}  # 0.4 / 0.3 and 0.4 / 0.34
+    assert "loss_over_best_sweep" not in autopilot._summed(alone)
     assert found["probes_to_90_percent_of_gain"] == 32  # 1 - 0.9 * 0.6 = 0.46
     told = autopilot.told(found)
     assert "worse than the start: 1 of 2 runs" in told
