@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from coordinator.allocation import Allocation, Asked, Asking, allocate, blocks
+from coordinator.allocation import Allocation, Asked, Asking, allocate, blocks, moved
 from coordinator.config import RunConfig
 from zo.manifest import Manifest
 from zo.recipe import directions
@@ -57,19 +57,24 @@ class Blocks:
         if device not in self._known or _differs(self._known[device], asking):
             self._known[device] = asking
         self._solve(round_number)
-        if self._planned.get(device) == self._known[device]:
-            share, turn = self._allocation.shares.get(device), round_number
-        else:
-            alone = allocate({device: self._known[device]}, self._manifest, self.asked, self._slack)
-            share, turn = alone.shares.get(device), round_number + device
+        made, turn = self._allocation, round_number
+        if self._planned.get(device) != self._known[device]:
+            made, turn = allocate({device: self._known[device]}, self._manifest, self.asked, self._slack), round_number + device
             self.too_small.pop(device, None)
-            self.too_small |= alone.too_small
-        if share is None:
+            self.too_small |= made.too_small
+        if device not in made.shares:
             return None
-        tried = share.blocks[turn % len(share.blocks)]
+        windows, place = divmod(turn, made.window)
+        tried = made.shares[device].blocks[place]
+        if self._moves(made):
+            tried = moved(tried, windows, len(self._groups))
         if len(tried) == len(self._groups):
             return ()
         return tuple(sorted((*(group for block in tried for group in self._groups[block]), *self._head)))
+
+    def _moves(self, made: Allocation) -> bool:
+        """Whether devices change their blocks from window to window: where it costs them nothing, and none is too slow for some."""
+        return self._manifest.trainable != "full" and all(share.capacity.lowest == 0 for share in made.shares.values())
 
     def news(self) -> dict[str, Any]:
         """What a round's summary keeps of devices that have come, gone (None) or changed: for restarts, and `edge-coordinator plan`."""

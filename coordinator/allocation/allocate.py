@@ -1,7 +1,7 @@
 """From profiles and a manifest to what each device trains: a pure function, the same for the same input."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -102,6 +102,11 @@ def allocate(devices: Mapping[int, Asking], manifest: Manifest, asked: Asked, sl
         for device, rows in zip(able, held.reshape(len(able), window, -1), strict=True)
     }
     return Allocation(shares, too_small, window, tuple(range(bottom)), proxy(sizes[bottom:], held), best is not None or not slack)
+
+
+def moved(tried: Iterable[int], times: int, count: int) -> tuple[int, ...]:
+    """Blocks, of `count`, each so many further up and round again: so that none is always taught by the same few devices."""
+    return tuple(sorted((int(block) + times) % count for block in tried))
 
 
 def _fit(asking: Asking, bases: Mapping[Precision, Base]) -> Fit:

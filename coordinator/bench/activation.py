@@ -16,8 +16,10 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from coordinator import task as task_file
-from coordinator.allocation import Base, in_turns
+from coordinator.allocation import Base, in_turns, moved
 from coordinator.allocation.problem import Capacity
 from coordinator.bench import workload
 from coordinator.bench.standard_error import standard_error
@@ -61,10 +63,12 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 class Roomy(Simulation):
     """Devices that have room for so many blocks each, whatever they tell: memory of adapters hardly differs by block."""
 
-    held: Sequence[tuple[int, ...]] = ()
+    held: np.ndarray  # bool [devices, blocks], in round 0
+    body: Sequence[int]  # ids of the blocks' groups
 
     def work(self, device: int, precision: Precision) -> WorkPlan | None:
-        return self.rounds.plan(device, precision, self._profiles[device].stage_ns, self.held[device])
+        tried = moved(np.flatnonzero(self.held[device]), self.rounds.round, len(self.body))
+        return self.rounds.plan(device, precision, self._profiles[device].stage_ns, tuple(self.body[block] for block in tried))
 
 
 Make = Callable[[RunConfig, int], Simulation]
@@ -122,8 +126,8 @@ class Fleets:
     def _by_memory(self, config: RunConfig, seed: int) -> Simulation:
         made = Roomy(self.bundle, config, self._shares(seed), seed)
         body = [group for group in self.bundle.manifest.groups if group.kind == "body"]
-        _, held = in_turns(tuple(group.size for group in body), [Capacity(most) for most in ROOMS])
-        made.held = [tuple(group.id for group, taken in zip(body, row, strict=True) if taken) for row in held]
+        _, made.held = in_turns(tuple(group.size for group in body), [Capacity(most) for most in ROOMS])
+        made.body = [group.id for group in body]
         return made
 
     def _by_time(self, config: RunConfig, seed: int) -> Simulation:

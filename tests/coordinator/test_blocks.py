@@ -90,6 +90,23 @@ def test_one_device_alone_tries_every_block_over_a_window() -> None:
     assert {block for number in range(1, 7) for block in heard.ask(0, number, 2) or ()} == set(range(12))
 
 
+def test_with_adapters_a_device_meets_every_block_unless_one_is_too_slow_for_some() -> None:
+    manifest = dataclasses.replace(FULL, trainable="lora")
+    base = Base(manifest, asked(CONFIG))
+    small = Profile((base.needed(3) >> 20) + 1)
+    slow = Profile(0, *((int(1.1e9 * 60 / base.seconds(Profile(0, (10**9,) * 13, (10**9,) * 13))[0]),) * 13,) * 2)
+    for other, wanted in ((Profile(), 12), (slow, 3)):
+        made, met = Blocks(CONFIG, manifest, [], lambda kind, text: None), set[int]()
+        for number in range(1, 14):
+            for device, profile in enumerate((small, other)):
+                found = made.among(device, Asking(profile, "w4"), number)
+                assert found is not None
+                if device == 0 and number > 1:
+                    assert len(found) == 4
+                    met |= set(found) - {HEAD}
+        assert len(met) == wanted
+
+
 def test_noise_of_memory_and_of_times_changes_nothing() -> None:
     heard = Heard()
     times = (10**6,) * len(FULL.stages)
