@@ -45,19 +45,23 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All runs of all data sets, as many at once as there are processors."""
-    model, jobs = workload.model(given), []
+    model, jobs, built = workload.model(given), [], []
+    folders = given.data or [_household(folder / "household")]
     with ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
-        folders = given.data or [_household(folder / "household")]
-        for data in folders:
-            task = task_file.of_data(data, given.max_tokens)
-            for case in CASES:
-                bundle = folder / f"{data.name}-{'-'.join(case)}"
-                workload.build_bundle(model, bundle, data, task, Training(*case))
-                jobs += [Job(data, bundle, case, seed, given.rounds) for seed in range(given.seeds)]
-                by_hand = case in SWEPT and data in folders[: given.swept]
-                swept = itertools.product(RATES, EPS, range(min(given.seeds, SWEEP_SEEDS))) if by_hand else ()
-                jobs += [Job(data, bundle, case, seed, given.rounds, rate, eps) for rate, eps, seed in swept]
+        for data, case in itertools.product(folders, CASES):
+            bundle, task = folder / f"{data.name}-{'-'.join(case)}", task_file.of_data(data, given.max_tokens)
+            built.append(pool.submit(_build, model, bundle, data, task, Training(*case)))
+            jobs += [Job(data, bundle, case, seed, given.rounds) for seed in range(given.seeds)]
+            by_hand = case in SWEPT and data in folders[: given.swept]
+            swept = itertools.product(RATES, EPS, range(min(given.seeds, SWEEP_SEEDS))) if by_hand else ()
+            jobs += [Job(data, bundle, case, seed, given.rounds, rate, eps) for rate, eps, seed in swept]
+        for each in built:
+            each.result()
         return _summed(list(pool.map(fly, jobs)))
+
+
+def _build(*arguments: Any) -> None:
+    workload.build_bundle(*arguments)
 
 
 def _household(folder: Path) -> Path:
