@@ -66,15 +66,11 @@ class Blocks:
             return None
         windows, place = divmod(turn, made.window)
         tried = made.shares[device].blocks[place]
-        if self._moves(made):
+        if made.moves(self._manifest):
             tried = moved(tried, windows, len(self._groups))
         if len(tried) == len(self._groups):
             return ()
         return tuple(sorted((*(group for block in tried for group in self._groups[block]), *self._head)))
-
-    def _moves(self, made: Allocation) -> bool:
-        """Whether devices change their blocks from window to window: where it costs them nothing, and none is too slow for some."""
-        return self._manifest.trainable != "full" and all(share.capacity.lowest == 0 for share in made.shares.values())
 
     def news(self) -> dict[str, Any]:
         """What a round's summary keeps of devices that have come, gone (None) or changed: for restarts, and `edge-coordinator plan`."""

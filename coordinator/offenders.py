@@ -9,7 +9,7 @@ LATELY, OFTEN = 8, 4  # of so many of its reports, so many too large: with few d
 
 
 class Offenders:
-    """Names each once. note: for what a person should know."""
+    """Names each once, and after a restart once more. note: for what a person should know."""
 
     def __init__(self, note: Callable[[str, str], None]) -> None:
         self._note, self._seen, self._named = note, dict[int, deque[bool]](), set[int]()

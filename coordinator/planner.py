@@ -97,9 +97,9 @@ class Planner:
         stage_ns = tuple(round(1e6 * 2 ** (each / 2)) + 1 for each in half_octaves)
         rows = self.table(precision, stage_ns, tuple(group for group in tried if group in ranks.prefix(self._manifest, rank)))
         shape = self._within(self._manifest, replace(split.choose(rows).shape, rank=rank), tried)
-        if shape not in self._told:
+        if (whole := replace(shape, groups=())) not in self._told:
             log.info("the cheapest way to equal progress, for a device with base %s:\n%s", precision, split.told(rows))
-            self._told.add(shape)
+            self._told.add(whole)
         return shape
 
     def table(self, precision: Precision, stage_ns: tuple[int, ...], tried: tuple[int, ...] = ()) -> list[split.Prediction]:

@@ -191,7 +191,8 @@ class Rounds:
             try:
                 self.ledger.roll_back(advice.entry)
             except Compacted as error:
-                self.note("autopilot", f"cannot go back: {error}; going on with lower rates")
+                ending = "going on with lower rates" if advice.act == "go back" else "it stays where it is"
+                self.note("autopilot", f"cannot go back: {error}; {ending}")
             else:
                 self._take_in()
 

@@ -35,7 +35,7 @@ class RunLedger:
     @property
     def rounds(self) -> int:
         """How many rounds the entries have closed."""
-        return self.store.headers(self._run.id, self.entry - 1)[-1][0].round if self.entry else 0
+        return self.store.headers(self._run.id, self.entry - 1)[0][0].round if self.entry else 0
 
     @property
     def is_behind(self) -> bool:

@@ -11,7 +11,7 @@ from zo.ledger import fold
 from zo.manifest import Manifest
 from zo.messages import Report
 from zo.plan import Node, ProbeSize
-from zo.planning import stretch
+from zo.planning import enlarged, stretch
 from zo.rates import Rates
 from zo.recipe import Aggregation
 from zo.terms import Term
@@ -44,9 +44,10 @@ def aggregate(
     halves = [by_level(node, grid.values(report.scalars)) for report, node in zip(reports, nodes, strict=True)]
     terms = []
     for report, node, parts in zip(reports, nodes, halves, strict=True):
-        further = stretch(manifest, {group for level, _ in node.levels() for size in level.probe_sizes for group in size.groups})
+        tried = {group for level, _ in node.levels() for size in level.probe_sizes for group in size.groups}
+        further, usual = stretch(manifest, tried), enlarged(manifest, given.log2_eps, tried)
         for place, (level, half) in enumerate(parts):
-            signal = given.expected(node if node.joint else level, manifest)
+            signal = given.expected(node if node.joint else level, manifest, usual)
             for size in tally.alike(level.probe_sizes):
                 group = groups[size.groups[0]]
                 log2_eps = size.log2_e + group.log2_unit
@@ -54,7 +55,7 @@ def aggregate(
                     said, weight = half, tally.growth(group) * report.examples / tally.examples[group.id] / half.size
                 else:
                     said, weight = _together([parts[place] for parts in halves], group, log2_eps, how), tally.growth(group) / half.size
-                rate = _rate(group, node, given, signal, factors[group.kind]) * further[group.kind]
+                rate = _rate(group, node, given, factors[group.kind]) * 2.0 ** usual[group.kind] / signal * further[group.kind]
                 steps = mezo_steps(said, weight, rate, log2_eps, group.log2_unit)
                 key = manifest.run_key, rounded_alike[group.kind, group.log2_unit], level.first_seed, report.round
                 terms.append(Term(size.groups, level.first_seed, round_stochastically(steps, *key)))
@@ -87,11 +88,10 @@ class Tally:
         return [ProbeSize(tuple(groups), sizes[place].log2_e) for (place, _, _), groups in parts.items()]
 
 
-def _rate(group: Group, node: Node, given: Rates, signal: float, factor: float) -> float:
-    """Of a group in a tree: so that what is expected as its half difference moves it by the probe, or REACH, times rate and factor."""
+def _rate(group: Group, node: Node, given: Rates, factor: float) -> float:
+    """How far what is expected as its half difference moves a group of a tree: the run's probe, or REACH, times rate and factor."""
     log2_run = given.log2_eps[group.kind]
-    reach = min(log2_run, REACH) if node.child and not node.joint else log2_run
-    return factor * given.by_kind[group.kind] / signal * 2.0 ** (log2_run + reach)
+    return factor * given.by_kind[group.kind] * 2.0 ** (min(log2_run, REACH) if node.child and not node.joint else log2_run)
 
 
 def _together(parts: Sequence[tuple[Node, np.ndarray]], group: Group, log2_eps: int, how: Aggregation) -> np.ndarray:

@@ -75,7 +75,7 @@ class Pace:
 
 
 def _next(now: float, strides: Sequence[Stride]) -> float:
-    """From a factor to a little beyond the best one, where it surely lies elsewhere; or to a larger one where nothing was seen of it."""
+    """From a factor to one beyond the best, if that surely lies elsewhere; or else to a larger one, if strides are too short to be seen."""
     curvature, error = _mean([mean_and_error(stride.curvatures) for stride in strides])
     bends = curvature > error
     slope, error = _mean([stride.slope(now / AHEAD if bends else stride.factor) for stride in strides])

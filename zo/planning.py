@@ -15,6 +15,8 @@ from zo.plan import Node, ProbeSize, Shape
 from zo.recipe import Probe
 from zo.seeds import first_seed
 
+MOST_LOG2_E = LIMIT.bit_length() - 2  # of a probe: less than a lattice holds
+
 
 def kinds(manifest: Manifest) -> tuple[str, ...]:
     """The kinds of group that a bundle has."""
@@ -40,6 +42,14 @@ def stretch(manifest: Manifest, tried: Collection[int]) -> dict[str, float]:
         every[group.kind] += group.size
         some[group.kind] += group.size * (group.id in tried)
     return {kind: math.sqrt(every[kind] / some[kind]) for kind in every if some[kind]}
+
+
+def enlarged(manifest: Manifest, log2_eps: Mapping[str, int], tried: Collection[int]) -> dict[str, int]:
+    """Probe sizes of a tree that tries these groups alone: as its `stretch` has it, rounded up, within the lattice."""
+    further = stretch(manifest, tried)
+    most = {kind: min(group.log2_unit for group in manifest.groups if group.kind == kind) + MOST_LOG2_E for kind in further}
+    larger = {kind: min(log2_eps[kind] + math.ceil(math.log2(times)), most[kind]) for kind, times in further.items() if kind in log2_eps}
+    return {kind: max(log2, larger.get(kind, log2)) for kind, log2 in log2_eps.items()}
 
 
 def probe_sizes(manifest: Manifest, log2_eps: Mapping[str, int], among: Collection[int] | None = None) -> tuple[ProbeSize, ...]:
@@ -82,8 +92,7 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
         raise ConfigError(f"groups = {list(shape.groups)}: this bundle has no group {min(unknown)}")
     held = ranks.prefix(manifest, shape.rank)
     tried = held.intersection(shape.groups) if shape.groups else held
-    larger = {kind: math.ceil(math.log2(times)) for kind, times in stretch(manifest, tried).items()}
-    log2_eps = {kind: log2 + larger.get(kind, 0) for kind, log2 in log2_eps.items()}
+    log2_eps = enlarged(manifest, log2_eps, tried)
     stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps, tried)
     for cut in shape.cuts:
         if not lowest < cut < stages:
@@ -109,7 +118,7 @@ def sizes(probe: Probe, manifest: Manifest, apart: bool = False) -> dict[str, in
     stated = {"body": probe.log2_eps_body, "head": probe.log2_eps_head}
     found = {kind: manifest.log2_eps(kind, apart) if stated[kind] == "auto" else int(stated[kind]) for kind in kinds(manifest)}
     for kind, log2 in found.items():
-        if not all(0 <= size.log2_e < math.log2(LIMIT) for size in probe_sizes(manifest, {kind: log2})):
+        if not all(0 <= size.log2_e <= MOST_LOG2_E for size in probe_sizes(manifest, {kind: log2})):
             raise ConfigError(f"probe.log2_eps_{kind} = {log2} is less than a unit of the lattice, or more than it holds")
     return found
 

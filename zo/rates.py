@@ -1,7 +1,7 @@
 """What turns slopes into steps: the rates of a run, and what its probes are expected to find (DESIGN section 6)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from zo.errors import BundleError
@@ -35,16 +35,17 @@ class Rates:
             raise BundleError(f"bundle {manifest.name!r} states no signal of its probes; run 'edge-coordinator bundle calibrate'")
         return cls(signal, by_kind, log2_eps)
 
-    def expected(self, level: Node, manifest: Manifest, own_sizes: bool = False) -> float:
+    def expected(self, level: Node, manifest: Manifest, log2_eps: Mapping[str, int] | None = None) -> float:
         """The rms half difference to be expected of probes of a level: of each kind of its groups the share of that kind's values.
 
-        Of all its levels together in the joint form. own_sizes: at the probe sizes of the level, not at the run's.
+        Of all its levels together in the joint form. log2_eps: sizes of the probes, by kind; the level's own if left out.
         """
         groups, alike = {group.id: group for group in manifest.groups}, groups_of_its_size(manifest.groups)
         squares = []
         for size in tried(level):
             for group in map(groups.__getitem__, size.groups):
-                further = size.log2_e + group.log2_unit - self.log2_eps[group.kind] if own_sizes else 0
+                own = size.log2_e + group.log2_unit if log2_eps is None else log2_eps[group.kind]
+                further = own - self.log2_eps[group.kind]
                 squares.append((self.signal[group.kind] * 2.0**further) ** 2 / alike[group.id])
         return math.sqrt(sum(squares))
 

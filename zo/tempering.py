@@ -59,5 +59,5 @@ def _parts(report: Report, node: Node, given: Rates, manifest: Manifest) -> list
     kind, found = {group.id: group.kind for group in manifest.groups}, []
     for level, part in [(node, report.scalars)] if node.joint else by_level(node, report.scalars):
         kinds_tried = frozenset(kind[group] for size in tried(level) for group in size.groups)
-        found.append(((kinds_tried, level.stage), part, given.expected(level, manifest, own_sizes=True)))
+        found.append(((kinds_tried, level.stage), part, given.expected(level, manifest)))
     return found

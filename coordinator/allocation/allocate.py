@@ -59,6 +59,10 @@ class Allocation:
     proxy: float = math.inf
     exact: bool = True
 
+    def moves(self, manifest: Manifest) -> bool:
+        """Whether all devices go on to other blocks from window to window: where it costs them nothing, and none is too slow for some."""
+        return manifest.trainable != "full" and all(share.capacity.lowest == 0 for share in self.shares.values())
+
     def check(self) -> None:
         """Uncovered, naming the devices that are too small or too slow, where a block is left out."""
         if not self.uncovered:

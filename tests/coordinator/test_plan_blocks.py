@@ -10,7 +10,7 @@ import pytest
 from local_coordinator import report, settings
 
 from coordinator import plan_command
-from coordinator.allocation import Asked, Base, allocate
+from coordinator.allocation import Asked, Asking, Base, allocate
 from coordinator.bench.random_fleets import manifest_of
 from coordinator.cli import main
 from coordinator.config import Round
@@ -128,3 +128,17 @@ def test_turns_are_shown_by_the_round_and_large_fleets_in_parts() -> None:
         "block  devices 100 to 199",
         "block  devices 200 to 249",
     ]
+
+
+def test_where_blocks_go_round_it_says_so_and_counts_the_longest_round() -> None:
+    manifest, asked = dataclasses.replace(FULL, trainable="lora"), Asked()
+    base, times = Base(manifest, asked), (10**6,) * len(FULL.stages)
+    small = Profile((base.needed(3) >> 20) + 1, times, times)
+    devices = {0: Asking(small, "w4"), 1: Asking(Profile(), "w4")}
+    found = plan_command.described(allocate(devices, manifest, asked), devices, manifest, asked)
+    assert found["moves"]
+    assert found["devices"][0]["seconds"] == round(base.seconds(small)[0], 3)
+    assert "after each round all go on to the block above" in plan_command.told(found)
+    whole = {0: Asking(Profile(), "w4")}
+    assert not plan_command.described(allocate(whole, manifest, asked), whole, manifest, asked)["moves"]
+    assert not plan_command.described(allocate(devices, FULL, asked), devices, FULL, asked)["moves"]

@@ -361,17 +361,21 @@ def test_one_direction_moves_every_group_along_its_own_signs(manifest: Manifest)
 
 
 @pytest.mark.parametrize("places", [(0,), (2,), (0, 1), (0, 2)])
-def test_a_report_moves_the_parameters_as_far_in_all_however_few_groups_it_tries(bert_bundle: Bundle, places: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("with_head", [False, True])
+def test_a_report_moves_the_parameters_as_far_in_all_however_few_groups_it_tries(
+    bert_bundle: Bundle, places: tuple[int, ...], with_head: bool
+) -> None:
     """So a fleet of devices that try some groups each walks as one of devices that try all (inverse-variance weights)."""
     manifest, given = bert_bundle.manifest, Rates.of(Probe(), Rate(), bert_bundle.manifest)
     body = [group for group in manifest.groups if group.kind == "body"]
+    head = [group for group in manifest.groups if group.kind == "head"] if with_head else []
 
-    def moved(groups: list[Group]) -> float:
-        root = tree(manifest, given.log2_eps, Shape((1,), groups=tuple(group.id for group in groups)))
-        (share,) = {2.0 ** (size.log2_e + groups[0].log2_unit - given.log2_eps["body"]) for size in root.probe_sizes}
-        half = given.signal["body"] * share * math.sqrt(sum(each.size for each in groups) / sum(each.size for each in body))
-        said = report(0, scalars=tuple(GRID.integers(np.array([half]))))
-        (term,) = aggregate([said], [root], given, factors(1.0), manifest, GRID)
-        return math.sqrt(sum(each.size for each in groups)) * abs(float(term.steps[0]))
+    def moved(groups: list[Group]) -> tuple[float, ...]:
+        """Of the body in all, and of the head."""
+        root = tree(manifest, given.log2_eps, Shape((1,), groups=tuple(group.id for group in (*groups, *head))))
+        said = report(0, scalars=tuple(GRID.integers(np.array([given.expected(root, manifest)]))))
+        terms = aggregate([said], [root], given, factors(1.0), manifest, GRID)
+        steps = {group: abs(float(term.steps[0])) for term in terms for group in term.groups}
+        return tuple(math.sqrt(sum(each.size * steps[each.id] ** 2 for each in kind)) for kind in (groups, head))
 
     assert moved([body[place] for place in places]) == pytest.approx(moved(body), rel=0.02)

@@ -48,6 +48,16 @@ def test_what_is_too_little_to_be_told_may_be_more() -> None:
     assert pace.factors["body"] == pytest.approx(LONGER)
 
 
+def test_a_right_rate_whose_strides_are_too_short_to_be_seen_is_tried_a_little_higher_and_comes_back() -> None:
+    pace, best, seen = Pace(["body"], ["body"]), 0.3, list[float]()
+    for number in range(30):
+        at = pace.factors["body"] * np.array([1.0, 2.0, 0.0])
+        losses = 1 + 0.01 * np.linspace(0.9, 1.1, 6)[:, None] * ((at - best) ** 2 / best**2 - 1)
+        pace.learn(losses + 1e-5 * np.random.default_rng(number).standard_normal(losses.shape), pace.factors)
+        seen.append(pace.factors["body"])
+    assert all(0.9 * AHEAD * best < each < 1.1 * LONGER * AHEAD * best for each in seen[5:])
+
+
 def test_lower_ahead_is_ahead_however_the_loss_seems_to_bend() -> None:
     """Noise of the curvature is twice that of the slope, and its sign must not turn the way around."""
     pace = Pace(["body"], ["body"])

@@ -213,3 +213,12 @@ def test_kept_outputs_are_counted_at_plus_and_minus_and_again_on_all_outputs_bel
     assert kept_bytes(bert, Shape((9, 9, 9), (1, 2), clean=True), 5) == 5 * 32 * token + 5 * token  # once, unperturbed
     assert kept_bytes(llama, Shape((9, 99), (2,)), 5) == 2 * 5 * 16 * token  # all of them are predicted from
     assert kept_bytes(llama, Shape((9, 9, 9), (1, 2)), 5) == (2 + 4) * 5 * 16 * token
+
+
+def test_few_groups_get_larger_probes_but_none_beyond_the_lattice(bert_bundle: Bundle) -> None:
+    manifest = bert_bundle.manifest
+    body = [group for group in manifest.groups if group.kind == "body"]
+    unit = min(group.log2_unit for group in body)
+    for log2_eps, further in ((-6, 1), (unit + 22, 1), (unit + 23, 0)):  # the square root of three blocks, rounded up
+        root = tree(manifest, {"body": log2_eps, "head": -6}, Shape((1,), groups=(body[0].id,)))
+        assert [size.log2_e + body[0].log2_unit for size in root.probe_sizes] == [log2_eps + further]
