@@ -18,6 +18,8 @@ from coordinator.demo import shares
 from zo.bundle import Bundle, open_bundle, open_whole
 from zo.examples import Example
 
+pytest_plugins = ["made_rounds"]  # fixtures of rounds told by hand
+
 RANK, ALPHA, RUN_KEY = 4, 8.0, 7
 
 Bundles = Callable[..., Bundle]

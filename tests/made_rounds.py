@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import Bundles, recalibrated
 from local_coordinator import PROBE, answer, settings
 
@@ -78,6 +79,26 @@ class FailingStore(SqliteStore):
         if self.failing == "set_state":
             raise StorageError("disk full")
         super().set_state(run, state)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def make_rounds(bert_bundle: Bundle, tmp_path: Path, clock: Clock) -> Make:
+    return maker(bert_bundle, tmp_path, clock)
+
+
+@pytest.fixture
+def several(bundles: Bundles, tmp_path: Path) -> Bundle:
+    return several_bases(bundles, tmp_path)
+
+
+@pytest.fixture
+def make_several(several: Bundle, tmp_path: Path, clock: Clock) -> Make:
+    return maker(several, tmp_path, clock)
 
 
 def maker(bundle: Bundle, folder: Path, clock: Clock) -> Make:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import Bundles
 from local_coordinator import answer, report, settings
-from made_rounds import CHEAP_HEAD, CUT, PLANNED, SHAPES, Clock, Make, comes_to, kinds, maker, several_bases, shaped, state
+from made_rounds import CHEAP_HEAD, CUT, PLANNED, SHAPES, Clock, Make, comes_to, kinds, shaped, state
 from tiny_walks import batch_of
 
 from coordinator.config import Rate, Round, Seeds
@@ -24,30 +24,10 @@ from zo.parameters import Parameters
 from zo.recipe import Probe, Split
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def make(bert_bundle: Bundle, tmp_path: Path, clock: Clock) -> Make:
-    return maker(bert_bundle, tmp_path, clock)
-
-
-@pytest.fixture
-def several(bundles: Bundles, tmp_path: Path) -> Bundle:
-    return several_bases(bundles, tmp_path)
-
-
-@pytest.fixture
-def make_several(several: Bundle, tmp_path: Path, clock: Clock) -> Make:
-    return maker(several, tmp_path, clock)
-
-
-def test_a_stop_changes_no_bit_of_what_comes_after(make: Make) -> None:
-    rounds = make()
+def test_a_stop_changes_no_bit_of_what_comes_after(make_rounds: Make) -> None:
+    rounds = make_rounds()
     rounds.accept(answer(rounds, 0))
-    again = make(devices=0)
+    again = make_rounds(devices=0)
     for each in (rounds, again):
         each.reports[1] = report(1)
     terms = comes_to(rounds, [report(0), report(1)])
@@ -56,8 +36,8 @@ def test_a_stop_changes_no_bit_of_what_comes_after(make: Make) -> None:
 
 
 @pytest.mark.parametrize("rate", [1e6, 1e300])
-def test_a_round_beyond_the_lattice_changes_nothing_but_goes_on(rate: float, make: Make) -> None:
-    rounds = make(rate=Rate(rate, rate), round=Round(1, 1, 30.0))
+def test_a_round_beyond_the_lattice_changes_nothing_but_goes_on(rate: float, make_rounds: Make) -> None:
+    rounds = make_rounds(rate=Rate(rate, rate), round=Round(1, 1, 30.0))
     before = rounds.ledger.parameters.digest()
     rounds.accept(answer(rounds, 0))
     assert rounds.close_if_due()
@@ -65,11 +45,11 @@ def test_a_round_beyond_the_lattice_changes_nothing_but_goes_on(rate: float, mak
     assert (rounds.ledger.entry, rounds.round) == (1, 2)
     assert rounds.store.entries(rounds.run.id)[0].terms == ()
     assert kinds(rounds) == ["refused"]
-    assert state(make(devices=0)) == state(rounds)
+    assert state(make_rounds(devices=0)) == state(rounds)
 
 
-def test_the_summary_tells_what_the_reports_held(make: Make) -> None:
-    rounds = make()
+def test_the_summary_tells_what_the_reports_held(make_rounds: Make) -> None:
+    rounds = make_rounds()
     rounds.accept(answer(rounds, 0, dropped=1, held_out=(2**14,)))
     rounds.accept(answer(rounds, 1, held_out=(3 * 2**14,)))
     rounds.close_if_due()
@@ -103,9 +83,9 @@ def test_the_slope_counts_whichever_base_found_it(several: Bundle, make_several:
     assert found[0] == found[1] != []
 
 
-def test_devices_that_try_other_groups_each_move_their_own_and_a_restart_makes_the_same(make: Make) -> None:
+def test_devices_that_try_other_groups_each_move_their_own_and_a_restart_makes_the_same(make_rounds: Make) -> None:
     wanted = {"round": Round(2, 1, 30.0), **CUT}
-    rounds = make(devices=2, **wanted)
+    rounds = make_rounds(devices=2, **wanted)
     *body, head = (group.id for group in rounds.bundle.manifest.groups)
     for device, among in enumerate([(body[0], head), (body[-1],)]):
         plan = rounds.plan(device, "fp32", CHEAP_HEAD, among)
@@ -116,7 +96,7 @@ def test_devices_that_try_other_groups_each_move_their_own_and_a_restart_makes_t
         wrong = shaped(rounds, device, plan.shape, plan=plan.id, digest=rounds.ledger.digest())
         assert rounds.accept(wrong) is Verdict.DIVERGED
         if device == 1:
-            again = make(devices=0, **wanted)
+            again = make_rounds(devices=0, **wanted)
             assert kinds(again) == ["diverged"] * 2
             assert again.reports.keys() == {0}
             rounds = again
@@ -126,12 +106,12 @@ def test_devices_that_try_other_groups_each_move_their_own_and_a_restart_makes_t
     assert {group for term in entry.terms for group in term.groups} == {body[0], body[-1], head}
 
 
-def test_reports_of_several_shapes_make_one_entry_and_a_restart_keeps_them_and_makes_the_same(make: Make) -> None:
+def test_reports_of_several_shapes_make_one_entry_and_a_restart_keeps_them_and_makes_the_same(make_rounds: Make) -> None:
     wanted = {"round": Round(4, 1, 30.0), **PLANNED}
-    rounds = make(devices=4, **wanted)
+    rounds = make_rounds(devices=4, **wanted)
     for device, shape in enumerate(SHAPES[:3]):
         assert rounds.accept(shaped(rounds, device, shape)) is Verdict.ACCEPTED
-    again = make(devices=0, **wanted)
+    again = make_rounds(devices=0, **wanted)
     assert kinds(again) == []
     assert {device: report.shape for device, report in again.reports.items()} == dict(enumerate(SHAPES[:3]))
     assert [again.plan(device, "fp32") is None for device in range(4)] == [True, True, True, False]
@@ -183,8 +163,8 @@ def test_joint_parts_of_one_direction_each_are_plain_mezo_to_the_last_bit(
     assert len(set(digests[0][0])) == 9
 
 
-def test_a_device_that_reports_far_too_much_hardly_counts_and_is_named_once_where_it_goes_on(make: Make) -> None:
-    rounds = make(3, round=Round(3, 3, 5.0), rounds=20)
+def test_a_device_that_reports_far_too_much_hardly_counts_and_is_named_once_where_it_goes_on(make_rounds: Make) -> None:
+    rounds = make_rounds(3, round=Round(3, 3, 5.0), rounds=20)
     for number in range(1, LATELY + 1):
         for device, size in enumerate((1, 1, 100)):
             rounds.accept(answer(rounds, device, number, scalars=(300 * size, -200 * size, 100 * size)))

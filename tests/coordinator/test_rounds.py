@@ -1,12 +1,10 @@
 """A round closes when it should, takes in what it should, and survives its coordinator."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Bundles
 from local_coordinator import PROBE, answer
 from made_rounds import (
     CHANGED_SETTINGS,
@@ -16,40 +14,16 @@ from made_rounds import (
     Clock,
     Make,
     kinds,
-    maker,
-    several_bases,
     shaped,
     state,
 )
 
 from coordinator.config import Rate, Round, Seeds
 from coordinator.plans import ReportRefused
-from zo.bundle import Bundle
 from zo.errors import StorageError
 from zo.messages import Verdict
 from zo.recipe import Split
 from zo.seeds import MOST_DEVICES, SEEDS_PER_ROUND
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def make(bert_bundle: Bundle, tmp_path: Path, clock: Clock) -> Make:
-    return maker(bert_bundle, tmp_path, clock)
-
-
-@pytest.fixture
-def several(bundles: Bundles, tmp_path: Path) -> Bundle:
-    return several_bases(bundles, tmp_path)
-
-
-@pytest.fixture
-def make_several(several: Bundle, tmp_path: Path, clock: Clock) -> Make:
-    return maker(several, tmp_path, clock)
-
 
 IDS = ["directions", "probe size", "levels", "clip"]
 
@@ -57,8 +31,8 @@ IDS = ["directions", "probe size", "levels", "clip"]
 # --- devices ---
 
 
-def test_a_run_has_room_for_a_certain_number_of_devices(make: Make) -> None:
-    rounds = make()
+def test_a_run_has_room_for_a_certain_number_of_devices(make_rounds: Make) -> None:
+    rounds = make_rounds()
     rounds.store.failing = "enrol"
     with pytest.raises(ReportRefused, match=f"at most {MOST_DEVICES} devices"):
         rounds.enrol(5)
@@ -66,8 +40,8 @@ def test_a_run_has_room_for_a_certain_number_of_devices(make: Make) -> None:
     assert MOST_DEVICES * 4096 <= SEEDS_PER_ROUND
 
 
-def test_who_has_reported_has_nothing_to_do_until_the_next_round(make: Make) -> None:
-    rounds = make()
+def test_who_has_reported_has_nothing_to_do_until_the_next_round(make_rounds: Make) -> None:
+    rounds = make_rounds()
     rounds.accept(answer(rounds, 0))
     assert rounds.plan(0, "fp32") is None
     assert rounds.plan(1, "fp32") is not None
@@ -81,8 +55,8 @@ def test_who_has_reported_has_nothing_to_do_until_the_next_round(make: Make) -> 
 # --- closing ---
 
 
-def test_a_round_closes_at_its_goal(make: Make) -> None:
-    rounds = make()
+def test_a_round_closes_at_its_goal(make_rounds: Make) -> None:
+    rounds = make_rounds()
     assert not rounds.close_if_due()
     rounds.accept(answer(rounds, 0))
     assert not rounds.close_if_due()
@@ -94,8 +68,8 @@ def test_a_round_closes_at_its_goal(make: Make) -> None:
     assert rounds.store.entries(rounds.run.id)[0].contributors == 2
 
 
-def test_the_deadline_begins_again_with_every_round(make: Make, clock: Clock) -> None:
-    rounds = make(round=Round(2, 1, 30.0))
+def test_the_deadline_begins_again_with_every_round(make_rounds: Make, clock: Clock) -> None:
+    rounds = make_rounds(round=Round(2, 1, 30.0))
     clock.now += 29
     rounds.accept(answer(rounds, 0))
     rounds.accept(answer(rounds, 1))
@@ -105,8 +79,8 @@ def test_the_deadline_begins_again_with_every_round(make: Make, clock: Clock) ->
     assert not rounds.close_if_due()
 
 
-def test_the_last_round_ends_the_run(make: Make) -> None:
-    rounds = make(rounds=2, round=Round(1, 1, 30.0))
+def test_the_last_round_ends_the_run(make_rounds: Make) -> None:
+    rounds = make_rounds(rounds=2, round=Round(1, 1, 30.0))
     for number in (1, 2):
         assert not rounds.finished
         rounds.accept(answer(rounds, 0, number))
@@ -121,16 +95,16 @@ def test_the_last_round_ends_the_run(make: Make) -> None:
 # --- reports ---
 
 
-def test_a_second_report_of_a_round_is_a_duplicate_and_changes_nothing(make: Make) -> None:
-    rounds = make()
+def test_a_second_report_of_a_round_is_a_duplicate_and_changes_nothing(make_rounds: Make) -> None:
+    rounds = make_rounds()
     first = answer(rounds, 0)
     assert rounds.accept(first) is Verdict.ACCEPTED
     assert rounds.accept(answer(rounds, 0, scalars=(1, 1, 1))) is Verdict.DUPLICATE
     assert rounds.reports[0] is first
 
 
-def test_reports_taken_in_together_are_answered_each_for_itself(make: Make) -> None:
-    rounds = make(devices=6, round=Round(9, 9, 30.0))
+def test_reports_taken_in_together_are_answered_each_for_itself(make_rounds: Make) -> None:
+    rounds = make_rounds(devices=6, round=Round(9, 9, 30.0))
     rounds.accept(answer(rounds, 5))
     first, again = answer(rounds, 0), answer(rounds, 0, scalars=(1, 1, 1))
     wrong, late, diverged = answer(rounds, 1, examples=99), answer(rounds, 2, 2), answer(rounds, 3, digest=bytes(32))
@@ -154,22 +128,22 @@ def test_reports_taken_in_together_are_answered_each_for_itself(make: Make) -> N
 
 
 @pytest.mark.parametrize("failing", ["add_reports", "after add_reports"])
-def test_of_reports_that_cannot_be_kept_none_is_counted(failing: str, make: Make) -> None:
-    rounds = make()
+def test_of_reports_that_cannot_be_kept_none_is_counted(failing: str, make_rounds: Make) -> None:
+    rounds = make_rounds()
     rounds.store.failing = failing
     with pytest.raises(StorageError):
         rounds.accept_all([answer(rounds, device) for device in (0, 1)])
     assert rounds.reports == {}
     rounds.store.failing = ""
     kept = failing == "after add_reports"  # and are found at the next start
-    assert sorted(make(devices=0).reports) == ([0, 1] if kept else [])
+    assert sorted(make_rounds(devices=0).reports) == ([0, 1] if kept else [])
     expected = Verdict.DUPLICATE if kept else Verdict.ACCEPTED
     assert rounds.accept_all([answer(rounds, device) for device in (0, 1)]) == [expected] * 2
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 2**63])
-def test_a_report_of_another_round_is_late_or_of_a_round_that_nobody_knows(number: int, make: Make) -> None:
-    rounds = make(round=Round(1, 1, 30.0))
+def test_a_report_of_another_round_is_late_or_of_a_round_that_nobody_knows(number: int, make_rounds: Make) -> None:
+    rounds = make_rounds(round=Round(1, 1, 30.0))
     rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
     assert rounds.accept(answer(rounds, 1, number)) is (Verdict.LATE if number < 2 else Verdict.UNKNOWN_ROUND)
@@ -177,19 +151,19 @@ def test_a_report_of_another_round_is_late_or_of_a_round_that_nobody_knows(numbe
 
 
 @pytest.mark.parametrize("wrong", [{}, {"scalars": (1, 2)}, {"scalars": (2**31 - 1,) * 3}, {"examples": 99}, {"digest": bytes(32)}])
-def test_a_report_that_answers_another_plan_is_late_whatever_it_holds(wrong: dict[str, Any], make: Make) -> None:
-    rounds = make()
+def test_a_report_that_answers_another_plan_is_late_whatever_it_holds(wrong: dict[str, Any], make_rounds: Make) -> None:
+    rounds = make_rounds()
     for plan in (0, rounds.plan_id(1, "fp32"), rounds.plan_id(0, "fp32") ^ 1):
         assert rounds.accept(answer(rounds, 0, plan=plan, **wrong)) is Verdict.LATE
     assert (rounds.reports, rounds.store.reports(rounds.run.id, 1), kinds(rounds)) == ({}, [], [])
 
 
-def test_a_report_of_another_round_is_that_whatever_it_holds(make: Make) -> None:
-    assert (rounds := make()).accept(answer(rounds, 0, 2, scalars=(1,), examples=0)) is Verdict.UNKNOWN_ROUND
+def test_a_report_of_another_round_is_that_whatever_it_holds(make_rounds: Make) -> None:
+    assert (rounds := make_rounds()).accept(answer(rounds, 0, 2, scalars=(1,), examples=0)) is Verdict.UNKNOWN_ROUND
 
 
-def test_a_report_after_the_end_is_late(make: Make) -> None:
-    rounds = make(rounds=1, round=Round(1, 1, 30.0))
+def test_a_report_after_the_end_is_late(make_rounds: Make) -> None:
+    rounds = make_rounds(rounds=1, round=Round(1, 1, 30.0))
     rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
     assert rounds.accept(answer(rounds, 1, 2)) is Verdict.LATE
@@ -207,8 +181,8 @@ def test_a_report_after_the_end_is_late(make: Make) -> None:
         ({"examples": 5}, "5 examples are not between 1 and 4"),
     ],
 )
-def test_what_is_no_answer_to_a_plan_is_refused(wrong: dict[str, Any], said: str, make: Make) -> None:
-    rounds = make()
+def test_what_is_no_answer_to_a_plan_is_refused(wrong: dict[str, Any], said: str, make_rounds: Make) -> None:
+    rounds = make_rounds()
     before = state(rounds)
     with pytest.raises(ReportRefused, match=said):
         rounds.accept(answer(rounds, **{"device": 0} | wrong))
@@ -216,13 +190,13 @@ def test_what_is_no_answer_to_a_plan_is_refused(wrong: dict[str, Any], said: str
     assert rounds.store.reports(rounds.run.id, 1) == []
 
 
-def test_scalars_at_the_clip_are_taken(make: Make) -> None:
-    rounds = make()
+def test_scalars_at_the_clip_are_taken(make_rounds: Make) -> None:
+    rounds = make_rounds()
     assert rounds.accept(answer(rounds, 0, scalars=(2**15, -(2**15), 0))) is Verdict.ACCEPTED
 
 
-def test_other_parameters_are_found_by_their_digest(make: Make) -> None:
-    rounds = make()
+def test_other_parameters_are_found_by_their_digest(make_rounds: Make) -> None:
+    rounds = make_rounds()
     assert rounds.accept(answer(rounds, 0, digest=bytes(32))) is Verdict.DIVERGED
     assert rounds.reports == {}
     assert kinds(rounds) == ["diverged"]
@@ -232,13 +206,13 @@ def test_other_parameters_are_found_by_their_digest(make: Make) -> None:
 # --- going on after a stop ---
 
 
-def test_a_new_coordinator_goes_on_in_mid_round_with_the_reports_accepted(make: Make) -> None:
-    rounds = make()
+def test_a_new_coordinator_goes_on_in_mid_round_with_the_reports_accepted(make_rounds: Make) -> None:
+    rounds = make_rounds()
     for device in (0, 1):
         rounds.accept(answer(rounds, device))
     rounds.close_if_due()
     rounds.accept(answer(rounds, 2, 2))
-    again = make(devices=0)
+    again = make_rounds(devices=0)
     assert state(again) == state(rounds)
     assert again.devices == 3
     assert again.accept(answer(again, 2, 2)) is Verdict.DUPLICATE
@@ -247,12 +221,12 @@ def test_a_new_coordinator_goes_on_in_mid_round_with_the_reports_accepted(make: 
 
 
 @pytest.mark.parametrize("changed", CHANGED_SETTINGS, ids=IDS)
-def test_reports_that_answer_other_settings_are_asked_for_again(changed: dict[str, Any], make: Make) -> None:
-    rounds = make(round=Round(3, 3, 30.0))
+def test_reports_that_answer_other_settings_are_asked_for_again(changed: dict[str, Any], make_rounds: Make) -> None:
+    rounds = make_rounds(round=Round(3, 3, 30.0))
     old = [answer(rounds, device) for device in (0, 1)]
     for each in old:
         assert rounds.accept(each) is Verdict.ACCEPTED
-    again = make(devices=0, round=Round(3, 3, 30.0), **changed)
+    again = make_rounds(devices=0, round=Round(3, 3, 30.0), **changed)
     assert (again.round, again.reports, again.store.reports(again.run.id, 1)) == (1, {}, [])
     assert [(kind, text) for _, kind, text in again.store.events(again.run.id)] == [
         ("settings changed", "round 1: 2 reports answer other settings; asked again")
@@ -269,12 +243,12 @@ def test_reports_that_answer_other_settings_are_asked_for_again(changed: dict[st
     assert again.store.summaries(again.run.id)[0]["probes"] == 3 * 2 * len(scalars)
 
 
-def test_of_the_reports_kept_only_those_of_other_settings_are_dropped(make: Make) -> None:
-    rounds = make(round=Round(3, 3, 30.0))
+def test_of_the_reports_kept_only_those_of_other_settings_are_dropped(make_rounds: Make) -> None:
+    rounds = make_rounds(round=Round(3, 3, 30.0))
     rounds.accept(answer(rounds, 0))
     rounds.store.add_report(answer(rounds, 1, plan=rounds.plan_id(1, "fp32") ^ 1))
     for _ in range(2):
-        again = make(devices=0, round=Round(3, 3, 30.0))
+        again = make_rounds(devices=0, round=Round(3, 3, 30.0))
         assert list(again.reports) == [0]
         assert [report.device for report in again.store.reports(again.run.id, 1)] == [0]
         assert kinds(again) == ["settings changed"]
@@ -282,33 +256,33 @@ def test_of_the_reports_kept_only_those_of_other_settings_are_dropped(make: Make
     assert again.accept(answer(again, 1)) is Verdict.ACCEPTED
 
 
-def test_settings_that_do_not_touch_the_scalars_keep_the_reports(make: Make) -> None:
-    rounds = make()
+def test_settings_that_do_not_touch_the_scalars_keep_the_reports(make_rounds: Make) -> None:
+    rounds = make_rounds()
     rounds.accept(answer(rounds, 0))
-    again = make(devices=0, rounds=9, rate=Rate(0.5, 0.5), round=Round(3, 1, 5.0))
+    again = make_rounds(devices=0, rounds=9, rate=Rate(0.5, 0.5), round=Round(3, 1, 5.0))
     assert state(again) == state(rounds)
     assert kinds(again) == []
 
 
-def test_a_finished_run_that_is_prolonged_runs_again(make: Make) -> None:
-    rounds = make(rounds=1, round=Round(1, 1, 30.0))
+def test_a_finished_run_that_is_prolonged_runs_again(make_rounds: Make) -> None:
+    rounds = make_rounds(rounds=1, round=Round(1, 1, 30.0))
     rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
-    assert make(devices=0, rounds=1, round=Round(1, 1, 30.0)).store.run("run").state == "finished"
-    again = make(devices=0, rounds=2, round=Round(1, 1, 30.0))
+    assert make_rounds(devices=0, rounds=1, round=Round(1, 1, 30.0)).store.run("run").state == "finished"
+    again = make_rounds(devices=0, rounds=2, round=Round(1, 1, 30.0))
     assert (again.finished, again.store.run("run").state) == (False, "running")
     assert again.accept(answer(again, 0, 2)) is Verdict.ACCEPTED
     assert again.close_if_due()
     assert (again.finished, again.store.run("run").state) == (True, "finished")
 
 
-def test_a_run_whose_end_could_not_be_noted_is_finished_at_the_next_start(make: Make) -> None:
-    rounds = make(rounds=1, round=Round(1, 1, 30.0))
+def test_a_run_whose_end_could_not_be_noted_is_finished_at_the_next_start(make_rounds: Make) -> None:
+    rounds = make_rounds(rounds=1, round=Round(1, 1, 30.0))
     rounds.accept(answer(rounds, 0))
     rounds.store.failing = "set_state"
     with pytest.raises(StorageError):
         rounds.close_if_due()
-    again = make(devices=0, rounds=1)
+    again = make_rounds(devices=0, rounds=1)
     assert again.finished
     assert again.store.run("run").state == "finished"
 
@@ -316,11 +290,11 @@ def test_a_run_whose_end_could_not_be_noted_is_finished_at_the_next_start(make: 
 # --- durable first, and one round once ---
 
 
-def test_reports_accepted_before_a_crash_count_once_and_are_not_asked_for_again(make: Make) -> None:
-    rounds = make(round=Round(3, 3, 30.0))
+def test_reports_accepted_before_a_crash_count_once_and_are_not_asked_for_again(make_rounds: Make) -> None:
+    rounds = make_rounds(round=Round(3, 3, 30.0))
     for device in (0, 1):
         rounds.accept(answer(rounds, device))
-    again = make(devices=0, round=Round(3, 3, 30.0))
+    again = make_rounds(devices=0, round=Round(3, 3, 30.0))
     assert [again.plan(device, "fp32") is None for device in range(3)] == [True, True, False]
     assert again.accept(answer(again, 1, scalars=(9, 9, 9))) is Verdict.DUPLICATE
     assert again.accept(answer(again, 2)) is Verdict.ACCEPTED
@@ -330,7 +304,7 @@ def test_reports_accepted_before_a_crash_count_once_and_are_not_asked_for_again(
     assert again.store.reports(again.run.id, 1) == []
     for device in range(3):
         assert again.accept(answer(again, device, 1, plan=rounds.plan_id(device, "fp32"))) is Verdict.LATE
-    assert make(devices=0, round=Round(3, 3, 30.0)).reports == {}
+    assert make_rounds(devices=0, round=Round(3, 3, 30.0)).reports == {}
 
 
 # --- several bases ---
@@ -359,13 +333,13 @@ def test_a_report_with_a_plan_of_another_base_is_late(make_several: Make) -> Non
         PLANNED | {"seeds": Seeds(11)},
     ],
 )
-def test_trees_of_other_settings_are_asked_for_again_and_their_reports_are_late(changed: dict[str, Any], make: Make) -> None:
+def test_trees_of_other_settings_are_asked_for_again_and_their_reports_are_late(changed: dict[str, Any], make_rounds: Make) -> None:
     """Nobody is refused: an agent that is working while the coordinator is restarted with other settings goes on."""
-    rounds = make(round=Round(3, 3, 30.0), **CUT)
+    rounds = make_rounds(round=Round(3, 3, 30.0), **CUT)
     old = [shaped(rounds, device) for device in range(3)]
     for each in old[:2]:
         assert rounds.accept(each) is Verdict.ACCEPTED
-    again = make(devices=0, **{"round": Round(3, 3, 30.0)} | changed)
+    again = make_rounds(devices=0, **{"round": Round(3, 3, 30.0)} | changed)
     assert (again.reports, again.store.reports(again.run.id, 1)) == ({}, [])
     assert kinds(again) == ["settings changed"]
     assert [again.accept(each) for each in old] == [Verdict.LATE] * 3
@@ -374,10 +348,10 @@ def test_trees_of_other_settings_are_asked_for_again_and_their_reports_are_late(
 
 
 @pytest.mark.parametrize("changed", [PLANNED, PLANNED | {"split": Split(kept=1e9)}])
-def test_a_tree_that_would_also_be_asked_for_now_counts_after_settings_changed(changed: dict[str, Any], make: Make) -> None:
-    rounds = make(round=Round(3, 3, 30.0), **CUT)
+def test_a_tree_that_would_also_be_asked_for_now_counts_after_settings_changed(changed: dict[str, Any], make_rounds: Make) -> None:
+    rounds = make_rounds(round=Round(3, 3, 30.0), **CUT)
     rounds.accept(shaped(rounds, 0))
-    again = make(devices=0, **{"round": Round(3, 3, 30.0)} | changed)
+    again = make_rounds(devices=0, **{"round": Round(3, 3, 30.0)} | changed)
     assert list(again.reports) == [0]
     assert kinds(again) == []
 
@@ -385,15 +359,15 @@ def test_a_tree_that_would_also_be_asked_for_now_counts_after_settings_changed(c
 @pytest.mark.parametrize(
     "wrong", [{"scalars": (1, 2, 3)}, {"scalars": (1,) * 12}, {"scalars": (1,) * 16}, {"scalars": (2**15 + 1,) * 15}, {"examples": 5}]
 )
-def test_what_is_no_answer_to_a_tree_is_refused(wrong: dict[str, Any], make: Make) -> None:
-    rounds = make(**CUT)
+def test_what_is_no_answer_to_a_tree_is_refused(wrong: dict[str, Any], make_rounds: Make) -> None:
+    rounds = make_rounds(**CUT)
     with pytest.raises(ReportRefused):
         rounds.accept(shaped(rounds, 0, **wrong))
     assert rounds.accept(shaped(rounds, 0)) is Verdict.ACCEPTED
 
 
-def test_a_report_whose_plan_and_shape_do_not_go_together_is_late(make: Make) -> None:
-    rounds = make(**PLANNED)
+def test_a_report_whose_plan_and_shape_do_not_go_together_is_late(make_rounds: Make) -> None:
+    rounds = make_rounds(**PLANNED)
     for said, meant in ((SHAPES[1], SHAPES[2]), (SHAPES[0], SHAPES[3])):
         assert rounds.accept(shaped(rounds, 0, said, plan=rounds.plan_id(0, "fp32", meant))) is Verdict.LATE
     assert rounds.reports == {}

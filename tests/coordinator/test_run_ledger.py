@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Bundles
 from local_coordinator import answer, settings
-from made_rounds import Clock, FailingStore, Make, append_rollback, close, kinds, maker, several_bases, state
+from made_rounds import FailingStore, Make, append_rollback, close, kinds, state
 
 from coordinator import history
 from coordinator.config import Round
@@ -21,37 +20,17 @@ from zo.messages import Verdict
 from zo.terms import Term, negated
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def make(bert_bundle: Bundle, tmp_path: Path, clock: Clock) -> Make:
-    return maker(bert_bundle, tmp_path, clock)
-
-
-@pytest.fixture
-def several(bundles: Bundles, tmp_path: Path) -> Bundle:
-    return several_bases(bundles, tmp_path)
-
-
-@pytest.fixture
-def make_several(several: Bundle, tmp_path: Path, clock: Clock) -> Make:
-    return maker(several, tmp_path, clock)
-
-
-def test_a_ledger_that_was_changed_is_refused_at_the_start(make: Make) -> None:
-    rounds = make(round=Round(1, 1, 30.0))
+def test_a_ledger_that_was_changed_is_refused_at_the_start(make_rounds: Make) -> None:
+    rounds = make_rounds(round=Round(1, 1, 30.0))
     rounds.accept(answer(rounds, 0))
     rounds.close_if_due()
     rounds.store._db.execute("UPDATE entries SET contributors = 2")
     with pytest.raises(StorageError, match="does not fit its hash chain"):
-        make()
+        make_rounds()
 
 
-def test_a_commit_that_fails_leaves_round_reports_and_parameters_as_they_were(make: Make) -> None:
-    rounds = make()
+def test_a_commit_that_fails_leaves_round_reports_and_parameters_as_they_were(make_rounds: Make) -> None:
+    rounds = make_rounds()
     for device in (0, 1):
         rounds.accept(answer(rounds, device))
     before = state(rounds)
@@ -61,7 +40,7 @@ def test_a_commit_that_fails_leaves_round_reports_and_parameters_as_they_were(ma
     assert state(rounds) == before
     rounds.store.failing = ""
     assert rounds.close_if_due()
-    assert state(make(devices=0)) == state(rounds)
+    assert state(make_rounds(devices=0)) == state(rounds)
 
 
 class WatchedStore(FailingStore):
@@ -89,8 +68,8 @@ def test_a_commit_is_durable_before_anyone_can_hear_of_it(bert_bundle: Bundle, t
     assert (rounds.ledger.entry, rounds.ledger.replica.head) == store.head(rounds.run.id)
 
 
-def test_an_entry_carries_the_digest_of_the_parameters_when_it_is_due_and_at_the_end(make: Make) -> None:
-    rounds = make(rounds=7, digest_every=3, round=Round(1, 1, 30.0))
+def test_an_entry_carries_the_digest_of_the_parameters_when_it_is_due_and_at_the_end(make_rounds: Make) -> None:
+    rounds = make_rounds(rounds=7, digest_every=3, round=Round(1, 1, 30.0))
     digests = []
     for _ in range(7):
         close(rounds)
@@ -101,8 +80,8 @@ def test_an_entry_carries_the_digest_of_the_parameters_when_it_is_due_and_at_the
     assert told == [digest.hex() if digest else None for digest in stated]
 
 
-def test_a_commit_whose_sync_fails_is_found_whole_at_the_next_start(make: Make) -> None:
-    rounds = make()
+def test_a_commit_whose_sync_fails_is_found_whole_at_the_next_start(make_rounds: Make) -> None:
+    rounds = make_rounds()
     for device in (0, 1):
         rounds.accept(answer(rounds, device))
     before = state(rounds)
@@ -110,19 +89,19 @@ def test_a_commit_whose_sync_fails_is_found_whole_at_the_next_start(make: Make) 
     with pytest.raises(StorageError, match="disk ill"):
         rounds.close_if_due()
     assert state(rounds) == before
-    again = make(devices=0)
+    again = make_rounds(devices=0)
     assert (again.ledger.entry, again.round, again.reports) == (1, 2, {})
     assert again.accept(answer(again, 0, 1, plan=rounds.plan_id(0, "fp32"))) is Verdict.LATE
 
 
-def test_a_restart_from_a_checkpoint_is_where_the_run_was(make: Make) -> None:
-    rounds = make(rounds=200, round=Round(1, 1, 30.0))
+def test_a_restart_from_a_checkpoint_is_where_the_run_was(make_rounds: Make) -> None:
+    rounds = make_rounds(rounds=200, round=Round(1, 1, 30.0))
     for _ in range(CHECKPOINT_EVERY + 6):
         close(rounds)
     assert rounds.store.checkpoints(rounds.run.id) == [CHECKPOINT_EVERY]
     rounds.accept(answer(rounds, 2))
     rounds.store._db.execute("UPDATE entries SET body = x'ffffff' WHERE number <= ?", (CHECKPOINT_EVERY,))  # they are not needed
-    again = make(devices=0, rounds=200, round=Round(1, 1, 30.0))
+    again = make_rounds(devices=0, rounds=200, round=Round(1, 1, 30.0))
     assert state(again) == state(rounds)
     assert again.ledger.replica.checkpoint() == rounds.ledger.replica.checkpoint()
     assert again.plan(2, "fp32") is None
@@ -130,8 +109,8 @@ def test_a_restart_from_a_checkpoint_is_where_the_run_was(make: Make) -> None:
         assert each.plan(1, "fp32") is not None
 
 
-def test_a_checkpoint_that_cannot_be_kept_counts_no_report_twice(make: Make) -> None:
-    rounds = make(rounds=200, round=Round(1, 1, 30.0))
+def test_a_checkpoint_that_cannot_be_kept_counts_no_report_twice(make_rounds: Make) -> None:
+    rounds = make_rounds(rounds=200, round=Round(1, 1, 30.0))
     for _ in range(CHECKPOINT_EVERY - 1):
         close(rounds)
     rounds.accept(answer(rounds, 0))
@@ -143,12 +122,12 @@ def test_a_checkpoint_that_cannot_be_kept_counts_no_report_twice(make: Make) -> 
     rounds.store.failing = ""
     assert not rounds.close_if_due()
     close(rounds)
-    assert state(make(devices=0, rounds=200)) == state(rounds)
+    assert state(make_rounds(devices=0, rounds=200)) == state(rounds)
     assert rounds.store.checkpoints(rounds.run.id) == [CHECKPOINT_EVERY + 1]
 
 
-def test_compaction_while_running_keeps_every_digest(make: Make) -> None:
-    rounds = make(rounds=400, round=Round(1, 1, 30.0), keep_entries=10, digest_every=1)
+def test_compaction_while_running_keeps_every_digest(make_rounds: Make) -> None:
+    rounds = make_rounds(rounds=400, round=Round(1, 1, 30.0), keep_entries=10, digest_every=1)
     plain = {}
     for number in range(1, 3 * CHECKPOINT_EVERY):
         close(rounds)
@@ -157,13 +136,13 @@ def test_compaction_while_running_keeps_every_digest(make: Make) -> None:
     store = rounds.store
     assert store.compacted(1) == 2 * CHECKPOINT_EVERY
     assert [header.digest for header, _ in store.headers(1)] == list(plain.values())
-    again = make(devices=0, rounds=400, keep_entries=10)
+    again = make_rounds(devices=0, rounds=400, keep_entries=10)
     assert state(again) == state(rounds)
     assert len(store.checkpoints(1)) <= 4
 
 
-def test_a_rollback_by_another_process_is_followed(make: Make) -> None:
-    rounds = make(round=Round(2, 1, 30.0))
+def test_a_rollback_by_another_process_is_followed(make_rounds: Make) -> None:
+    rounds = make_rounds(round=Round(2, 1, 30.0))
     assert not rounds.follow()
     close(rounds, 2)
     rounds.accept(answer(rounds, 0))
@@ -177,11 +156,11 @@ def test_a_rollback_by_another_process_is_followed(make: Make) -> None:
     assert rounds.accept(old) is Verdict.LATE
     assert kinds(rounds) == ["followed"]
     close(rounds, 2)
-    assert state(make(devices=0)) == state(rounds)
+    assert state(make_rounds(devices=0)) == state(rounds)
 
 
-def test_a_round_that_closes_when_somebody_else_has_appended_changes_nothing_and_follows(make: Make) -> None:
-    rounds = make(round=Round(2, 1, 30.0))
+def test_a_round_that_closes_when_somebody_else_has_appended_changes_nothing_and_follows(make_rounds: Make) -> None:
+    rounds = make_rounds(round=Round(2, 1, 30.0))
     close(rounds, 2)
     for device in (0, 1):
         rounds.accept(answer(rounds, device))
@@ -195,11 +174,11 @@ def test_a_round_that_closes_when_somebody_else_has_appended_changes_nothing_and
     assert rounds.ledger.parameters.digest() == rounds.bundle.parameters().digest()
     assert rounds.store.reports(rounds.run.id, 2) == []
     close(rounds, 2)
-    assert state(make(devices=0)) == state(rounds)
+    assert state(make_rounds(devices=0)) == state(rounds)
 
 
-def test_a_report_that_comes_between_a_rollback_and_its_following_is_not_counted(make: Make) -> None:
-    rounds = make(round=Round(2, 1, 30.0))
+def test_a_report_that_comes_between_a_rollback_and_its_following_is_not_counted(make_rounds: Make) -> None:
+    rounds = make_rounds(round=Round(2, 1, 30.0))
     close(rounds, 2)
     append_rollback(rounds)
     assert rounds.accept(answer(rounds, 0)) is Verdict.ACCEPTED
@@ -207,11 +186,11 @@ def test_a_report_that_comes_between_a_rollback_and_its_following_is_not_counted
     assert rounds.reports == {}
     close(rounds, 2)
     assert [entry.contributors for entry in rounds.store.entries(rounds.run.id)] == [2, 0, 2]
-    assert state(make(devices=0)) == state(rounds)
+    assert state(make_rounds(devices=0)) == state(rounds)
 
 
-def test_several_entries_and_a_rollback_that_ends_the_run_are_followed(make: Make) -> None:
-    rounds = make(rounds=3, round=Round(1, 1, 30.0))
+def test_several_entries_and_a_rollback_that_ends_the_run_are_followed(make_rounds: Make) -> None:
+    rounds = make_rounds(rounds=3, round=Round(1, 1, 30.0))
     close(rounds)
     store, run = FailingStore(rounds.store.path), rounds.run.id
     head, term = rounds.ledger.replica.head, Term((0,), 5, np.array([3]))
