@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -68,10 +67,8 @@ def _household(folder: Path) -> Path:
     """The commands of the demonstration, of all homes together."""
     folder.mkdir()
     made = household.generate(0, DEVICES)
-    splits = {"train": itertools.chain(*made.homes), "validation": made.validation, "test": made.test}
-    for name, rows in splits.items():
-        shares.write(folder / f"{name}.jsonl", [Example(**row) for row in rows])
-    (folder / "labels.json").write_text(json.dumps(made.labels))
+    made.write(folder)
+    shares.write(folder / "train.jsonl", [Example(**row) for row in itertools.chain(*made.homes)])
     return folder
 
 

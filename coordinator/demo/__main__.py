@@ -88,9 +88,7 @@ def _prepare_data(given: argparse.Namespace, folder: Path) -> tuple[Task, list[l
     """The task, each device's private examples, and validation.jsonl and test.jsonl in `folder`."""
     if given.data is None:
         made = household.generate(given.seed, given.agents)
-        for split, rows in (("validation", made.validation), ("test", made.test)):
-            shares.write(folder / f"{split}.jsonl", [Example(**row) for row in rows])
-        (folder / "labels.json").write_text(json.dumps(made.labels))
+        made.write(folder)
         task = task_file.read(folder / "labels.json", given.max_tokens)
         return task, [[Example(**row) for row in home] for home in made.homes]
     if not given.data.is_dir():

@@ -8,9 +8,14 @@ three favourite intents, which it uses far more often than the others, and for e
 uses (a name for the vacuum robot, a byword for turning off the lights, a phrase in another language).
 """
 
+import json
 import random
 import re
 from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.demo import shares
+from zo.examples import Example
 
 
 def _either(text: str) -> list[str]:
@@ -139,6 +144,12 @@ class Household:
     homes: list[list[dict]]
     validation: list[dict]
     test: list[dict]
+
+    def write(self, folder: Path) -> None:
+        """What is no home's: validation.jsonl, test.jsonl and labels.json."""
+        for split, rows in (("validation", self.validation), ("test", self.test)):
+            shares.write(folder / f"{split}.jsonl", [Example(**row) for row in rows])
+        (folder / "labels.json").write_text(json.dumps(self.labels))
 
 
 def generate(seed: int = 0, homes: int = 8, examples_per_home: int = 150, validation: int = 300, test: int = 600) -> Household:
