@@ -66,7 +66,7 @@ class Blocks:
             return None
         windows, place = divmod(turn, made.window)
         tried = made.shares[device].blocks[place]
-        if made.moves(self._manifest):
+        if made.moves:
             tried = moved(tried, windows, len(self._groups))
         if len(tried) == len(self._groups):
             return ()

@@ -78,18 +78,18 @@ def read(path: Path) -> dict[int, Asking]:
 
 def described(made: Allocation, devices: dict[int, Asking], manifest: Manifest, asked: Asked) -> dict[str, Any]:
     """The allocation as plain data (JSON), with what it takes of each device: MiB of the model at the peak, seconds of a round of MeZO."""
-    rows, moves = [], made.moves(manifest) and any(share.active < len(blocks(manifest)) for share in made.shares.values())
+    rows = []
     for device, share in made.shares.items():
         base, profile = Base(manifest.at(share.precision), asked), devices[device].profile
         branches, examples = base.runs(profile, share.active)
-        takes = max(base.seconds(profile)[base.stages[0 if moves else turn[0]]] for turn in share.blocks)
+        takes = max(base.seconds(profile)[base.stages[0 if made.moves else turn[0]]] for turn in share.blocks)
         row: dict[str, Any] = {"device": device, "precision": share.precision, "blocks": [list(turn) for turn in share.blocks]}
         row |= {"branches": branches, "examples": examples, "memory_mib": profile.memory_mib, "seconds": round(takes, 3)}
         if manifest.model:
             row["need_mib"] = -(-base.needed(share.active, branches * examples * manifest.task.max_tokens) >> 20)
         rows.append(row)
     too_small = {str(device): why for device, why in made.too_small.items()}
-    found = {"count": len(blocks(manifest)), "window": made.window, "proxy": round(made.proxy, 1), "exact": made.exact, "moves": moves}
+    found = {"count": len(blocks(manifest)), "window": made.window, "proxy": round(made.proxy, 1), "exact": made.exact, "moves": made.moves}
     return found | {"devices": rows, "too_small": too_small}
 
 

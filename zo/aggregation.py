@@ -45,7 +45,8 @@ def aggregate(
     terms = []
     for report, node, parts in zip(reports, nodes, halves, strict=True):
         tried = {group for level, _ in node.levels() for size in level.probe_sizes for group in size.groups}
-        further, usual = stretch(manifest, tried), enlarged(manifest, given.log2_eps, tried)
+        further = stretch(manifest, tried)
+        usual = enlarged(manifest, given.log2_eps, further)
         for place, (level, half) in enumerate(parts):
             signal = given.expected(node if node.joint else level, manifest, usual)
             for size in tally.alike(level.probe_sizes):

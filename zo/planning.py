@@ -44,9 +44,8 @@ def stretch(manifest: Manifest, tried: Collection[int]) -> dict[str, float]:
     return {kind: math.sqrt(every[kind] / some[kind]) for kind in every if some[kind]}
 
 
-def enlarged(manifest: Manifest, log2_eps: Mapping[str, int], tried: Collection[int]) -> dict[str, int]:
-    """Probe sizes of a tree that tries these groups alone: as its `stretch` has it, rounded up, within the lattice."""
-    further = stretch(manifest, tried)
+def enlarged(manifest: Manifest, log2_eps: Mapping[str, int], further: Mapping[str, float]) -> dict[str, int]:
+    """Probe sizes of a tree with that `stretch`: so many times as large, rounded up to a power of two, within the lattice."""
     most = {kind: min(group.log2_unit for group in manifest.groups if group.kind == kind) + MOST_LOG2_E for kind in further}
     larger = {kind: min(log2_eps[kind] + math.ceil(math.log2(times)), most[kind]) for kind, times in further.items() if kind in log2_eps}
     return {kind: max(log2, larger.get(kind, log2)) for kind, log2 in log2_eps.items()}
@@ -92,7 +91,7 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
         raise ConfigError(f"groups = {list(shape.groups)}: this bundle has no group {min(unknown)}")
     held = ranks.prefix(manifest, shape.rank)
     tried = held.intersection(shape.groups) if shape.groups else held
-    log2_eps = enlarged(manifest, log2_eps, tried)
+    log2_eps = enlarged(manifest, log2_eps, stretch(manifest, tried))
     stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps, tried)
     for cut in shape.cuts:
         if not lowest < cut < stages:

@@ -49,7 +49,8 @@ class Allocation:
     """shares: by device. too_small: devices that cannot take a block, and why. window: rounds in which every block has its turn.
 
     uncovered: blocks that no device can take; they are left out. proxy: of the others, over the window. exact: whether it is proven
-    the best.
+    the best. moves: whether all devices go on to other blocks from window to window, as `moved` has it: where there are others,
+    changing costs a device nothing, and none is too slow for some.
     """
 
     shares: dict[int, Share]
@@ -58,10 +59,7 @@ class Allocation:
     uncovered: tuple[int, ...] = ()
     proxy: float = math.inf
     exact: bool = True
-
-    def moves(self, manifest: Manifest) -> bool:
-        """Whether all devices go on to other blocks from window to window: where it costs them nothing, and none is too slow for some."""
-        return manifest.trainable != "full" and all(share.capacity.lowest == 0 for share in self.shares.values())
+    moves: bool = False
 
     def check(self) -> None:
         """Uncovered, naming the devices that are too small or too slow, where a block is left out."""
@@ -105,7 +103,9 @@ def allocate(devices: Mapping[int, Asking], manifest: Manifest, asked: Asked, sl
         device: Share(fits[device].precision, tuple(tuple(map(int, bottom + np.flatnonzero(row))) for row in rows), able[device])
         for device, rows in zip(able, held.reshape(len(able), window, -1), strict=True)
     }
-    return Allocation(shares, too_small, window, tuple(range(bottom)), proxy(sizes[bottom:], held), best is not None or not slack)
+    moves = manifest.trainable != "full" and not any(each.lowest for each in able.values()) and not held.all()
+    uncovered, is_exact = tuple(range(bottom)), best is not None or not slack
+    return Allocation(shares, too_small, window, uncovered, proxy(sizes[bottom:], held), is_exact, moves)
 
 
 def moved(tried: Iterable[int], times: int, count: int) -> tuple[int, ...]:
