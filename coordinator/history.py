@@ -8,6 +8,7 @@ import numpy as np
 
 from coordinator import replay
 from coordinator.store import Conflict, RunRow, Store
+from coordinator.summary import NOTHING_DONE
 from zo import ledger
 from zo.bundle import Bundle
 from zo.checkpoint import signs
@@ -16,16 +17,6 @@ from zo.ledger import Entry, chain
 from zo.replica import Replica
 from zo.terms import Term
 from zo.tiles import Tiles
-
-NOTHING_DONE: dict[str, Any] = {
-    "reports": 0,
-    "seconds": 0.0,
-    "probes": 0,
-    "dropped": 0,
-    "half_difference": 0.0,
-    "held_out": None,
-    "peak_memory_mib": 0,
-}
 
 
 def entry_at(store: Store, run: RunRow, round_number: int) -> int:

@@ -14,6 +14,19 @@ from zo.plan import Node
 from zo.planning import groups_of_its_size
 from zo.recipe import Aggregation
 
+# of a round without reports, as a way back is
+NOTHING_DONE: dict[str, Any] = {
+    "reports": 0,
+    "seconds": 0.0,
+    "probes": 0,
+    "scalars": 0,
+    "dropped": 0,
+    "half_difference": 0.0,
+    "held_out": None,
+    "device_seconds": 0.0,
+    "peak_memory_mib": 0,
+}
+
 
 def summary(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid, how: Aggregation) -> dict[str, Any]:
     """nodes: what each report answers. looks, held_out: nats, by device and mean."""

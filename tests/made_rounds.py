@@ -10,9 +10,9 @@ import pytest
 from conftest import Bundles, recalibrated
 from local_coordinator import PROBE, answer, settings
 
-from coordinator import history
 from coordinator.rounds import Rounds
 from coordinator.sqlite_store import SqliteStore
+from coordinator.summary import NOTHING_DONE
 from zo.bundle import Bundle
 from zo.checkpoint import Checkpoint
 from zo.errors import StorageError
@@ -145,7 +145,7 @@ def append_rollback(rounds: Rounds) -> Entry:
     store, run = FailingStore(rounds.store.path), rounds.run.id
     terms = rollback(store.entries(run))
     entry = Entry(rounds.ledger.entry + 1, rounds.round, 0, terms, rounds.bundle.parameters().digest())
-    store.commit(run, entry, rounds.ledger.replica.head, 0, history.NOTHING_DONE | {"round": entry.round})
+    store.commit(run, entry, rounds.ledger.replica.head, 0, NOTHING_DONE | {"round": entry.round})
     return entry
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from coordinator.autopilot import SOONEST, TRIES, Autopilot
-from coordinator.history import NOTHING_DONE
+from coordinator.summary import NOTHING_DONE
 
 SELDOMEST = 8
 

@@ -17,9 +17,9 @@ from coordinator import replay
 from coordinator.bench import tiny_models
 from coordinator.cli import main
 from coordinator.export import MODEL, TRAINED, export
-from coordinator.history import NOTHING_DONE
 from coordinator.sqlite_store import SqliteStore
 from coordinator.store import RunRow
+from coordinator.summary import NOTHING_DONE
 from zo.batches import Batch, collate, encode
 from zo.bundle import Bundle
 from zo.checkpoint import signs

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from coordinator import history
 from coordinator.memory_store import MemoryStore
 from coordinator.offers import RENEWED_AFTER, Offers
+from coordinator.summary import NOTHING_DONE
 from zo import wire
 from zo.bundle import Bundle
 from zo.checkpoint import Checkpoint, signs
@@ -38,7 +38,7 @@ class Fleet:
             entry = Entry(number, number, 1, terms)
             self.replica.parameters.add(terms)
             cost = signs(terms, self.replica.sizes)
-            self.store.commit(self.run.id, entry, self.replica.head, cost, history.NOTHING_DONE | {"round": number})
+            self.store.commit(self.run.id, entry, self.replica.head, cost, NOTHING_DONE | {"round": number})
             self.replica.advance(entry)
 
     def ways(self, entry: int) -> dict[Way, Offer]:

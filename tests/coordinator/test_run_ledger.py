@@ -13,6 +13,7 @@ from coordinator.config import Round
 from coordinator.rounds import Rounds
 from coordinator.run_ledger import CHECKPOINT_EVERY
 from coordinator.store import Conflict
+from coordinator.summary import NOTHING_DONE
 from zo.bundle import Bundle
 from zo.errors import StorageError
 from zo.ledger import Entry
@@ -195,7 +196,7 @@ def test_several_entries_and_a_rollback_that_ends_the_run_are_followed(make_roun
     store, run = FailingStore(rounds.store.path), rounds.run.id
     head, term = rounds.ledger.replica.head, Term((0,), 5, np.array([3]))
     for number, terms in ((2, (term,)), (3, negated((term,)))):
-        head = store.commit(run, Entry(number, number, 0, terms), head, 0, history.NOTHING_DONE | {"round": number})
+        head = store.commit(run, Entry(number, number, 0, terms), head, 0, NOTHING_DONE | {"round": number})
     before = rounds.ledger.parameters.digest()
     assert rounds.follow()
     assert (rounds.ledger.entry, rounds.ledger.replica.head, rounds.ledger.parameters.digest()) == (3, head, before)

@@ -21,6 +21,7 @@ from coordinator.config import Round
 from coordinator.rounds import Rounds
 from coordinator.service import Service
 from coordinator.sqlite_store import SqliteStore
+from coordinator.summary import NOTHING_DONE
 from edge_agent.link import Link, Rejoin, Unreachable
 from zo import manifest as manifest_file
 from zo import wire
@@ -163,7 +164,7 @@ def commit_large(rounds: Rounds, entries: int, steps: int) -> None:
     """Entries as a fleet of many devices makes them."""
     for number in range(1, entries + 1):
         entry = Entry(number, number, 9, (Term((99,), number << 32, np.full(steps, 2**40)),))
-        rounds.store.commit(rounds.run.id, entry, rounds.ledger.replica.head, 0, history.NOTHING_DONE | {"round": number})
+        rounds.store.commit(rounds.run.id, entry, rounds.ledger.replica.head, 0, NOTHING_DONE | {"round": number})
         rounds.ledger.replica.advance(entry)
 
 
@@ -273,7 +274,7 @@ def commit_small(rounds: Rounds, entries: int) -> None:
     for _ in range(entries):
         entry = Entry(rounds.ledger.entry + 1, rounds.round, 0, (Term((0,), rounds.ledger.entry << 32, np.array([3])),))
         rounds.ledger.parameters.add(entry.terms)
-        rounds.store.commit(1, entry, rounds.ledger.replica.head, 0, history.NOTHING_DONE | {"round": rounds.round})
+        rounds.store.commit(1, entry, rounds.ledger.replica.head, 0, NOTHING_DONE | {"round": rounds.round})
         rounds.ledger.replica.advance(entry)
         rounds.open.number += 1
 
@@ -319,7 +320,7 @@ def append_rollback(path: Path, disk: NoSync | None = None) -> SqliteStore:
     """As `edge-coordinator rollback --to 0` in another process; the store is still open."""
     store = SqliteStore(path, disk=disk)
     (entry, head), rounds = store.head(1), store.summaries(1)[-1]["round"]
-    store.commit(1, Entry(entry + 1, rounds + 1, 0, rollback(store.entries(1))), head, 0, history.NOTHING_DONE | {"round": rounds + 1})
+    store.commit(1, Entry(entry + 1, rounds + 1, 0, rollback(store.entries(1))), head, 0, NOTHING_DONE | {"round": rounds + 1})
     return store
 
 
