@@ -1,12 +1,13 @@
 """Evaluation of the global model in a process of its own, so that rounds never wait for it.
 
-`python -m coordinator.evaluation` reads requests as JSON lines {"entry": n, "split": "validation"} on standard input
-and answers each with one line of metrics, `gain` over entry 0 among them. A split's file is read when it is first asked for.
+`python -m coordinator.evaluation` reads requests as JSON lines {"entry": n, "split": "validation", "lowest": m} on standard input
+and answers each with one line of metrics, compared with those of entry 0 and of m. A split's file is read when it is first asked for.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,27 @@ def _prefixes(engine: Engine, batches: list[Batch]) -> dict[str, Any]:
     return {"prefixes": found} if found else {}
 
 
+class _Models:
+    """The model at any entry. move: takes the engine's parameters to one."""
+
+    def __init__(self, engine: Engine, move: Callable[[int], None]) -> None:
+        self._engine, self._move = engine, move
+        self._answers: dict[tuple[str, int], Rows] = {}
+
+    def metrics(self, split: str, batches: list[Batch], entry: int, lowest: int) -> dict[str, Any]:
+        """Of an entry, compared with those of entry 0 and of another one."""
+        start, low, found = (self._rows(split, batches, each) for each in (0, lowest, entry))
+        self._move(entry)
+        self._answers = {(split, 0): start, (split, lowest): low, (split, entry): found}
+        return compared(start, (lowest, low), found, self._engine.manifest.task) | _prefixes(self._engine, batches)
+
+    def _rows(self, split: str, batches: list[Batch], entry: int) -> Rows:
+        if (split, entry) not in self._answers:
+            self._move(entry)
+            self._answers[split, entry] = answers(self._engine, batches)
+        return self._answers[split, entry]
+
+
 def main() -> int:
     """Answer requests until standard input ends."""
     parser = argparse.ArgumentParser(description="evaluate a run's model at the entries asked for")
@@ -40,19 +62,14 @@ def main() -> int:
         run = store.run(given.run)
         bundle = replay.opened(run)
         replica = replay.replica(store, run, bundle, 0)
-        engine = Engine(bundle, replica.parameters, threads=given.threads)
+        models = _Models(Engine(bundle, replica.parameters, threads=given.threads), lambda entry: replay.move(replica, store, run, entry))
         read: dict[str, list[Batch]] = {}
-        start: dict[str, Rows] = {}
         for line in sys.stdin:
             request = json.loads(line)
             split = request["split"]
             if split not in read:
                 read[split] = batches(bundle, Path(getattr(given, split)), given.most if split == "validation" else 0)
-                replay.move(replica, store, run, 0)
-                start[split] = answers(engine, read[split])
-            replay.move(replica, store, run, request["entry"])
-            found = answers(engine, read[split]) if request["entry"] else start[split]
-            print(json.dumps(compared(start[split], found, bundle.manifest.task) | _prefixes(engine, read[split])), flush=True)
+            print(json.dumps(models.metrics(split, read[split], request["entry"], request["lowest"])), flush=True)
     except UserError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return error.exit_code

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,15 +62,30 @@ def _start(replica: Replica, store: Store, run: RunRow, checkpoints: list[int]) 
 
 
 def best_entry(store: Store, run: int) -> int:
-    """The evaluated entry with the lowest validation loss (class-balanced for classification) of those that are surely better than
-    the start; the start where none is. Where none was evaluated, the best by the devices' own held-out losses, or the last one.
+    """The last evaluated entry whose validation loss is within one standard error, on the same rows, of the lowest one: what is
+    lowest of many is so by luck too, and later entries were reached at lower rates. The start where none is surely better.
+    Where none was evaluated, the best by the devices' own held-out losses, or the last one.
     """
     evaluated = store.evaluations(run, "validation")
     if not evaluated:
         lately = reversed(store.summaries(run, LATELY))
         return next((summary["best_entry"] for summary in lately if "best_entry" in summary), store.head(run)[0])
-    better = [entry for entry, metrics in evaluated.items() if metrics.get("gain", np.inf) > SURE * metrics.get("gain_error", 0.0)]
-    return min(better, key=lambda entry: (evaluated[entry]["balanced_loss"], entry), default=0)
+    lowest = lowest_entry(evaluated)
+    as_good = [entry for entry in _surely_better(evaluated) if evaluated[entry].get("over") == lowest and _within_error(evaluated[entry])]
+    return max([lowest, *as_good])
+
+
+def lowest_entry(evaluated: dict[int, dict[str, Any]]) -> int:
+    """The one with the lowest validation loss (class-balanced for classification) of those that are surely better than the start, or 0."""
+    return min(_surely_better(evaluated), key=lambda entry: (evaluated[entry]["balanced_loss"], entry), default=0)
+
+
+def _surely_better(evaluated: dict[int, dict[str, Any]]) -> list[int]:
+    return [entry for entry, metrics in evaluated.items() if metrics.get("gain", np.inf) > SURE * metrics.get("gain_error", 0.0)]
+
+
+def _within_error(metrics: dict[str, Any]) -> bool:
+    return bool(metrics["rise"] <= metrics["rise_error"])
 
 
 def drop_checkpoints(store: Store, run: int, keep: int = 0) -> None:

@@ -17,7 +17,7 @@ from coordinator.admission import Admission
 from coordinator.config import RunConfig
 from coordinator.fleet import Fleet
 from coordinator.publisher import Publisher
-from coordinator.replay import best_entry
+from coordinator.replay import best_entry, lowest_entry
 from coordinator.rounds import Rounds
 from coordinator.service import Service
 from coordinator.sqlite_store import SqliteStore
@@ -41,14 +41,14 @@ class Evaluator:
         self.config = config
         self._process: asyncio.subprocess.Process | None = None
 
-    async def ask(self, entry: int, split: str) -> dict[str, Any]:
-        """Metrics of the model at an entry on a split. DataError where the split's file cannot be used."""
+    async def ask(self, entry: int, split: str, lowest: int = 0) -> dict[str, Any]:
+        """Metrics of the model at an entry on a split, compared with those at another. DataError where the split's file cannot be used."""
         for _ in range(TRIES):
             if self._process is None or self._process.returncode is not None:
                 self._process = await self._start()
             assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._process.stdin.write(json.dumps({"entry": entry, "split": split}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"entry": entry, "split": split, "lowest": lowest}).encode() + b"\n")
             line = await self._process.stdout.readline()
             if not line:  # it was killed, by want of memory perhaps
                 await self.stop()
@@ -189,7 +189,8 @@ class Serving:
             if due is None:
                 await asyncio.sleep(TICK)
                 continue
-            metrics = await self.evaluator.ask(due, "validation")
+            lowest = lowest_entry(self.store.evaluations(run, "validation"))
+            metrics = await self.evaluator.ask(due, "validation", lowest)
             self.store.add_evaluation(run, due, "validation", metrics)
             log.info("entry %d: %s", due, describe(metrics))
         while not self.rounds.finished:

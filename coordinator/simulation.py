@@ -12,6 +12,7 @@ import numpy as np
 
 from coordinator.config import RunConfig
 from coordinator.memory_store import MemoryStore
+from coordinator.replay import lowest_entry
 from coordinator.rounds import Rounds
 from zo import evaluation
 from zo.batches import Batch, encode
@@ -35,7 +36,7 @@ HELD_OUT = (0.1, 16)  # share of the examples, and most, that a device measures 
 class Point:
     """What a fleet has come to. probes: of the whole model, by all devices. seconds: of their work, one after the other.
 
-    metrics: as `zo.evaluation.compared` with the start gives them.
+    metrics: as `zo.evaluation.compared` gives them.
     """
 
     round: int
@@ -74,7 +75,8 @@ class Simulation:
             self._held_out.append(measuring_batches(held, task, True, config.probe.examples))
         self._profiles = profiles or [Profile(stage_ns=stage_ns(self.engine, self.draw()))] * len(shares)
         self._seconds, self._probes = 0.0, 0
-        self._start: Rows | None = None
+        self._seen: dict[int, Rows] = {}
+        self._evaluated: dict[int, dict[str, Any]] = {}
 
     def run(self, validation: Sequence[Batch], looks: Collection[int], stop: Callable[[Point], bool] = lambda _: False) -> Iterator[Point]:
         """Where the fleet is at the start, after the rounds of `looks` and the last, until the run or `stop` says that it is over."""
@@ -140,7 +142,8 @@ class Simulation:
         return tuple(map(plan.grid.nearest, found))
 
     def _look(self, validation: Sequence[Batch]) -> Point:
-        found = evaluation.answers(self.engine, validation)
-        self._start = self._start or found
-        metrics = evaluation.compared(self._start, found, self.engine.manifest.task)
-        return Point(self.rounds.ledger.entry, self._probes, self._seconds, metrics)
+        entry, found, lowest = self.rounds.ledger.entry, evaluation.answers(self.engine, validation), lowest_entry(self._evaluated)
+        self._seen[entry] = found
+        start, low = (self._seen.get(each, found) for each in (0, lowest))
+        self._evaluated[entry] = evaluation.compared(start, (lowest, low), found, self.engine.manifest.task)
+        return Point(entry, self._probes, self._seconds, self._evaluated[entry])

@@ -65,10 +65,12 @@ def gain(before: Rows, after: Rows, task: Task) -> tuple[float, float]:
     return float(np.mean([each.mean() for each in by_class])), float(error)
 
 
-def compared(start: Rows, found: Rows, task: Task) -> dict[str, Any]:
-    """The metrics of `found`, and as "gain" and "gain_error" its gain over `start`."""
-    mean, error = gain(start, found, task)
-    return metrics(found, task) | {"gain": mean, "gain_error": error}
+def compared(start: Rows, lowest: tuple[int, Rows], found: Rows, task: Task) -> dict[str, Any]:
+    """The metrics of `found`; as "gain" and "gain_error" its gain over `start`; as "rise" and "rise_error" its loss over that of the
+    entry with the lowest loss so far, which is "over".
+    """
+    (mean, error), (fall, fall_error) = gain(start, found, task), gain(lowest[1], found, task)
+    return metrics(found, task) | {"gain": mean, "gain_error": error, "over": lowest[0], "rise": -fall, "rise_error": fall_error}
 
 
 def _by_class(rows: Rows, task: Task) -> list[np.ndarray]:

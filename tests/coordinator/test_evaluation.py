@@ -32,7 +32,9 @@ def ask(folder: Path, validation: Path, lines: list[str]) -> tuple[int, list[dic
 
 def test_the_process_answers_for_any_entry_in_any_order(bert_bundle: Bundle, validation: Path, tmp_path: Path) -> None:
     model = trained(bert_bundle, tmp_path)
-    code, found, said = ask(tmp_path, validation, [f'{{"entry": {entry}, "split": "validation"}}\n' for entry in (3, 0, 3)])
+    code, found, said = ask(
+        tmp_path, validation, [f'{{"entry": {entry}, "split": "validation", "lowest": {low}}}\n' for entry, low in ((3, 0), (0, 3), (3, 0))]
+    )
     assert (code, said) == (0, "")
     expected = evaluate(Engine(bert_bundle, model.parameters), batches(bert_bundle, validation, 10))
     assert found[0] == found[2]
@@ -40,12 +42,15 @@ def test_the_process_answers_for_any_entry_in_any_order(bert_bundle: Bundle, val
     assert (found[1]["gain"], found[1]["gain_error"]) == (0.0, 0.0)
     assert found[0]["gain"] == pytest.approx(found[1]["balanced_loss"] - found[0]["balanced_loss"])
     assert found[1]["loss"] != found[0]["loss"]
+    assert [each["over"] for each in found] == [0, 3, 0]
+    assert found[1]["rise"] == pytest.approx(found[0]["gain"])
+    assert (found[0]["rise"], found[0]["rise_error"]) == (pytest.approx(-found[0]["gain"]), found[0]["gain_error"])  # type: ignore[operator]
 
 
 def test_the_process_measures_every_prefix(bundles: Bundles, validation: Path, tmp_path: Path) -> None:
     bundle = bundles("bert", ranks=(1, 2, 4))
     model = trained(bundle, tmp_path)
-    _, (found,), _ = ask(tmp_path, validation, ['{"entry": 3, "split": "validation"}\n'])
+    _, (found,), _ = ask(tmp_path, validation, ['{"entry": 3, "split": "validation", "lowest": 0}\n'])
     for rank in (1, 2):
         expected = evaluate(Engine(bundle, model.parameters, rank=rank), batches(bundle, validation, 10))
         assert found["prefixes"][str(rank)] == pytest.approx(expected)  # type: ignore[index]
@@ -56,7 +61,7 @@ def test_the_process_measures_every_prefix(bundles: Bundles, validation: Path, t
 def test_the_process_tells_what_is_wrong_with_the_file(bert_bundle: Bundle, tmp_path: Path) -> None:
     trained(bert_bundle, tmp_path)
     (tmp_path / "empty.jsonl").write_text("")
-    code, found, said = ask(tmp_path, tmp_path / "empty.jsonl", ['{"entry": 0, "split": "validation"}\n'])
+    code, found, said = ask(tmp_path, tmp_path / "empty.jsonl", ['{"entry": 0, "split": "validation", "lowest": 0}\n'])
     assert (code, said) == (DataError.exit_code, "")
     assert "holds no usable example" in str(found[0]["error"])
     assert SqliteStore(tmp_path / "run.sqlite").head(1)[0] == 3

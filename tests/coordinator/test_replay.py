@@ -176,6 +176,29 @@ def test_an_entry_that_is_not_surely_better_than_the_start_is_not_the_best(run: 
     assert replay.best_entry(run.store, 1) == 0
 
 
+def test_of_entries_as_good_as_the_lowest_the_last_is_the_best(run: Trained) -> None:
+    def evaluated(entry: int, loss: float, over: int, error: float) -> int:
+        metrics = {
+            "balanced_loss": loss,
+            "gain": 1 - loss,
+            "gain_error": 0.01,
+            "over": over,
+            "rise": loss - losses[over],
+            "rise_error": error,
+        }
+        run.store.add_evaluation(1, entry, "validation", metrics)
+        losses[entry] = loss
+        return replay.best_entry(run.store, 1)
+
+    losses = {0: 1.0}
+    assert evaluated(1, 0.50, over=0, error=0.1) == 1
+    assert evaluated(2, 0.52, over=1, error=0.01) == 1  # surely higher
+    assert evaluated(3, 0.52, over=1, error=0.03) == 3
+    assert evaluated(4, 0.40, over=1, error=0.03) == 4
+    assert evaluated(5, 0.41, over=4, error=0.03) == 5
+    assert evaluated(6, 0.45, over=4, error=0.03) == 5
+
+
 def test_checkpoints_are_dropped_unless_something_depends_on_them(run: Trained, bert_bundle: Bundle) -> None:
     keep_checkpoints(run, bert_bundle, 1, 2, 3, 4, 5, 6, 7, 8)
     run.store.compact(1, 2)
