@@ -34,7 +34,7 @@ class Aggregator:
     def answers(self, reports: Sequence[Report]) -> Answers:
         """The reports of a round, in this order, as they count."""
         nodes = [self._plans.answered(report) for report in reports]
-        made, too_large = tempered(reports, nodes, self._course.stated, self._manifest)
+        made, too_large = tempered(reports, nodes, self._course.rates, self._manifest)
         return Answers(made, nodes, too_large)
 
     def terms(self, answers: Answers) -> tuple[Term, ...]:

@@ -13,17 +13,17 @@ from zo.rates import Rates, decay
 class Course:
     """The planner and the autopilot of a run, both at the same entry. A restart over the same summaries finds them where they were.
 
-    summaries: of the entries so far, oldest first. stated: rates before anything is learnt. Raises as `Rates.of` and `Planner` do.
+    summaries: of the entries so far, oldest first. rates: before anything is learnt. Raises as `Rates.of` and `Planner` do.
     """
 
     def __init__(self, config: RunConfig, manifest: Manifest, summaries: Sequence[dict[str, Any]] = ()) -> None:
         self._config, self._manifest = config, manifest
-        self.stated = Rates.of(config.probe, config.rate, manifest)
+        self.rates = Rates.of(config.probe, config.rate, manifest)
         self.begin(summaries)
 
     def begin(self, summaries: Sequence[dict[str, Any]]) -> None:
         """Know what is to be known after entries with these summaries, and nothing else."""
-        config, kinds = self._config, tuple(self.stated.by_kind)
+        config, kinds = self._config, tuple(self.rates.by_kind)
         self.planner = Planner(config, self._manifest, summaries)
         self.autopilot = Autopilot(kinds, config.rate.paced(kinds), config.held_out_every, config.least_gain)
         advice = [self.autopilot.learn(told) for told in summaries]
@@ -33,11 +33,6 @@ class Course:
         """Take in an entry: what to do after it."""
         self.planner.learn(summary.get("slopes", {}))
         return self.autopilot.learn(summary)
-
-    @property
-    def rates(self) -> Rates:
-        """Those for slopes as they have been lately."""
-        return self.planner.rates(self.stated)
 
     def factors(self, round_number: int) -> dict[str, float]:
         """What the rates are multiplied with in a round, by kind."""

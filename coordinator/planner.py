@@ -16,7 +16,6 @@ from zo.errors import ConfigError
 from zo.manifest import Manifest, Precision
 from zo.plan import Node, Shape
 from zo.planning import kept_bytes, seeded, sized_tree, sizes, tree, within
-from zo.rates import Rates
 from zo.recipe import directions, stated_shape
 
 log = logging.getLogger(__name__)
@@ -129,15 +128,6 @@ class Planner:
         self._learnt += 1
         if self._learnt % LOOK_BACK == 0:
             self._planned.cache_clear()
-
-    def rates(self, given: Rates) -> Rates:
-        """The same rates, for slopes as they have been lately: as the loss falls they do, and steps would with them."""
-        mean, signal = self._mean(), dict(given.signal)
-        for kind in signal:
-            groups = [group.id for group in self._manifest.groups if group.kind == kind]
-            if all(group in mean for group in groups):
-                signal[kind] = math.ldexp(math.sqrt(sum(mean[group] for group in groups)), given.log2_eps[kind]) or signal[kind]
-        return replace(given, signal=signal)
 
     def _mean(self) -> dict[int, float]:
         """Mean squared slope by group over the last entries; of groups whose slopes could be told from others'."""

@@ -1,6 +1,5 @@
 """Which tree each device walks: as stated, or planned from what its stages cost; what cannot be is refused by name."""
 
-import dataclasses
 import itertools
 import math
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Bundles, recalibrated
-from local_coordinator import PROBE, settings
+from local_coordinator import settings
 
 from coordinator.config import Round, RunConfig, Seeds
 from coordinator.planner import LOOK_BACK, MOST_SCALARS, Planner, ShapeRefused
@@ -20,7 +19,6 @@ from zo.estimators import Grid
 from zo.messages import Report
 from zo.plan import Node, Shape
 from zo.planning import kept_bytes, seeded, tree
-from zo.rates import Rates
 from zo.recipe import Probe, Rate, Split
 
 CHEAP_HEAD, DEAR_HEAD = (500_000, 500_000, 100), (100, 100, 500_000)
@@ -338,28 +336,5 @@ def test_a_planner_made_of_summaries_is_the_one_that_learnt_them(bert_bundle: Bu
     for slopes_of_round in learnt:
         one.learn(slopes_of_round)
     other = Planner(config(bert_bundle), bert_bundle.manifest, [{"slopes": each} if each else {} for each in learnt])
-    given = Rates.of(PROBE, Rate(), bert_bundle.manifest)
-    assert one.rates(given) == other.rates(given) != given
     for stage_ns in ((), CHEAP_HEAD, DEAR_HEAD):
         assert one.table("fp32", stage_ns) == other.table("fp32", stage_ns)
-
-
-def test_rates_follow_the_slopes_of_the_kinds_that_were_told_apart(bert_bundle: Bundle) -> None:
-    given = dataclasses.replace(Rates.of(PROBE, Rate(), bert_bundle.manifest), log2_eps={"body": -6, "head": -4})
-    made = planner(bert_bundle)
-    assert made.rates(given) == given
-    made.learn({"3": 4.0})
-    made.learn({"3": 16.0})
-    found = made.rates(given)
-    assert found.signal == {"body": given.signal["body"], "head": pytest.approx(math.sqrt(10) / 16)}
-    assert (found.by_kind, found.log2_eps) == (given.by_kind, given.log2_eps)
-    made.learn({"0": 9.0, "1": 9.0})  # not all of the body
-    assert made.rates(given).signal["body"] == given.signal["body"]
-    made.learn({"0": 9.0, "1": 9.0, "2": 7.0})
-    assert made.rates(given).signal["body"] == pytest.approx(5 / 64)
-
-
-def test_slopes_of_nothing_leave_the_signal_of_calibration(bert_bundle: Bundle) -> None:
-    made, given = planner(bert_bundle), Rates.of(PROBE, Rate(), bert_bundle.manifest)
-    made.learn({"3": 0.0})
-    assert made.rates(given).signal["head"] == given.signal["head"] > 0
