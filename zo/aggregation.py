@@ -16,7 +16,6 @@ from zo.rates import Rates
 from zo.recipe import Aggregation
 from zo.terms import Term
 
-REACH = -6  # log2 of what a rate of 1 moves values by, at most, in a part tried apart: a larger probe is chosen for its noise alone
 MOST_DIRECTIONS = 256  # the update grows with the count of directions up to here; beyond, more only steady it
 
 
@@ -90,9 +89,9 @@ class Tally:
 
 
 def _rate(group: Group, node: Node, given: Rates, factor: float) -> float:
-    """How far what is expected as its half difference moves a group of a tree: the run's probe, or REACH, times rate and factor."""
-    log2_run = given.log2_eps[group.kind]
-    return factor * given.by_kind[group.kind] * 2.0 ** (min(log2_run, REACH) if node.child and not node.joint else log2_run)
+    """How far what is expected as its half difference moves a group of a tree, by the run's probe, times rate and factor."""
+    apart = node.child and not node.joint
+    return factor * given.by_kind[group.kind] * 2.0 ** (given.reach if apart else given.log2_eps)[group.kind]
 
 
 def _together(parts: Sequence[tuple[Node, np.ndarray]], group: Group, log2_eps: int, how: Aggregation) -> np.ndarray:

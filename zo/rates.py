@@ -10,17 +10,24 @@ from zo.plan import Node, ProbeSize
 from zo.planning import groups_of_its_size, kinds, sizes
 from zo.recipe import Probe, Rate
 
+REACH = {
+    "body": -6,
+    "head": -4,
+}  # log2 of what a rate of 1 moves values by, at most, in a part tried apart: beyond, a probe is for noise alone
+
 
 @dataclass(frozen=True)
 class Rates:
     """What turns a slope into steps, in one base: the bundle's default one, whichever a report's device holds.
 
-    signal: rms half difference at calibration (nats) of probes of size log2_eps, by kind. by_kind: relative rates.
+    signal: rms half difference at calibration (nats) of probes of size log2_eps, by kind. by_kind: relative rates: a rate of 1 moves
+    values by the probe, or where parts are tried apart by 2**reach, for each direction that says what is expected.
     """
 
     signal: dict[str, float]
     by_kind: dict[str, float]
     log2_eps: dict[str, int]
+    reach: dict[str, int]
 
     @classmethod
     def of(cls, probe: Probe, rate: Rate, manifest: Manifest) -> "Rates":
@@ -33,7 +40,8 @@ class Rates:
         signal = {c.kind: c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present}
         if not all(signal.get(kind, 0) > 0 for kind in present):
             raise BundleError(f"bundle {manifest.name!r} states no signal of its probes; run 'edge-coordinator bundle calibrate'")
-        return cls(signal, by_kind, log2_eps)
+        reach = {kind: min(log2, REACH[kind]) for kind, log2 in sizes(probe, manifest, apart=True).items()}
+        return cls(signal, by_kind, log2_eps, reach)
 
     def expected(self, level: Node, manifest: Manifest, log2_eps: Mapping[str, int] | None = None) -> float:
         """The rms half difference to be expected of probes of a level: of each kind of its groups the share of that kind's values.

@@ -131,7 +131,7 @@ def test_a_step_of_a_prefix_moves_the_loss_as_far_as_one_of_all(rank: int, neste
     manifest, grid, log2_eps = nested.manifest, Grid(20, 8.0), {"body": -6, "head": -6}
     body = tuple(group.id for group in manifest.groups if group.kind == "body")
     root = tree(manifest, log2_eps, Shape((1,), groups=body, rank=rank))
-    given = Rates({"body": 0.5, "head": 0.5}, {"body": 0.25, "head": 0.25}, log2_eps)
+    given = Rates({"body": 0.5, "head": 0.5}, {"body": 0.25, "head": 0.25}, log2_eps, log2_eps)
     stretch = (4 / rank) ** 0.5
     larger = 2.0 ** np.ceil(np.log2(stretch))
     usual = 0.5 / stretch * larger  # what its probes are expected to measure: fewer values, moved further

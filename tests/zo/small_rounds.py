@@ -15,7 +15,12 @@ from zo.rates import Rates
 
 GRID = Grid(14, 2.0)
 SIZE = 24
-GIVEN = Rates(signal={"body": 0.3, "head": 0.4}, by_kind={"body": 0.25, "head": 0.5}, log2_eps={"body": -4, "head": -6})
+GIVEN = Rates(
+    signal={"body": 0.3, "head": 0.4},
+    by_kind={"body": 0.25, "head": 0.5},
+    log2_eps={"body": -4, "head": -6},
+    reach={"body": -6, "head": -6},
+)
 
 
 def two_groups(bundle: Bundle) -> Manifest:

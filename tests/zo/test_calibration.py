@@ -102,6 +102,11 @@ def test_the_largest_eps_within_two_percent_of_the_best_is_chosen(correlations: 
     assert choose(measured(*correlations))[0].log2_eps == chosen
 
 
+def test_probes_of_one_kind_alone_may_be_larger() -> None:
+    (found,) = choose(measured(1.0, 1.0, 0.96, 0.9))
+    assert (found.log2_eps, found.log2_eps_apart) == (-8, -6)
+
+
 def test_a_kind_whose_signal_would_drown_the_others_shrinks() -> None:
     body = [Calibration("body", e, 2.0**e, 0, 0, 0, 1) for e in (-8, -6, -4, -2)]
     head = [Calibration("head", e, 16 * 2.0**e, 0, 0, 0, 1) for e in (-8, -6, -4, -2)]

@@ -40,6 +40,16 @@ def test_what_is_stated_counts_and_the_signal_follows_the_probe_size(manifest: M
     assert found.signal == pytest.approx({"body": 0.3, "head": 1.2})
 
 
+@pytest.mark.parametrize(
+    ("log2_eps", "reach"), [(-8, {"body": -8, "head": -8}), (-5, {"body": -6, "head": -5}), (-2, {"body": -6, "head": -4})]
+)
+def test_parts_tried_apart_reach_as_far_as_their_probes_up_to_a_bound(log2_eps: int, reach: dict[str, int], manifest: Manifest) -> None:
+    assert Rates.of(Probe(log2_eps_body=log2_eps, log2_eps_head=log2_eps), Rate(), manifest).reach == reach
+    apart = tuple(dataclasses.replace(each, log2_eps_apart=log2_eps) for each in manifest.calibration)
+    calibrated = dataclasses.replace(manifest, bases={"fp32": dataclasses.replace(manifest.base, calibration=apart)})
+    assert Rates.of(Probe(), Rate(), calibrated).reach == reach
+
+
 def test_settings_hold_for_every_base_and_rates_are_of_the_one_looked_through(manifest: Manifest) -> None:
     coarse = tuple(Calibration(kind, -2, 0.9, 0.0, 0.0, 0.0, 1.0) for kind in ("body", "head"))
     both = dataclasses.replace(manifest, bases=manifest.bases | {"int8": dataclasses.replace(manifest.base, calibration=coarse)})
