@@ -1,4 +1,4 @@
-"""Evaluation of the global model in a process of its own, so that rounds never wait for it.
+"""Evaluation of the global model in a process of its own, which gives way to others, so that rounds never wait for it.
 
 `python -m coordinator.evaluation` reads requests as JSON lines {"entry": n, "split": "validation", "lowest": m} on standard input
 and answers each with one line of metrics, compared with those of entry 0 and of m. A split's file is read when it is first asked for.
@@ -6,6 +6,7 @@ and answers each with one line of metrics, compared with those of entry 0 and of
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from zo.batches import Batch
 from zo.engine import Engine
 from zo.errors import UserError
 from zo.evaluation import Rows, answers, batches, compared, evaluate
+
+NICENESS = 10
 
 
 def _prefixes(engine: Engine, batches: list[Batch]) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
+    os.nice(NICENESS)
     try:
         store = SqliteStore(Path(given.store))
         run = store.run(given.run)
