@@ -13,7 +13,7 @@ from zo.rates import Rates, decay
 class Course:
     """The planner and the autopilot of a run, both at the same entry. A restart over the same summaries finds them where they were.
 
-    summaries: of the entries so far, oldest first. rates: before anything is learnt. Raises as `Rates.of` and `Planner` do.
+    summaries: of the entries so far, oldest first. rates: what the factors multiply. Raises as `Rates.of` and `Planner` do.
     """
 
     def __init__(self, config: RunConfig, manifest: Manifest, summaries: Sequence[dict[str, Any]] = ()) -> None:

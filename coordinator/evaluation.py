@@ -1,6 +1,6 @@
 """Evaluation of the global model in a process of its own, which gives way to others, so that rounds never wait for it.
 
-`python -m coordinator.evaluation` reads requests as JSON lines {"entry": n, "split": "validation", "lowest": m} on standard input
+`python -m coordinator.evaluation` reads requests as JSON lines {"entry": n, "split": "validation", "over": m} on standard input
 and answers each with one line of metrics, compared with those of entry 0 and of m. A split's file is read when it is first asked for.
 """
 
@@ -19,7 +19,7 @@ from zo.engine import Engine
 from zo.errors import UserError
 from zo.evaluation import Rows, answers, batches, compared, evaluate
 
-NICENESS = 10
+NICENESS = 10  # as agents have it by default
 
 
 def _prefixes(engine: Engine, batches: list[Batch]) -> dict[str, Any]:
@@ -38,12 +38,13 @@ class _Models:
         self._engine, self._move = engine, move
         self._answers: dict[tuple[str, int], Rows] = {}
 
-    def metrics(self, split: str, batches: list[Batch], entry: int, lowest: int) -> dict[str, Any]:
-        """Of an entry, compared with those of entry 0 and of another one."""
-        start, low, found = (self._rows(split, batches, each) for each in (0, lowest, entry))
+    def metrics(self, split: str, batches: list[Batch], entry: int, other: int) -> dict[str, Any]:
+        """Of an entry, compared with those of entry 0 and of another one. The entry comes first: it may be compacted soon."""
         self._move(entry)
-        self._answers = {(split, 0): start, (split, lowest): low, (split, entry): found}
-        return compared(start, (lowest, low), found, self._engine.manifest.task) | _prefixes(self._engine, batches)
+        prefixes = _prefixes(self._engine, batches)
+        found, start, over = (self._rows(split, batches, each) for each in (entry, 0, other))
+        self._answers = {(split, 0): start, (split, other): over, (split, entry): found}
+        return compared(start, (other, over), found, self._engine.manifest.task) | prefixes
 
     def _rows(self, split: str, batches: list[Batch], entry: int) -> Rows:
         if (split, entry) not in self._answers:
@@ -73,7 +74,7 @@ def main() -> int:
             split = request["split"]
             if split not in read:
                 read[split] = batches(bundle, Path(getattr(given, split)), given.most if split == "validation" else 0)
-            print(json.dumps(models.metrics(split, read[split], request["entry"], request["lowest"])), flush=True)
+            print(json.dumps(models.metrics(split, read[split], request["entry"], request["over"])), flush=True)
     except UserError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return error.exit_code

@@ -154,11 +154,12 @@ def rollback(store: Store, run: RunRow, bundle: Bundle, to: int) -> Entry:
 def compact(store: Store, run: RunRow, entry: int, keep: int = 0) -> int:
     """Fold the entries up to one at which there is a checkpoint; gives how many lost their terms.
 
-    Headers, digests and the hash chain stay; so does a checkpoint at the best entry, for export. keep: see `replay.drop_checkpoints`.
+    Headers, digests and the hash chain stay; so do checkpoints at the best entry, for export, and at the one that others are compared
+    with. keep: see `replay.drop_checkpoints`.
     """
-    best = replay.best_entry(store, run.id)
-    if store.compacted(run.id) < best < entry and best not in store.checkpoints(run.id):
-        store.add_checkpoint(run.id, replay.replica(store, run, replay.opened(run), best).checkpoint())
+    for wanted in replay.wanted_entries(store, run.id) - set(store.checkpoints(run.id)):
+        if store.compacted(run.id) < wanted < entry:
+            store.add_checkpoint(run.id, replay.replica(store, run, replay.opened(run), wanted).checkpoint())
     dropped = store.compact(run.id, entry)
     replay.drop_checkpoints(store, run.id, keep)
     return dropped

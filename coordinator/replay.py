@@ -80,6 +80,11 @@ def lowest_entry(evaluated: dict[int, dict[str, Any]]) -> int:
     return min(_surely_better(evaluated), key=lambda entry: (evaluated[entry]["balanced_loss"], entry), default=0)
 
 
+def wanted_entries(store: Store, run: int) -> set[int]:
+    """Those whose parameters will be asked for: the best, for export, and the lowest, with which evaluations are compared."""
+    return {best_entry(store, run), lowest_entry(store.evaluations(run, "validation"))}
+
+
 def _surely_better(evaluated: dict[int, dict[str, Any]]) -> list[int]:
     return [entry for entry, metrics in evaluated.items() if metrics.get("gain", np.inf) > SURE * metrics.get("gain_error", 0.0)]
 
@@ -89,13 +94,13 @@ def _within_error(metrics: dict[str, Any]) -> bool:
 
 
 def drop_checkpoints(store: Store, run: int, keep: int = 0) -> None:
-    """Keep the checkpoints that something depends on: the newest two, the one that stands for compacted entries, the best.
+    """Keep the checkpoints that something depends on: the newest two, the one that stands for compacted entries, those of `wanted_entries`.
 
     keep: where entries are to be compacted once they are this many behind, also the next one that this can be done at.
     """
     have, compacted = store.checkpoints(run), store.compacted(run)
     following = [entry for entry in have if entry >= compacted + keep][:1] if keep else []
-    kept = {*have[-2:], *following, compacted, best_entry(store, run)}
+    kept = {*have[-2:], *following, compacted, *wanted_entries(store, run)}
     store.drop_checkpoints(run, [entry for entry in have if entry not in kept])
 
 

@@ -41,14 +41,14 @@ class Evaluator:
         self.config = config
         self._process: asyncio.subprocess.Process | None = None
 
-    async def ask(self, entry: int, split: str, lowest: int = 0) -> dict[str, Any]:
+    async def ask(self, entry: int, split: str, over: int = 0) -> dict[str, Any]:
         """Metrics of the model at an entry on a split, compared with those at another. DataError where the split's file cannot be used."""
         for _ in range(TRIES):
             if self._process is None or self._process.returncode is not None:
                 self._process = await self._start()
             assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._process.stdin.write(json.dumps({"entry": entry, "split": split, "lowest": lowest}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"entry": entry, "split": split, "over": over}).encode() + b"\n")
             line = await self._process.stdout.readline()
             if not line:  # it was killed, by want of memory perhaps
                 await self.stop()
@@ -189,8 +189,7 @@ class Serving:
             if due is None:
                 await asyncio.sleep(TICK)
                 continue
-            lowest = lowest_entry(self.store.evaluations(run, "validation"))
-            metrics = await self.evaluator.ask(due, "validation", lowest)
+            metrics = await self.evaluator.ask(due, "validation", over=lowest_entry(self.store.evaluations(run, "validation")))
             self.store.add_evaluation(run, due, "validation", metrics)
             log.info("entry %d: %s", due, describe(metrics))
         while not self.rounds.finished:

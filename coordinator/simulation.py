@@ -143,7 +143,7 @@ class Simulation:
 
     def _look(self, validation: Sequence[Batch]) -> Point:
         entry, found, lowest = self.rounds.ledger.entry, evaluation.answers(self.engine, validation), lowest_entry(self._evaluated)
-        self._seen[entry] = found
-        start, low = (self._seen.get(each, found) for each in (0, lowest))
+        start, low = self._seen.get(0, found), self._seen.get(lowest, found)
+        self._seen = {0: start, lowest: low, entry: found}
         self._evaluated[entry] = evaluation.compared(start, (lowest, low), found, self.engine.manifest.task)
         return Point(entry, self._probes, self._seconds, self._evaluated[entry])

@@ -253,6 +253,21 @@ def test_ctrl_c_in_a_terminal_reaches_the_evaluating_process_and_still_ends_quie
     assert "Traceback" not in fleet.log("coordinator")
 
 
+def test_an_evaluation_is_compared_with_the_lowest_one(processes: Callable[..., Processes]) -> None:
+    fleet = processes(rounds=8)
+    coordinator, agent = fleet.coordinator(), fleet.agent("a")
+    assert agent.wait(60) == 0, fleet.log("a")
+    coordinator.terminate()
+    assert coordinator.wait(SOON) == 0
+    store = SqliteStore(fleet.folder / "run.sqlite")
+    store.add_evaluation(1, 3, "validation", {"balanced_loss": 0.1, "gain": 1.0, "gain_error": 0.1})
+    fleet = processes(rounds=8, evaluation__validation=write_data(fleet.folder / "validation.jsonl"))
+    fleet.coordinator()
+    wait_until(lambda: 8 in store.evaluations(1, "validation"))
+    assert store.evaluations(1, "validation")[8]["over"] == 3
+    store.close()
+
+
 def test_training_goes_on_where_evaluation_fails(processes: Callable[..., Processes]) -> None:
     folder = processes().folder
     (folder / "validation.jsonl").write_text("{}\n")

@@ -55,7 +55,8 @@ def aggregate(
                     said, weight = half, tally.growth(group) * report.examples / tally.examples[group.id] / half.size
                 else:
                     said, weight = _together([parts[place] for parts in halves], group, log2_eps, how), tally.growth(group) / half.size
-                rate = _rate(group, node, given, factors[group.kind]) * 2.0 ** usual[group.kind] / signal * further[group.kind]
+                log2 = given.log2_step(group.kind, level, node, manifest) + usual[group.kind]
+                rate = factors[group.kind] * given.by_kind[group.kind] * 2.0**log2 / signal * further[group.kind]
                 steps = mezo_steps(said, weight, rate, log2_eps, group.log2_unit)
                 key = manifest.run_key, rounded_alike[group.kind, group.log2_unit], level.first_seed, report.round
                 terms.append(Term(size.groups, level.first_seed, round_stochastically(steps, *key)))
@@ -86,12 +87,6 @@ class Tally:
             for group in size.groups:
                 parts.setdefault((place, self.directions[group], self.examples[group]), []).append(group)
         return [ProbeSize(tuple(groups), sizes[place].log2_e) for (place, _, _), groups in parts.items()]
-
-
-def _rate(group: Group, node: Node, given: Rates, factor: float) -> float:
-    """How far what is expected as its half difference moves a group of a tree, by the run's probe, times rate and factor."""
-    apart = node.child and not node.joint
-    return factor * given.by_kind[group.kind] * 2.0 ** (given.reach if apart else given.log2_eps)[group.kind]
 
 
 def _together(parts: Sequence[tuple[Node, np.ndarray]], group: Group, log2_eps: int, how: Aggregation) -> np.ndarray:

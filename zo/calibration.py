@@ -19,7 +19,7 @@ NUDGE_SEED = 2**63  # no round's seeds come near it
 TRUSTED = 0.5  # a correlation below this may be luck
 HOPELESS = 0.7  # of the best correlation: a larger eps than this one's would only be worse
 NEAR_BEST = 0.98  # of the best squared correlation: among those the largest eps, which rounding disturbs least
-NEAR_BEST_APART = 0.9  # the same of probes that move one kind alone: as large as what steps will meet, and no staircase to speak of
+NEAR_BEST_ALONE = {"body": NEAR_BEST, "head": 0.9}  # the same of probes that move one kind alone; a head's see the bend that steps meet
 USABLE = 0.5  # of the best squared correlation: what a kind may give up so as not to drown the others
 DROWNING = 1.5  # times the weakest kind's signal
 
@@ -50,8 +50,8 @@ def choose(measured: Sequence[Calibration]) -> tuple[Calibration, ...]:
     """The probe size of every kind of group, for probes of all kinds at once, and (log2_eps_apart) of that kind alone.
 
     Each kind's own best is the largest eps near its best squared correlation. For probes of all at once, a kind whose signal would
-    drown the others' then shrinks, as far as its own noise allows. Alone it may be larger than its own best. BundleError where no eps
-    measures the slope.
+    drown the others' then shrinks, as far as its own noise allows. Alone a head may be tried by more than its own best.
+    BundleError where no eps measures the slope.
     """
     by_kind = {kind: [m for m in measured if m.kind == kind] for kind in dict.fromkeys(m.kind for m in measured)}
     own = {kind: max(_within(found, NEAR_BEST), key=lambda m: m.log2_eps) for kind, found in by_kind.items()}
@@ -60,7 +60,7 @@ def choose(measured: Sequence[Calibration]) -> tuple[Calibration, ...]:
     for kind, found in by_kind.items():
         usable = [m for m in _within(found, USABLE) if m.log2_eps <= own[kind].log2_eps]
         quiet = [m for m in usable if m.signal <= DROWNING * weakest] or [min(usable, key=lambda m: m.signal)]
-        apart = max(m.log2_eps for m in _within(found, NEAR_BEST_APART))
+        apart = max(m.log2_eps for m in _within(found, NEAR_BEST_ALONE[kind]))
         chosen.append(replace(max(quiet, key=lambda m: m.log2_eps), log2_eps_apart=apart))
     return tuple(chosen)
 

@@ -65,12 +65,12 @@ def gain(before: Rows, after: Rows, task: Task) -> tuple[float, float]:
     return float(np.mean([each.mean() for each in by_class])), float(error)
 
 
-def compared(start: Rows, lowest: tuple[int, Rows], found: Rows, task: Task) -> dict[str, Any]:
-    """The metrics of `found`; as "gain" and "gain_error" its gain over `start`; as "rise" and "rise_error" its loss over that of the
-    entry with the lowest loss so far, which is "over".
+def compared(start: Rows, over: tuple[int, Rows], found: Rows, task: Task) -> dict[str, Any]:
+    """The metrics of `found`; as "gain" and "gain_error" its gain over `start`; as "rise" and "rise_error" its loss less that of
+    another entry, which is told as "over".
     """
-    (mean, error), (fall, fall_error) = gain(start, found, task), gain(lowest[1], found, task)
-    return metrics(found, task) | {"gain": mean, "gain_error": error, "over": lowest[0], "rise": -fall, "rise_error": fall_error}
+    (mean, error), (fall, fall_error) = gain(start, found, task), gain(over[1], found, task)
+    return metrics(found, task) | {"gain": mean, "gain_error": error, "over": over[0], "rise": -fall, "rise_error": fall_error}
 
 
 def _by_class(rows: Rows, task: Task) -> list[np.ndarray]:

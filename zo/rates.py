@@ -7,27 +7,25 @@ from dataclasses import dataclass
 from zo.errors import BundleError
 from zo.manifest import Manifest, Task
 from zo.plan import Node, ProbeSize
-from zo.planning import groups_of_its_size, kinds, sizes
+from zo.planning import groups_of_its_size, kinds, one_kind_each, sizes
 from zo.recipe import Probe, Rate
 
-REACH = {
-    "body": -6,
-    "head": -4,
-}  # log2 of what a rate of 1 moves values by, at most, in a part tried apart: beyond, a probe is for noise alone
+LOG2_MOST_APART = -6  # by which a rate of 1 moves values of parts tried apart; larger probes of the body are for its noise alone
+LOG2_MOST_OF_HEAD = -4  # the same of a head alone
 
 
 @dataclass(frozen=True)
 class Rates:
     """What turns a slope into steps, in one base: the bundle's default one, whichever a report's device holds.
 
-    signal: rms half difference at calibration (nats) of probes of size log2_eps, by kind. by_kind: relative rates: a rate of 1 moves
-    values by the probe, or where parts are tried apart by 2**reach, for each direction that says what is expected.
+    signal: rms half difference at calibration (nats) of probes of size log2_eps, by kind. by_kind: relative rates: how far a direction
+    whose slope is as at calibration moves values, of 2**log2_step.
     """
 
     signal: dict[str, float]
     by_kind: dict[str, float]
     log2_eps: dict[str, int]
-    reach: dict[str, int]
+    log2_eps_alone: dict[str, int]
 
     @classmethod
     def of(cls, probe: Probe, rate: Rate, manifest: Manifest) -> "Rates":
@@ -40,8 +38,15 @@ class Rates:
         signal = {c.kind: c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present}
         if not all(signal.get(kind, 0) > 0 for kind in present):
             raise BundleError(f"bundle {manifest.name!r} states no signal of its probes; run 'edge-coordinator bundle calibrate'")
-        reach = {kind: min(log2, REACH[kind]) for kind, log2 in sizes(probe, manifest, apart=True).items()}
-        return cls(signal, by_kind, log2_eps, reach)
+        return cls(signal, by_kind, log2_eps, sizes(probe, manifest, apart=True))
+
+    def log2_step(self, kind: str, level: Node, root: Node, manifest: Manifest) -> int:
+        """Of groups of a kind in a level of a tree: the run's probe, but no further than is good for parts tried apart."""
+        if root.joint:
+            return self.log2_eps[kind]
+        if kind == "head" and one_kind_each(manifest, level):
+            return min(self.log2_eps_alone[kind], LOG2_MOST_OF_HEAD)
+        return min(self.log2_eps[kind], LOG2_MOST_APART) if root.child else self.log2_eps[kind]
 
     def expected(self, level: Node, manifest: Manifest, log2_eps: Mapping[str, int] | None = None) -> float:
         """The rms half difference to be expected of probes of a level: of each kind of its groups the share of that kind's values.

@@ -12,7 +12,7 @@ from zo.messages import Spent, Verdict
 
 
 def test_a_run_of_trees_is_where_it_was_after_every_restart(make_rounds: Make) -> None:
-    """Rates and plans go by the slopes of the entries before; a coordinator that was restarted knows the same ones."""
+    """Plans go by the slopes of the entries before; a coordinator that was restarted knows the same ones."""
     rounds = make_rounds(rounds=60, round=Round(2, 1, 30.0), **PLANNED)
     for number in range(40):
         again = make_rounds(devices=0, rounds=60, round=Round(2, 1, 30.0), **PLANNED)

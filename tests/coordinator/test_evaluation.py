@@ -33,7 +33,7 @@ def ask(folder: Path, validation: Path, lines: list[str]) -> tuple[int, list[dic
 def test_the_process_answers_for_any_entry_in_any_order(bert_bundle: Bundle, validation: Path, tmp_path: Path) -> None:
     model = trained(bert_bundle, tmp_path)
     code, found, said = ask(
-        tmp_path, validation, [f'{{"entry": {entry}, "split": "validation", "lowest": {low}}}\n' for entry, low in ((3, 0), (0, 3), (3, 0))]
+        tmp_path, validation, [f'{{"entry": {entry}, "split": "validation", "over": {over}}}\n' for entry, over in ((3, 0), (0, 3), (3, 0))]
     )
     assert (code, said) == (0, "")
     expected = evaluate(Engine(bert_bundle, model.parameters), batches(bert_bundle, validation, 10))
@@ -50,7 +50,7 @@ def test_the_process_answers_for_any_entry_in_any_order(bert_bundle: Bundle, val
 def test_the_process_measures_every_prefix(bundles: Bundles, validation: Path, tmp_path: Path) -> None:
     bundle = bundles("bert", ranks=(1, 2, 4))
     model = trained(bundle, tmp_path)
-    _, (found,), _ = ask(tmp_path, validation, ['{"entry": 3, "split": "validation", "lowest": 0}\n'])
+    _, (found,), _ = ask(tmp_path, validation, ['{"entry": 3, "split": "validation", "over": 0}\n'])
     for rank in (1, 2):
         expected = evaluate(Engine(bundle, model.parameters, rank=rank), batches(bundle, validation, 10))
         assert found["prefixes"][str(rank)] == pytest.approx(expected)  # type: ignore[index]
@@ -61,7 +61,7 @@ def test_the_process_measures_every_prefix(bundles: Bundles, validation: Path, t
 def test_the_process_tells_what_is_wrong_with_the_file(bert_bundle: Bundle, tmp_path: Path) -> None:
     trained(bert_bundle, tmp_path)
     (tmp_path / "empty.jsonl").write_text("")
-    code, found, said = ask(tmp_path, tmp_path / "empty.jsonl", ['{"entry": 0, "split": "validation", "lowest": 0}\n'])
+    code, found, said = ask(tmp_path, tmp_path / "empty.jsonl", ['{"entry": 0, "split": "validation", "over": 0}\n'])
     assert (code, said) == (DataError.exit_code, "")
     assert "holds no usable example" in str(found[0]["error"])
     assert SqliteStore(tmp_path / "run.sqlite").head(1)[0] == 3

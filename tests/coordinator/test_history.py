@@ -303,6 +303,18 @@ def test_the_best_entry_can_be_exported_after_its_terms_are_gone(run: Run, bert_
     assert digest(run, bert_bundle, 2) == wanted
 
 
+def test_the_lowest_entry_can_be_compared_with_after_its_terms_are_gone(run: Run, bert_bundle: Bundle) -> None:
+    """It need not be the best one: a later entry that is as good may be."""
+    metrics = {"balanced_loss": 0.5, "gain": 0.5, "gain_error": 0.01, "over": 0, "rise": -0.5, "rise_error": 0.01}
+    run.store.add_evaluation(1, 1, "validation", metrics)
+    run.store.add_evaluation(1, 3, "validation", metrics | {"balanced_loss": 0.51, "over": 1, "rise": 0.01, "rise_error": 0.02})
+    wanted = digest(run, bert_bundle, 1)
+    for keep in (2, 1, 0):
+        history.compact_all_but(run.store, run.run, bert_bundle, keep)
+        assert replay.best_entry(run.store, 1) == 3
+        assert digest(run, bert_bundle, 1) == wanted
+
+
 def test_a_rollback_to_before_what_was_compacted_is_refused_clearly(run: Run, bert_bundle: Bundle) -> None:
     wanted = digest(run, bert_bundle, 4)
     history.compact_all_but(run.store, run.run, bert_bundle, 2)

@@ -66,15 +66,16 @@ def test_an_answer_after_the_process_was_killed_is_the_same(bert_bundle: Bundle,
     evaluator = Evaluator(settings(bert_bundle, store=str(tmp_path / "run.sqlite"), evaluation=Evaluation(validation=str(path))))
 
     async def go() -> list[dict[str, object]]:
-        found = [await evaluator.ask(3, "validation")]
+        found = [await evaluator.ask(3, "validation", over=2)]
         assert evaluator._process is not None
         os.kill(evaluator._process.pid, signal.SIGKILL)
-        found.append(await evaluator.ask(3, "validation"))
+        found.append(await evaluator.ask(3, "validation", over=2))
         await evaluator.stop()
         return found
 
     first, second = asyncio.run(asyncio.wait_for(go(), 60))
     assert first == second
+    assert first["over"] == 2
     expected = evaluate(Engine(bert_bundle, model.parameters), batches(bert_bundle, path))
     assert {name: first[name] for name in expected} == pytest.approx(expected)
 

@@ -5,6 +5,7 @@ import pytest
 
 from coordinator.bench import tiny_models
 from coordinator.config import Round, RunConfig
+from coordinator.replay import lowest_entry
 from coordinator.simulation import Simulation
 from zo.batches import collate, encode
 from zo.bundle import Bundle
@@ -29,6 +30,17 @@ def test_every_round_is_committed_and_looked_at_where_asked(bert_bundle: Bundle)
     assert [entry.contributors for entry in fleet.rounds.store.entries(fleet.rounds.run.id)] == [3] * 6
     assert points[-1].metrics["loss"] != points[0].metrics["loss"]
     assert points[0].seconds == 0 < points[1].seconds < points[-1].seconds
+
+
+def test_every_look_is_compared_with_the_lowest_one_before(bert_bundle: Bundle) -> None:
+    points = list(simulation(bert_bundle, rounds=12).run(validation(bert_bundle), range(1, 13)))
+    seen: dict[int, dict[str, float]] = {}
+    for point in points:
+        lowest = lowest_entry(seen)
+        assert point.metrics["over"] == lowest
+        assert point.metrics["rise"] == pytest.approx(point.metrics["balanced_loss"] - seen.get(lowest, point.metrics)["balanced_loss"])
+        seen[point.round] = point.metrics
+    assert any(point.metrics["over"] for point in points)
 
 
 @pytest.mark.parametrize("algorithm", ["mezo", "fedspzo"])

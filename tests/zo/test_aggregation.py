@@ -184,17 +184,27 @@ def test_every_level_of_a_tree_is_averaged_over_its_own_directions(staged: Manif
     assert abs(head[START] + head[START + 1]) <= 1
 
 
-@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("log2_eps", range(-9, 0))
-def test_a_part_tried_apart_moves_by_its_reach_whatever_its_probe(log2_eps: int, joint: bool, staged: Manifest) -> None:
-    """Half differences as at calibration and a rate of 1; all at once, in plain MeZO or the joint form, move by the probe itself."""
-    given = Rates({"body": 1.0, "head": 1.0}, {"body": 1.0, "head": 1.0}, {"body": log2_eps, "head": log2_eps}, {"body": -6, "head": -5})
-    apart = tree(staged, given.log2_eps, Shape((1, 1), (len(staged.stages) - 1,), joint))
-    for node, reach in ((one_level(staged, given.log2_eps, 0, 1), log2_eps), (apart, log2_eps if joint else -5)):
+def test_steps_are_as_long_as_the_run_says_for_the_level(log2_eps: int, staged: Manifest) -> None:
+    """Half differences as at calibration and a rate of 1: what is tried all at once moves by the run's probe, and parts up to a bound."""
+    given = Rates({"body": 1.0, "head": 1.0}, {"body": 1.0, "head": 1.0}, {"body": log2_eps, "head": log2_eps}, {"body": -5, "head": -5})
+    last, few = len(staged.stages) - 1, min(log2_eps, -6)
+    for node, body, head in (
+        (one_level(staged, given.log2_eps, 0, 1), log2_eps, log2_eps),
+        (tree(staged, given.log2_eps, Shape((1, 1), (last,), joint=True)), log2_eps, log2_eps),
+        (tree(staged, given.log2_eps, Shape((1, 1), (last,))), few, -5),
+        (tree(staged, given.log2_eps, Shape((1, 1), (last - 1,))), few, few),  # body and head are tried together above the cut
+        (one_level(staged, {"head": log2_eps}, 0, 1), None, -5),
+        (one_level(staged, {"body": log2_eps}, 0, 1), log2_eps, None),
+    ):
         found = aggregate([report(0, scalars=(1 << 14,) * node.scalars)], [node], given, factors(1.0), staged, GRID)
-        signal = given.expected(node, staged)
-        unit = next(group.log2_unit for group in staged.groups if group.id == 2)
-        assert steps_of(found, 2) == {0: pytest.approx(-(2.0 ** (reach - unit)) / (signal if node.joint or not node.child else 1.0), abs=1)}
+        for group, log2 in ((0, body), (2, head)):
+            level = next((level for level, _ in node.levels() if any(group in size.groups for size in level.probe_sizes)), None)
+            assert (level is None) == (log2 is None)
+            if level is not None and log2 is not None:
+                expected = given.expected(node if node.joint else level, staged)
+                unit = next(each.log2_unit for each in staged.groups if each.id == group)
+                assert list(steps_of(found, group).values()) == [pytest.approx(-(2.0 ** (log2 - unit)) / expected, abs=1)]
 
 
 def test_a_part_of_a_kind_expects_the_share_of_its_signal_that_its_groups_are(staged: Manifest) -> None:

@@ -9,7 +9,7 @@ from small_rounds import two_groups
 from zo.bundle import Bundle
 from zo.errors import BundleError, ConfigError
 from zo.manifest import Calibration, Manifest, Task
-from zo.planning import sizes
+from zo.planning import one_level, sizes
 from zo.rates import Rates, decay, default_rate
 from zo.recipe import Probe, Rate
 
@@ -40,14 +40,13 @@ def test_what_is_stated_counts_and_the_signal_follows_the_probe_size(manifest: M
     assert found.signal == pytest.approx({"body": 0.3, "head": 1.2})
 
 
-@pytest.mark.parametrize(
-    ("log2_eps", "reach"), [(-8, {"body": -8, "head": -8}), (-5, {"body": -6, "head": -5}), (-2, {"body": -6, "head": -4})]
-)
-def test_parts_tried_apart_reach_as_far_as_their_probes_up_to_a_bound(log2_eps: int, reach: dict[str, int], manifest: Manifest) -> None:
-    assert Rates.of(Probe(log2_eps_body=log2_eps, log2_eps_head=log2_eps), Rate(), manifest).reach == reach
-    apart = tuple(dataclasses.replace(each, log2_eps_apart=log2_eps) for each in manifest.calibration)
-    calibrated = dataclasses.replace(manifest, bases={"fp32": dataclasses.replace(manifest.base, calibration=apart)})
-    assert Rates.of(Probe(), Rate(), calibrated).reach == reach
+@pytest.mark.parametrize(("log2_eps", "step"), [(-8, -8), (-5, -5), (-2, -4)])
+def test_a_head_alone_moves_by_its_own_probe_up_to_a_bound(log2_eps: int, step: int, manifest: Manifest) -> None:
+    alone = tuple(dataclasses.replace(each, log2_eps_apart=log2_eps) for each in manifest.calibration)
+    calibrated = dataclasses.replace(manifest, bases={"fp32": dataclasses.replace(manifest.base, calibration=alone)})
+    level = one_level(manifest, {"head": -4}, 0, 1)
+    assert Rates.of(Probe(), Rate(), calibrated).log2_step("head", level, level, manifest) == step
+    assert Rates.of(Probe(log2_eps_head=log2_eps), Rate(), manifest).log2_step("head", level, level, manifest) == step
 
 
 def test_settings_hold_for_every_base_and_rates_are_of_the_one_looked_through(manifest: Manifest) -> None:
