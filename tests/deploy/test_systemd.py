@@ -148,7 +148,7 @@ def coordinator(system: Booted, bert_bundle: Bundle, validation: Path) -> int:
     shutil.copytree(bert_bundle.folder, state / "bundle")
     shutil.copy(validation, state / "validation.jsonl")
     settings_file.parent.mkdir(exist_ok=True)
-    lines = ('bundle = "bundle"', f'listen = "127.0.0.1:{port}"', "insecure_loopback = true", "rounds = 4")
+    lines = ('bundle = "bundle"', f'listen = "127.0.0.1:{port}"', "insecure_loopback = true", "rounds = 4", "held_out_every = 0")
     settings_file.write_text("\n".join((*lines, "[evaluation]", 'validation = "validation.jsonl"', "")))
     return port
 
