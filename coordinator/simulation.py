@@ -76,7 +76,6 @@ class Simulation:
         self._profiles = profiles or [Profile(stage_ns=stage_ns(self.engine, self.draw()))] * len(shares)
         self._seconds, self._probes = 0.0, 0
         self._seen: dict[int, Rows] = {}
-        self._evaluated: dict[int, dict[str, Any]] = {}
 
     def run(self, validation: Sequence[Batch], looks: Collection[int], stop: Callable[[Point], bool] = lambda _: False) -> Iterator[Point]:
         """Where the fleet is at the start, after the rounds of `looks` and the last, until the run or `stop` says that it is over."""
@@ -142,8 +141,10 @@ class Simulation:
         return tuple(map(plan.grid.nearest, found))
 
     def _look(self, validation: Sequence[Batch]) -> Point:
-        entry, found, lowest = self.rounds.ledger.entry, evaluation.answers(self.engine, validation), lowest_entry(self._evaluated)
+        store, run, entry = self.rounds.store, self.rounds.run.id, self.rounds.ledger.entry
+        found, lowest = evaluation.answers(self.engine, validation), lowest_entry(store.evaluations(run, "validation"))
         start, low = self._seen.get(0, found), self._seen.get(lowest, found)
         self._seen = {0: start, lowest: low, entry: found}
-        self._evaluated[entry] = evaluation.compared(start, (lowest, low), found, self.engine.manifest.task)
-        return Point(entry, self._probes, self._seconds, self._evaluated[entry])
+        metrics = evaluation.compared(start, (lowest, low), found, self.engine.manifest.task)
+        store.add_evaluation(run, entry, "validation", metrics)
+        return Point(entry, self._probes, self._seconds, metrics)

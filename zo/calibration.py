@@ -19,7 +19,7 @@ NUDGE_SEED = 2**63  # no round's seeds come near it
 TRUSTED = 0.5  # a correlation below this may be luck
 HOPELESS = 0.7  # of the best correlation: a larger eps than this one's would only be worse
 NEAR_BEST = 0.98  # of the best squared correlation: among those the largest eps, which rounding disturbs least
-NEAR_BEST_ALONE = {"body": NEAR_BEST, "head": 0.9}  # the same of probes that move one kind alone; a head's see the bend that steps meet
+NEAR_BEST_APART = {"body": NEAR_BEST, "head": 0.9}  # the same of probes that move one kind alone; a head's see the bend that steps meet
 USABLE = 0.5  # of the best squared correlation: what a kind may give up so as not to drown the others
 DROWNING = 1.5  # times the weakest kind's signal
 
@@ -60,7 +60,7 @@ def choose(measured: Sequence[Calibration]) -> tuple[Calibration, ...]:
     for kind, found in by_kind.items():
         usable = [m for m in _within(found, USABLE) if m.log2_eps <= own[kind].log2_eps]
         quiet = [m for m in usable if m.signal <= DROWNING * weakest] or [min(usable, key=lambda m: m.signal)]
-        apart = max(m.log2_eps for m in _within(found, NEAR_BEST_ALONE[kind]))
+        apart = max(m.log2_eps for m in _within(found, NEAR_BEST_APART[kind]))
         chosen.append(replace(max(quiet, key=lambda m: m.log2_eps), log2_eps_apart=apart))
     return tuple(chosen)
 

@@ -25,7 +25,7 @@ class Rates:
     signal: dict[str, float]
     by_kind: dict[str, float]
     log2_eps: dict[str, int]
-    log2_eps_alone: dict[str, int]
+    log2_eps_apart: dict[str, int]
 
     @classmethod
     def of(cls, probe: Probe, rate: Rate, manifest: Manifest) -> "Rates":
@@ -45,7 +45,7 @@ class Rates:
         if root.joint:
             return self.log2_eps[kind]
         if kind == "head" and one_kind_each(manifest, level):
-            return min(self.log2_eps_alone[kind], LOG2_MOST_OF_HEAD)
+            return min(self.log2_eps_apart[kind], LOG2_MOST_OF_HEAD)
         return min(self.log2_eps[kind], LOG2_MOST_APART) if root.child else self.log2_eps[kind]
 
     def expected(self, level: Node, manifest: Manifest, log2_eps: Mapping[str, int] | None = None) -> float:

@@ -117,17 +117,15 @@ def fly(job: Job) -> Outcome:
         name: evaluation.batches(bundle, job.data / f"{name}.jsonl", most) for name, most in (("validation", VALIDATION), ("test", TEST))
     }
     simulation = Simulation(bundle, _settings(job, bundle), shares.divide(private, DEVICES, job.seed), job.seed)
-    rounds, every, way = simulation.rounds, max(1, job.rounds // LOOKS), []
+    rounds, looks = simulation.rounds, range(0, job.rounds, max(1, job.rounds // LOOKS))
     before = evaluation.evaluate(simulation.engine, held["test"])["balanced_loss"]
-    for point in simulation.run(held["validation"], range(0, job.rounds, every)):
-        rounds.store.add_evaluation(rounds.run.id, rounds.ledger.entry, "validation", point.metrics)
-        way.append((point.probes, point.metrics["balanced_loss"]))
+    way = tuple((point.probes, point.metrics["balanced_loss"]) for point in simulation.run(held["validation"], looks))
     best = replay.best_entry(rounds.store, rounds.run.id)
     replay.move(rounds.ledger.replica, rounds.store, rounds.run, best)
     after = evaluation.evaluate(simulation.engine, held["test"])["balanced_loss"]
     found = rounds.store.evaluations(rounds.run.id, "validation")[best]["balanced_loss"]
     told = tuple(f"{kind}: {text}" for _, kind, text in rounds.store.events(rounds.run.id))
-    return Outcome(job, (before, after), found, tuple(way), told)
+    return Outcome(job, (before, after), found, way, told)
 
 
 def _settings(job: Job, bundle: Bundle) -> RunConfig:

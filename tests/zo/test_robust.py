@@ -24,7 +24,7 @@ GIVEN = Rates(
     signal={"body": 0.3, "head": 0.4},
     by_kind={"body": 0.25, "head": 0.5},
     log2_eps={"body": -4, "head": -6},
-    log2_eps_alone={"body": -4, "head": -6},
+    log2_eps_apart={"body": -4, "head": -6},
 )
 halves = st.floats(-2, 2, allow_subnormal=False)
 
