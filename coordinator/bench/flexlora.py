@@ -4,7 +4,6 @@ Ours is its kinder form: what devices found is added to the sum, instead of aver
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +17,6 @@ from zo.examples import Example
 from zo.manifest import Manifest
 from zo.sampling import Sampler
 
-LOOK_BACK = 16  # rounds whose half differences set the length of a step, as in our planner
 MAX_ROWS = 1024
 
 
@@ -36,8 +34,8 @@ class Flex:
             for device, held in enumerate(shares)
         ]
         body = calibrated.calibrated("body")
-        self._log2_eps, self._generator = body.log2_eps, np.random.default_rng([seed, 99])
-        self._squares = deque([(body.signal) ** 2], maxlen=LOOK_BACK * len(devices))
+        self._log2_eps, self._signal = body.log2_eps, body.signal
+        self._generator = np.random.default_rng([seed, 99])
         live = self._engine.live
         names = [name.removesuffix("_A") for name in ranks.pieces(bundle.manifest) if name.endswith("lora_A")]
         start = {name: live[f"{name}_A"].numpy()[0].T for name in names}  # [in, rank]
@@ -47,7 +45,7 @@ class Flex:
 
     def step(self, rate: float) -> None:
         """One round: each device tries one direction of B."""
-        factors, signal = self._factors(), float(np.sqrt(np.mean(self._squares)))
+        factors = self._factors()
         for device, rank in enumerate(self._devices):
             batch, change = self._samplers[device].draw(self._batch), {}
             stretch = (self._most / rank) ** 0.5  # as in our rounds: so that the loss moves as far
@@ -61,9 +59,8 @@ class Flex:
             half = float(losses[0] - losses[1]) / 2 / eps * 2.0**self._log2_eps  # as at the probe size of the largest rank
             if not np.isfinite(half):
                 continue
-            self._squares.append((half * stretch) ** 2)
             for name, direction in change.items():
-                length = rate * 2.0**self._log2_eps * stretch * half * stretch / signal
+                length = rate * 2.0**self._log2_eps * stretch * half * stretch / self._signal
                 self._sum[name] -= length * (self._basis[name].T @ factors[name][0][:, :rank]) @ direction
 
     def loss(self, batches: Sequence[Batch], rank: int) -> float:

@@ -17,26 +17,32 @@ from zo.rates import decay, default_rate
 from zo.recipe import Probe, Rate
 
 BATCH, VALIDATION, UNEVEN = 4, 256, 0.3
+TRAINED_A = "trained-a"
+
+
+def build_bundles(model: Path, folder: Path, data: Path, task: Task, precision: Precision) -> None:
+    """All that the sides train, with adapters at a scale of 1: one bundle by ranks, and one whose A is trained as well."""
+    rows = examples.read(data / "validation.jsonl", task).examples
+    for ranks in dict.fromkeys(side.bundle for side in SIDES.values()):
+        build(model, folder / _name(ranks), task, Training("lora-fa", precision, ranks=ranks, alpha=float(ranks[-1])), rows)
+    build(model, folder / TRAINED_A, task, Training("lora", precision, ranks=RANKS, alpha=float(RANKS[-1])), rows)
+
+
+def _name(ranks: tuple[int, ...]) -> str:
+    return "-".join(map(str, ranks))
 
 
 class Fleets:
-    """Runs on one data set. folder: for bundles, one by ranks, all at one scale."""
+    """Runs on one data set. folder: of the bundles."""
 
-    def __init__(self, model: Path, folder: Path, data: Path, task: Task, precision: Precision, rounds: int) -> None:
-        self.rounds, self._data = rounds, data
-        self._examples = examples.read(data / "validation.jsonl", task).examples
-        self.bundles: dict[tuple[int, ...], Bundle] = {}
-        for ranks in (RANKS, *dict.fromkeys(side.bundle for side in SIDES.values() if side.bundle != RANKS)):
-            self.bundles[ranks] = self._built(model, folder / "-".join(map(str, ranks)), task, Training("lora-fa", precision, ranks=ranks))
-        self.trained_a = self._built(model, folder / "trained-a", task, Training("lora", precision, ranks=RANKS))
+    def __init__(self, folder: Path, data: Path, rounds: int) -> None:
+        self.rounds = rounds
+        self.bundles = {side.bundle: open_bundle(folder / _name(side.bundle)) for side in SIDES.values()}
+        self.trained_a = open_bundle(folder / TRAINED_A)
+        task = self.trained_a.manifest.task
         self._private = examples.read(data / "train.jsonl", task).examples
         self._validation = evaluation.batches(self.bundles[RANKS], data / "validation.jsonl", VALIDATION)
         self.usual = default_rate(task)
-
-    def _built(self, model: Path, out: Path, task: Task, training: Training) -> Bundle:
-        """With adapters at a scale of 1."""
-        build(model, out, task, replace(training, alpha=float(training.largest_rank)), self._examples)
-        return open_bundle(out)
 
     def run(self, side: Side, kind: type[Simulation], seed: int, rate: float) -> dict[int, float]:
         """Validation loss (nats) by prefix at the end. rate: times the default. seed: of shares, batches and directions."""

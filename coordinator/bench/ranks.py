@@ -1,23 +1,24 @@
 """`scripts/bench ranks`: one adapter for devices of unequal rank (PreLort, arXiv 2606.15963) against its peers, at equal probes.
 
 Eight devices with ranks 2, 2, 4, 4, 8, 8, 16, 16 and uneven shares (Dirichlet 0.3), one direction a device and round, the head as it is,
-so that adapters alone are measured. Each side has its own best rate, found on a seed of its own, and the same shares, batches and seeds of
-directions as the others.
+so that adapters alone are measured. Each side has its own best rate, by the mean of seeds that count for nothing else, and the same
+shares, batches and seeds of directions as the others.
 """
 
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
 from coordinator import task as task_file
 from coordinator.bench import rank_costs, workload
-from coordinator.bench.flexlora import Flex
-from coordinator.bench.rank_fleets import BATCH, UNEVEN, Fleets
+from coordinator.bench.rank_fleets import BATCH, UNEVEN, Fleets, build_bundles
+from coordinator.bench.rank_search import TUNING_SEEDS, Fly, Job, Losses, Search, search
 from coordinator.bench.rank_sides import BY_OWNERS, DEVICES, FLAT, RANKS, SIDES, PaddingByOwners
 from coordinator.bench.standard_error import standard_error
 from coordinator.build.build import build
@@ -26,8 +27,6 @@ from zo.bundle import open_bundle
 from zo.manifest import PRECISIONS
 
 LARGE = (16, 64, 256)  # of which costs alone are measured
-RATES, SLOWEST, FASTEST = (1.0, 2.0), 1 / 16, 16.0  # times the default: where the search for the best begins and ends
-TUNING_SEED = 1000
 
 FLEX = "flexlora"
 PEERS = ("zero_padded", "smallest_rank", "largest_rank", FLEX)
@@ -39,72 +38,74 @@ def options(parser: argparse.ArgumentParser) -> None:
     workload.add_model(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
     parser.add_argument("--max-tokens", type=int, default=32, help="[32]")
-    parser.add_argument("--seeds", type=int, default=5, help="[5]")
+    parser.add_argument("--seeds", type=int, default=12, help="[12]")
     parser.add_argument("--rounds", type=int, default=80, help="of 8 devices, 2 probes each [80]")
     parser.add_argument("--repeats", type=int, default=25, help="of the steps that are timed, by rank [25]")
 
 
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model, task = workload.model(given), task_file.of_data(given.data, given.max_tokens)
-    fleets = Fleets(model, folder, given.data, task, given.precision, given.rounds)
-    found = measure(fleets, given.seeds) | {"by_rank": rank_costs.measure(fleets.bundles[RANKS], given.repeats)}
+    build_bundles(model, folder, given.data, task, given.precision)
+    arguments = (folder, given.data, given.rounds)
+    fleets = Fleets(*arguments)
+    with ProcessPoolExecutor(cpu_count(), get_context("spawn"), _open, arguments) as pool:
+        found = measure(lambda jobs: pool.map(_losses, jobs), given.seeds)
+    found = _setting(fleets) | found | {"by_rank": rank_costs.measure(fleets.bundles[RANKS], given.repeats)}
     if not given.model:
         build(model, folder / "large", task, Training(precision=given.precision, ranks=LARGE), [])
         found["by_large_rank"] = rank_costs.measure(open_bundle(folder / "large"), given.repeats)
     return found
 
 
-Way = Callable[[int, float], dict[int, float]]  # from a seed and a rate to losses by prefix
+_fleets: dict[str, Fleets] = {}  # of a process of the pool
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """A side at its best. tried: losses on the tuning seed, by rate."""
-
-    way: Way
-    kind: str
-    rate: float
-    tried: dict[float, float]
+def _open(folder: Path, data: Path, rounds: int) -> None:
+    _fleets["all"] = Fleets(folder, data, rounds)
 
 
-def tuned(name: str, kind: str, way: Way) -> Tuned:
-    """The best rate by factors of two: the search goes on until it lies between others."""
-    tried: dict[float, float] = {}
-    wanted = list(RATES)
-    while wanted:
-        for rate in wanted:
-            losses = way(TUNING_SEED, rate)
-            tried[rate] = round(losses[max(losses)], 4)
-            _say(f"tuning {name} ({kind}) at {rate:g} times the default rate: {tried[rate]}")
-        best = min(tried, key=lambda rate: tried[rate])
-        wanted = [rate for rate in (best / 2, best * 2) if rate not in tried and SLOWEST <= rate <= FASTEST]
-    return Tuned(way, kind, best, tried)
+def _losses(job: Job) -> Losses:
+    fleets = _fleets["all"]
+    if job.side == FLEX:
+        found = fleets.flex(job.seed, job.rate)
+    else:
+        side = SIDES[job.side]
+        found = fleets.run(side, side.kinds[job.kind], job.seed, job.rate)
+    _say(f"{job}: {found}")
+    return found
 
 
-def measure(fleets: Fleets, seeds: int) -> dict[str, Any]:
-    """All sides: the best rate of each on the tuning seed, then all seeds at it."""
-    ways: dict[str, list[tuple[str, Way]]] = {
-        name: [(kind.__name__, partial(fleets.run, side, kind)) for kind in side.kinds] for name, side in SIDES.items()
+def measure(fly: Fly, seeds: int) -> dict[str, Any]:
+    """All sides: the best rate of each by the tuning seeds, then all seeds at it."""
+    searches = [Search(name, kind) for name, side in SIDES.items() for kind in range(len(side.kinds))] + [Search(FLEX)]
+    search(fly, searches)
+    best: dict[str, Search] = {}
+    for each in sorted(searches, key=lambda each: each.tried[each.best]):
+        best.setdefault(each.side, each)
+    jobs = [Job(name, each.kind, each.best, seed) for name, each in best.items() for seed in range(seeds)]
+    found: dict[str, list[Losses]] = {name: [] for name in best}
+    for job, losses in zip(jobs, fly(jobs), strict=True):
+        found[job.side].append(losses)
+    return _chosen(seeds, best) | differences(found)
+
+
+def _setting(fleets: Fleets) -> dict[str, Any]:
+    setting = {"rounds": fleets.rounds, "devices": DEVICES, "directions": 1, "examples": BATCH, "dirichlet": UNEVEN, "rate_head": 0.0}
+    return setting | {"default_rate": fleets.usual, "start_loss": round(fleets.start(), 4)}
+
+
+def _chosen(seeds: int, best: Mapping[str, Search]) -> dict[str, Any]:
+    padded = SIDES["zero_padded"].kinds[best["zero_padded"].kind]
+    return {
+        "seeds": list(range(seeds)),
+        "tuning_seeds": TUNING_SEEDS,
+        "rates": {name: each.best for name, each in best.items()},
+        "tried": {name: each.tried for name, each in best.items()},
+        "zero_padded_by_slice": BY_OWNERS if padded is PaddingByOwners else FLAT,
     }
-    ways |= {FLEX: [(Flex.__name__, fleets.flex)]}
-    best = {name: min((tuned(name, *each) for each in some), key=lambda one: min(one.tried.values())) for name, some in ways.items()}
-    found: dict[str, list[dict[int, float]]] = {name: [] for name in best}
-    for seed in range(seeds):
-        for name, side in best.items():
-            found[name].append(side.way(seed, side.rate))
-            _say(f"seed {seed} {name}: {found[name][-1]}")
-    return _settings(fleets, seeds, best) | differences(found)
 
 
-def _settings(fleets: Fleets, seeds: int, best: dict[str, Tuned]) -> dict[str, Any]:
-    settings = {"rounds": fleets.rounds, "devices": DEVICES, "directions": 1, "examples": BATCH, "dirichlet": UNEVEN, "rate_head": 0.0}
-    settings |= {"seeds": list(range(seeds)), "tuning_seed": TUNING_SEED, "default_rate": fleets.usual}
-    settings |= {"rates": {name: each.rate for name, each in best.items()}, "tried": {name: each.tried for name, each in best.items()}}
-    settings |= {"zero_padded_by_slice": BY_OWNERS if best["zero_padded"].kind == PaddingByOwners.__name__ else FLAT}
-    return {"settings": settings, "start_loss": round(fleets.start(), 4)}
-
-
-def differences(found: dict[str, list[dict[int, float]]]) -> dict[str, Any]:
+def differences(found: Mapping[str, Sequence[Losses]]) -> dict[str, Any]:
     """The figures, of losses by prefix by seed of each side."""
 
     def at(side: str, rank: int) -> list[float]:
@@ -136,10 +137,9 @@ def compared(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 
 def told(found: dict[str, Any]) -> str:
     """The figures for a person."""
-    s = found["settings"]
-    lines = [f"{s['rounds']} rounds of 8 devices, one direction each; validation loss before: {found['start_loss']:.4f}"]
+    lines = [f"{found['rounds']} rounds of 8 devices, one direction each; validation loss before: {found['start_loss']:.4f}"]
     for name, each in found["losses"].items():
-        lines.append(f"{name:14} rate x {s['rates'][name]:<4g} {statistics.fmean(each):.4f}   by seed: {each}")
+        lines.append(f"{name:14} rate x {found['rates'][name]:<4g} {statistics.fmean(each):.4f}   by seed: {each}")
     for key, each in found.items():
         if key.startswith("nested_minus"):
             lines.append(f"{key.replace('_', ' '):30} {each['mean']:+.4f} +- {each['se']:.4f} (upper {each['upper']:+.4f})")

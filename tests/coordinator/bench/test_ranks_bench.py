@@ -1,5 +1,7 @@
 """The peers of nested ranks are what they are said to be."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from conftest import Bundles
@@ -8,8 +10,9 @@ from tiny_walks import batch_of
 from coordinator.bench import tiny_models
 from coordinator.bench.flexlora import Flex
 from coordinator.bench.rank_costs import measure as costs
+from coordinator.bench.rank_search import TUNING_SEEDS, Job, Losses, Search, search
 from coordinator.bench.rank_sides import RANKS, ZeroPadded
-from coordinator.bench.ranks import ALONE, FLEX, PEERS, compared, differences, tuned
+from coordinator.bench.ranks import ALONE, FLEX, PEERS, compared, differences
 from coordinator.config import Ranks, Round, RunConfig
 from coordinator.rounds import Rounds
 from coordinator.simulation import Simulation
@@ -75,11 +78,18 @@ def test_flexlora_begins_at_the_model_and_holds_the_best_approximation_of_each_r
         np.testing.assert_allclose(errors, [np.linalg.norm(sizes[rank:]) for rank in TINY], atol=1e-6)
 
 
-def test_the_best_rate_is_searched_until_it_lies_between_others() -> None:
-    found = tuned("side", "kind", lambda seed, rate: {2: 9.0, 4: abs(np.log2(rate) - 3.2)})
-    assert found.rate == 8.0
-    assert sorted(found.tried) == [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert tuned("side", "kind", lambda seed, rate: {4: abs(np.log2(rate) + 1)}).rate == 0.5
+def test_the_best_rate_is_the_one_by_the_mean_of_the_tuning_seeds_and_lies_between_others() -> None:
+    def fly(jobs: Sequence[Job]) -> list[Losses]:
+        luck = {TUNING_SEEDS[0]: -3.0}  # of one seed, at one rate
+        return [
+            {2: 0.0, 4: abs(np.log2(job.rate) - (3.2 if job.side == "fast" else -1)) + (job.rate == 2) * luck.get(job.seed, 1.5)}
+            for job in jobs
+        ]
+
+    fast, slow = Search("fast"), Search("slow", 1)
+    search(fly, [fast, slow])
+    assert (fast.best, sorted(fast.tried)) == (8.0, [1.0, 2.0, 4.0, 8.0, 16.0])
+    assert (slow.best, sorted(slow.tried)) == (0.5, [0.25, 0.5, 1.0, 2.0])
 
 
 def test_differences_are_paired_by_seed() -> None:
