@@ -48,7 +48,7 @@ class Flex:
         factors = self._factors()
         for device, rank in enumerate(self._devices):
             batch, change = self._samplers[device].draw(self._batch), {}
-            stretch = (self._most / rank) ** 0.5  # as in our rounds: so that the loss moves as far
+            stretch = (self._most / rank) ** 0.5  # as in our rounds: so that the loss moves as far in a probe
             eps = 2.0 ** (self._log2_eps + math.ceil(math.log2(stretch)))
             tensors: Values = {}
             for name, (a, b) in factors.items():
@@ -59,8 +59,8 @@ class Flex:
             half = float(losses[0] - losses[1]) / 2 / eps * 2.0**self._log2_eps  # as at the probe size of the largest rank
             if not np.isfinite(half):
                 continue
+            length = rate * 2.0**self._log2_eps * half / self._signal
             for name, direction in change.items():
-                length = rate * 2.0**self._log2_eps * stretch * half * stretch / self._signal
                 self._sum[name] -= length * (self._basis[name].T @ factors[name][0][:, :rank]) @ direction
 
     def loss(self, batches: Sequence[Batch], rank: int) -> float:

@@ -29,7 +29,7 @@ from zo.manifest import PRECISIONS
 LARGE = (16, 64, 256)  # of which costs alone are measured
 
 FLEX = "flexlora"
-PEERS = ("zero_padded", "smallest_rank", "largest_rank", FLEX)
+PEERS = ("zero_padded", "blind", "smallest_rank", "largest_rank", FLEX)
 ALONE = {2: "smallest_rank", 4: "rank_4_alone", 8: "rank_8_alone", 16: "largest_rank"}  # all devices of one rank
 
 
@@ -116,10 +116,10 @@ def differences(found: Mapping[str, Sequence[Losses]]) -> dict[str, Any]:
     prefix: dict[str, dict[str, Any]] = {
         str(rank): {
             "nested": _mean(at("nested", rank)),
-            "cut_from_blind": _mean(at("zero_padded", rank)),
+            "cut_from_blind": _mean(at("blind", rank)),
             "alone": _mean(at(ALONE[rank], rank)),
             "flexlora": _mean(at(FLEX, rank)),
-            "minus_cut_from_blind": compared(at("nested", rank), at("zero_padded", rank)),
+            "minus_cut_from_blind": compared(at("nested", rank), at("blind", rank)),
             "minus_alone": compared(at("nested", rank), at(ALONE[rank], rank)),
         }
         for rank in RANKS
