@@ -8,6 +8,7 @@ from typing import Any
 
 from coordinator.allocation import Allocation, Asked, Asking, allocate, blocks, moved
 from coordinator.config import RunConfig
+from coordinator.planner import trained
 from zo.manifest import Manifest
 from zo.recipe import directions
 from zo.structure import from_plain
@@ -39,6 +40,8 @@ class Blocks:
         self._free = config.blocks == "all" or config.aggregation != "mean" or config.rate.body == 0 or not blocks(manifest)
         self._gone = max(GONE, 2 * config.round.deadline)
         self.asked = asked(config)
+        self._compared = config.aggregation != "mean"
+        self._trained, self._parked = trained(config, manifest), dict[int, tuple[int, ...]]()
         self._groups, self._head = blocks(manifest), tuple(group.id for group in manifest.groups if group.kind != "body")
         self._known = known(summaries)
         self._seen = dict.fromkeys(self._known, clock())
@@ -48,8 +51,21 @@ class Blocks:
     def among(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...] | None:
         """Groups that a device is to try in a round; empty: all of them. None where it can take no block.
 
-        ConfigError where the bundle has no such base.
+        Without those that it has parked, unless that is all that there is. ConfigError where the bundle has no such base.
         """
+        tried = self._allotted(device, asking, round_number)
+        return tried if tried is None or self._compared else self._heard(device, asking.profile.parked, tried)
+
+    def _heard(self, device: int, parked: tuple[int, ...], tried: tuple[int, ...]) -> tuple[int, ...]:
+        if parked != self._parked.get(device, ()):
+            self._parked[device] = parked
+            kinds = {group.kind for group in self._manifest.groups if group.id in parked}
+            why = f"leaves out the {' and the '.join(sorted(kinds))}: probes there are mostly noise" if kinds else "tries all again"
+            self._note("parked", f"device {device} {why}")
+        left = tuple(group for group in tried or self._trained if group not in parked)
+        return left if parked and any(group in self._trained for group in left) else tried
+
+    def _allotted(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...] | None:
         self._seen[device] = self._clock()
         if self._free:
             return ()

@@ -39,7 +39,7 @@ class Planner:
         truncation.check(manifest, config.ranks.probabilities)
         self._slopes = [summary.get("slopes", {}) for summary in summaries[-LOOK_BACK:]]
         self._told, self._learnt = set[Shape](), 0
-        self._tried, self._every = _tried(config, manifest), tuple(group.id for group in manifest.groups)
+        self._tried, self._every = trained(config, manifest), tuple(group.id for group in manifest.groups)
         self._fixed = stated_shape(config.algorithm, config.probe, config.split)
         if self._fixed:
             tree(manifest, sizes(config.probe, manifest), self._fixed)  # refuses cuts that the bundle has not
@@ -163,7 +163,7 @@ class Planner:
         return kept_bytes(self._manifest, shape, self._config.probe.examples)
 
 
-def _tried(config: RunConfig, manifest: Manifest) -> tuple[int, ...]:
+def trained(config: RunConfig, manifest: Manifest) -> tuple[int, ...]:
     """Groups of the kinds that are trained at all. ConfigError where none is."""
     stated = {"body": config.rate.body, "head": config.rate.head}
     found = tuple(group.id for group in manifest.groups if stated[group.kind] != 0)

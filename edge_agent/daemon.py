@@ -123,7 +123,7 @@ class Daemon:
         while True:
             trainer.choose_rank()
             engine = trainer.engine
-            reply: WorkReply = self.contact.ask(follower.request(engine.manifest.precision, trainer.profiler.now(), engine.rank))
+            reply: WorkReply = self.contact.ask(follower.request(engine.manifest.precision, trainer.profile(), engine.rank))
             if reply.renew:
                 self.contact.renew()
             self._apply(reply)

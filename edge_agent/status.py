@@ -21,7 +21,7 @@ SILENCE = 3 * SELDOM  # seconds after which an agent that has said nothing is no
 
 class Status:
     """The facts of a running agent. state: "unjoined", "joining", "working", "waiting", "paused", "unreachable", "finished", "stopped"
-    or "failed". held_back: why it pauses, or goes on with less.
+    or "failed". held_back: why it pauses, or goes on with less. parked: kinds of groups that it leaves out for now.
 
     folder: where they are written, as far as its write budget allows.
     """
@@ -91,6 +91,8 @@ def told(facts: dict[str, Any]) -> str:
         lines.append(f"{facts['examples']} examples, {facts['held_out']} of them held out; {facts['skipped']} lines skipped")
     if facts.get("held_out_loss") is not None:
         lines.append(f"loss on held-out examples: {facts['held_out_loss']:.4f}")
+    if facts.get("parked"):
+        lines.append(f"left out for now, as its probes are mostly noise here: {' and '.join(facts['parked'])}")
     if "epsilon" in facts:
         lines.append(f"privacy spent: epsilon {facts['epsilon']:.3f} at delta {facts['delta']}")
     if facts.get("held_back"):

@@ -1,6 +1,7 @@
 """Training for a run on this device: its examples, an engine over its parameters; plans in, reports out."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 from edge_agent import memory, plan_limits
@@ -10,24 +11,20 @@ from edge_agent.data import Dataset
 from edge_agent.energy import meter
 from edge_agent.engine import engine
 from edge_agent.guest import Guest
+from edge_agent.parking import Parking
 from edge_agent.profile import Profiler
 from edge_agent.rank import bearable
 from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.work import work
 from zo.bundle import Bundle
-from zo.calibration import correlation_here
 from zo.memory import process
 from zo.memory.engine import Device
-from zo.messages import Report
+from zo.messages import Profile, Report
 from zo.plan import WorkPlan
-from zo.planning import kinds
 from zo.replica import Replica
 
 log = logging.getLogger(__name__)
-
-CHECKED_DIRECTIONS = 6
-POOR_CORRELATION = 0.5
 
 
 class Trainer:
@@ -66,8 +63,7 @@ class Trainer:
         planned = govern()
         self._device = planned.device if planned else self._device
         status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
-        self._checked_at: float | None = None  # loss
-        self._check_probes()
+        self._parking = Parking(self.engine, partial(self.dataset.draw, 4), status, guest.go_on)
         self.profiler = profiler(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
         self._meter = meter()
 
@@ -78,6 +74,10 @@ class Trainer:
             log.info("training adapters of rank %d, of %s that the bundle has", rank, ", ".join(map(str, self.engine.manifest.ranks)))
             self.engine.rank = rank
             self._status.update(rank=rank)
+
+    def profile(self) -> Profile:
+        """What this device can do now, as it found."""
+        return replace(self.profiler.now(), parked=self._parking.groups)
 
     def take_on(self, plan: WorkPlan) -> str:
         """Hold the blocks that a plan tries; why not, where they do not fit now. Raises as `plan_limits.check` and `Blocks.take_on`."""
@@ -90,12 +90,10 @@ class Trainer:
         """Do a plan that was taken on. run, device: their numbers."""
         stride = self.replica.stride(plan.stride)
         report = work(plan, self.engine, self.dataset, self._guest, stride, meter=self._meter, run=run, device=device)
-        if report.held_out:
-            loss = float(plan.grid.values(report.held_out[0]))  # type: ignore[arg-type]
+        loss = float(plan.grid.values(report.held_out[0])) if report.held_out else None  # type: ignore[arg-type]
+        if loss is not None:
             self._status.update(held_out_loss=loss)
-            self._checked_at = self._checked_at or loss
-            if loss < self._checked_at / 2:
-                self._check_probes(loss)
+        self._parking.reported(loss)
         if report.dropped:
             log.warning(
                 "round %d: %d of %d directions gave no finite loss, or were given up, and are dropped",
@@ -104,17 +102,3 @@ class Trainer:
                 report.scalars.size,
             )
         return report
-
-    def _check_probes(self, loss: float | None = None) -> None:
-        """Warn where probes are noise here. loss: held-out, at which they are checked; they are again once it has halved."""
-        manifest, self._checked_at = self.engine.manifest, loss
-        kind = kinds(manifest)[-1 if manifest.optional else 0]  # blocks that may be inactive are computed in float, without noise
-        correlation = correlation_here(self.engine, kind, self.dataset.draw(4), CHECKED_DIRECTIONS, self._guest.go_on)
-        self._status.update(correlation=round(correlation, 3))
-        if correlation < POOR_CORRELATION:
-            log.warning(
-                "probes are mostly noise on this processor (correlation %.2f, base %s); take another with --precision,"
-                " or let the operator build the bundle with fp32",
-                correlation,
-                manifest.precision,
-            )

@@ -122,7 +122,7 @@ class Profile:
 
     memory_mib: that the model may take, beside the process itself. stage_ns: what a branch of an example costs in each stage, as
     branches run; single_ns: what an example costs unperturbed (`zo.timing`). signs_per_second: of directions, when entries are
-    replayed. bytes_per_second: of its line.
+    replayed. bytes_per_second: of its line. parked: groups whose probes are mostly noise there, for now.
     """
 
     memory_mib: int = 0
@@ -130,6 +130,7 @@ class Profile:
     single_ns: tuple[int, ...] = ()
     signs_per_second: int = 0
     bytes_per_second: int = 0
+    parked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,31 @@ def test_whatever_is_told_no_device_is_asked_for_more_than_it_can_and_the_same_i
             assert 0.97 * base.needed(len(found[0])) <= room(most) << 20
 
 
+def test_what_a_device_has_parked_it_is_not_asked_for_and_the_event_says_so_once() -> None:
+    heard, body = Heard(), tuple(range(HEAD))
+
+    def among(round_number: int, *parked: int, most: float = 12) -> tuple[int, ...] | None:
+        return heard.blocks.among(0, Asking(Profile(room(most), parked=parked), "w4"), round_number)
+
+    assert [among(number, *body) for number in (1, 2)] == [(HEAD,), (HEAD,)]
+    assert among(3, HEAD) == body
+    assert len(among(4, HEAD, most=2) or ()) == 2
+    assert among(5, *body, HEAD) == among(6) == ()  # better than nothing
+    assert heard.notes == [
+        ("parked", "device 0 leaves out the body: probes there are mostly noise"),
+        ("parked", "device 0 leaves out the head: probes there are mostly noise"),
+        ("parked", "device 0 leaves out the body and the head: probes there are mostly noise"),
+        ("parked", "device 0 tries all again"),
+    ]
+
+
+def test_nothing_is_left_out_where_it_is_all_that_is_trained_or_devices_are_compared() -> None:
+    noisy = Asking(Profile(parked=tuple(range(HEAD))), "w4")
+    assert Heard(rate=Rate(head=0.0)).blocks.among(0, noisy, 1) == ()
+    assert Heard(aggregation="median", seeds=Seeds(shared=True)).blocks.among(0, noisy, 1) == ()
+    assert Heard(blocks="all").blocks.among(0, noisy, 1) == (HEAD,)
+
+
 # --- the rounds of a run ---
 
 Make = Callable[..., Rounds]
@@ -274,6 +299,21 @@ def test_a_slow_devices_report_counts_for_its_blocks_and_is_taken_after_a_restar
     (entry,) = rounds.store.entries(1)
     steps = {group: sum(term.steps.size for term in entry.terms if group in term.groups) for group in (*body, head)}
     assert steps[body[0]] < steps[body[-1]] == steps[head]
+
+
+def test_a_device_that_parks_the_body_is_asked_for_the_head_alone_and_its_report_counts(make: Make) -> None:
+    rounds = make()
+    *body, head = (group.id for group in rounds.bundle.manifest.groups)
+    plans = [rounds.work(device, "fp32", Profile(parked=tuple(body) if device else ())) for device in range(2)]
+    assert [plan.groups for plan in plans if plan] == [(), (head,)]
+    for device, plan in enumerate(plans):
+        assert plan is not None
+        scalars = tuple(range(300, 300 + plan.root.scalars))
+        assert rounds.accept(report(device, 1, scalars, plan=plan.id, shape=plan.shape)) is Verdict.ACCEPTED
+    assert rounds.close_if_due()
+    (entry,) = rounds.store.entries(1)
+    steps = {group: sum(term.steps.size for term in entry.terms if group in term.groups) for group in (*body, head)}
+    assert {steps[group] for group in body} == {steps[head] // 2}
 
 
 def test_a_device_without_a_block_hears_why_and_the_round_goes_on_without_it(make: Make, bert_bundle: Bundle) -> None:

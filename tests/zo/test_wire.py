@@ -81,7 +81,9 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     CatchUpReply: st.builds(CatchUpReply, tuples(offers)),
     Offer: offers,
     CheckpointRequest: st.builds(CheckpointRequest, u32, ways, u64, u64),
-    WorkRequest: st.builds(WorkRequest, u32, u32, u64, u64, precisions, st.builds(Profile, u32, tuples(u32), tuples(u32), u64, u32)),
+    WorkRequest: st.builds(
+        WorkRequest, u32, u32, u64, u64, precisions, st.builds(Profile, u32, tuples(u32), tuples(u32), u64, u32, tuples(u32))
+    ),
     WorkReply: st.builds(WorkReply, tuples(entries), st.none() | plans, u32, text, st.booleans(), st.booleans()),
     Report: st.builds(
         Report,

@@ -125,18 +125,20 @@ class CheckpointRequest(_message.Message):
     def __init__(self, run: _Optional[int] = ..., way: _Optional[_Union[Offer.Way, str]] = ..., entry: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Profile(_message.Message):
-    __slots__ = ("memory_mib", "stage_ns", "single_ns", "signs_per_second", "bytes_per_second")
+    __slots__ = ("memory_mib", "stage_ns", "single_ns", "signs_per_second", "bytes_per_second", "parked")
     MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
     STAGE_NS_FIELD_NUMBER: _ClassVar[int]
     SINGLE_NS_FIELD_NUMBER: _ClassVar[int]
     SIGNS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    PARKED_FIELD_NUMBER: _ClassVar[int]
     memory_mib: int
     stage_ns: _containers.RepeatedScalarFieldContainer[int]
     single_ns: _containers.RepeatedScalarFieldContainer[int]
     signs_per_second: int
     bytes_per_second: int
-    def __init__(self, memory_mib: _Optional[int] = ..., stage_ns: _Optional[_Iterable[int]] = ..., single_ns: _Optional[_Iterable[int]] = ..., signs_per_second: _Optional[int] = ..., bytes_per_second: _Optional[int] = ...) -> None: ...
+    parked: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, memory_mib: _Optional[int] = ..., stage_ns: _Optional[_Iterable[int]] = ..., single_ns: _Optional[_Iterable[int]] = ..., signs_per_second: _Optional[int] = ..., bytes_per_second: _Optional[int] = ..., parked: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WorkRequest(_message.Message):
     __slots__ = ("run", "device", "entry", "chain", "precision", "profile", "rank")
