@@ -143,6 +143,8 @@ def _audit(given: argparse.Namespace) -> None:
     if not given.json:
         for name, (count, size) in sorted(sent.totals(sent.messages(given.state)).items()):
             print(f"{count} times {name}, {size} bytes")
+    if lost := sent.unreadable(given.state):
+        raise StorageError(f"what is shown is not all that was sent: {', '.join(lost)} cannot be read; the disk may be failing")
 
 
 def _status(given: argparse.Namespace) -> None:
