@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -262,6 +262,27 @@ def test_a_damaged_identity_is_one_line(tmp_path_factory: pytest.TempPathFactory
     (folder / "identity.json").write_bytes(content)
     with pytest.raises(StorageError, match="join again with a new token"):
         identity.load(folder)
+
+
+@pytest.mark.parametrize("field", ["authority", "certificate", "key"])
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:100], lambda text: "", lambda text: text.replace("M", "é", 1)], ids=["cut", "empty", "é"]
+)
+def test_a_damaged_key_or_certificate_is_told_before_anything_is_dialled(field: str, damage: Callable[[str], str], tmp_path: Path) -> None:
+    right = guest(authority.new_authority().certificate.decode(), "a:1")
+    right.save(tmp_path)
+    assert identity.load(tmp_path) == right
+    dataclasses.replace(right, **{field: damage(getattr(right, field))}).save(tmp_path)
+    with pytest.raises(StorageError, match=r"identity.json is damaged \(.+\); join again with a new token"):
+        identity.load(tmp_path)
+
+
+def test_a_certificate_of_another_key_is_damage(tmp_path: Path) -> None:
+    root = authority.new_authority().certificate.decode()
+    other = join.guest(Token("a:1", bytes(32), bytes([1] * 16)), "a:1", root)
+    dataclasses.replace(guest(root, "a:1"), key=other.key).save(tmp_path)
+    with pytest.raises(StorageError, match="is damaged"):
+        identity.load(tmp_path)
 
 
 def test_who_has_not_joined_is_told_how(tmp_path: Path) -> None:
