@@ -106,6 +106,9 @@ class AgentConfig:
             raise ValueError(f"held_out_share = {self.held_out_share} must be from 0 to below 1")
         if self.audit_bytes and not 1e4 <= self.audit_bytes < math.inf:
             raise ValueError(f"audit_bytes = {self.audit_bytes} must be 0, or at least 10000")
+        scheme, mark, _ = self.tiles.partition("://")
+        if mark and scheme not in ("http", "https"):
+            raise ValueError(f"tiles = {self.tiles!r} must be an http:// or https:// address, or a folder")
         if self.link_speed <= 0 or self.disk_bytes_per_day < 0:
             raise ValueError("link_speed must be positive, disk_bytes_per_day not negative")
         if self.held_out_most < 0:

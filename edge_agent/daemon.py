@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_agent import download
+from edge_agent import data, download
 from edge_agent.config import AgentConfig
 from edge_agent.contact import FIRST_PAUSE, LONGEST_PAUSE, Contact
 from edge_agent.flash import DailyBudget
@@ -25,6 +25,7 @@ from edge_agent.stopping import Stopped
 from edge_agent.trainer import Trainer
 from zo.bundle import Bundle
 from zo.disk import Disk
+from zo.errors import ConfigError
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
 
@@ -68,6 +69,7 @@ class Daemon:
         """Work until the run is over, or `stop` is set. Raises a UserError where that cannot be."""
         self.status.write()
         try:
+            self._check()
             while not self._rounds():
                 log.info("joining again")
                 self.guest.wait(random.uniform(0.5, 1) * min(FIRST_PAUSE * 2**self._setbacks, LONGEST_PAUSE))
@@ -88,6 +90,15 @@ class Daemon:
         finally:
             self.contact.close()
             self.state.close()
+
+    def _check(self) -> None:
+        """Refuse what cannot work, before anything is joined or downloaded."""
+        data.check(Path(self.config.data))
+        tiles = self.config.tiles
+        if tiles and "://" not in tiles and not Path(tiles).is_dir():
+            raise ConfigError(
+                f"tiles = {tiles!r} is no folder; give an http:// or https:// address or a folder with --tiles, or leave it out"
+            )
 
     @property
     def _following(self) -> Follower:

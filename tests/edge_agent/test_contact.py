@@ -106,7 +106,7 @@ def test_what_is_no_address_is_refused_before_anything_is_sent(address: str) -> 
 
 @pytest.mark.parametrize("patience", ["-1", "NaN", "Infinity"])
 def test_a_patience_that_is_none_is_refused(patience: str) -> None:
-    with pytest.raises(ConfigError, match=r"patience = .* must be finite, and not negative"):
+    with pytest.raises(ConfigError, match="patience"):
         from_texts(AgentConfig, {"data": "d", "patience": patience})
 
 

@@ -321,6 +321,21 @@ def test_a_refusal_ends_the_agent_with_its_reason(bert_bundle: Bundle, make: Mak
     assert "this is no answer" in told(daemon)["reason"]
 
 
+@pytest.mark.parametrize("setting", ["data", "tiles"])
+def test_paths_that_are_not_there_end_the_agent_before_it_asks_anybody(setting: str, make: Make) -> None:
+    daemon = make(f"127.0.0.1:{free_port()}", **{setting: "nope"})
+    with pytest.raises((DataError, ConfigError), match=r"nope' is no folder|nope does not exist"):
+        daemon.run()
+    assert told(daemon)["state"] == "failed"
+    assert not (daemon.state.folder / "bundles").exists()
+
+
+@pytest.mark.parametrize("tiles", ["ftp://x", "://"])
+def test_tiles_by_another_protocol_are_refused(tiles: str, make: Make) -> None:
+    with pytest.raises(ValueError, match="must be an http:// or https:// address, or a folder"):
+        make("127.0.0.1:1", tiles=tiles)
+
+
 def test_wrong_data_or_bundle_end_the_agent_by_name(bert_bundle: Bundle, llama_bundle: Bundle, make: Make, tmp_path: Path) -> None:
     with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite") as coordinator:
         with pytest.raises(DataError, match="does not exist"):

@@ -64,6 +64,16 @@ def test_key_and_certificate_are_kept_for_nobody_else_to_read(served: Serving, t
     assert token.text not in done.stdout + done.stderr + path.read_text()
 
 
+def test_a_token_is_not_spent_where_the_examples_are_missing(served: Serving, tmp_path: Path) -> None:
+    token = served[0].create_token(1, 60)
+    done = agent(token, tmp_path / "state", f"--data={tmp_path / 'none'}")
+    assert (done.returncode, done.stderr) == (
+        4,
+        f"edge-agent: {tmp_path / 'none'} does not exist; give a .jsonl file, or a folder of them\n",
+    )
+    assert agent(token, tmp_path / "state").returncode == 0
+
+
 def test_joining_again_makes_another_device_of_it(served: Serving, tmp_path: Path) -> None:
     first, second = (joined(served[0], tmp_path / "state") for _ in range(2))
     assert len(served[0].devices()) == 2
