@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_agent import model_commands, plan_commands, status
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, JoinConfig
 from edge_agent.solo_config import SoloConfig
 from zo import cli, config, log
 from zo.errors import StorageError, UserError
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         " state folder.",
     )
     join.add_argument("token", help="the line that 'edge-coordinator token create' printed; - reads it from standard input")
-    config.add_flags(join, AgentConfig)
+    config.add_flags(join, JoinConfig)
     join.set_defaults(command=_join)
     train = commands.add_parser(
         "train",
@@ -88,13 +88,10 @@ def _join(given: argparse.Namespace) -> None:
     from edge_agent.sent import Sent
     from edge_agent.state import State
 
-    stop, works = _told_to_stop(), config.is_given("data", given, "EDGE_AGENT")
-    if not works:
-        vars(given)["setting data"] = ""
-    settings = config.load(AgentConfig, given, "EDGE_AGENT")
+    stop, settings = _told_to_stop(), config.load(JoinConfig, given, "EDGE_AGENT")
     folder = Path(settings.state)
     unjoined.become_owner(folder)
-    if works:
+    if settings.data:
         data.check(Path(settings.data))  # before the token is spent
     token = read_token(sys.stdin.readline() if given.token == "-" else given.token)
     awaited = unjoined.waits(folder)
@@ -105,7 +102,7 @@ def _join(given: argparse.Namespace) -> None:
     print(f"joined the fleet of {identity.coordinator}; key and certificate are in {settings.state}, for no one else to read", flush=True)
     if awaited:
         print("the agent that waited for it begins to work")
-    elif works:
+    elif settings.data:
         _run(given)
     else:
         print(f"start with: edge-agent run --state {settings.state} --data FOLDER; a service: systemctl start edge-agent")
@@ -115,6 +112,8 @@ def _train(given: argparse.Namespace) -> None:
     from edge_agent.solo import Solo
 
     log.check_clock()
+    if not config.is_given("state", given, "EDGE_SOLO"):
+        vars(given)["setting state"] = str(STATE)
     settings = config.load(SoloConfig, given, "EDGE_SOLO")
     be_nice(settings.cpu.niceness)
     Solo(settings, _told_to_stop()).run()

@@ -114,3 +114,10 @@ class AgentConfig:
         if self.held_out_most < 0:
             raise ValueError(f"held_out_most = {self.held_out_most} must not be negative")
         check_windows(self.windows)
+
+
+@dataclass(frozen=True)
+class JoinConfig(AgentConfig):
+    """As of an agent, which may have no examples yet."""
+
+    data: str = setting("folder of *.jsonl files (or one file) to start working with at once; without it, the device joins only", "")

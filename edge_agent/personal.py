@@ -71,7 +71,7 @@ class Models:
         return found
 
     def predict(self, lines: Iterable[bytes], common: bool = False) -> Iterator[dict[str, Any]]:
-        """Label, its sentence and probability for every line that is not blank: plain text, or an object with "text".
+        """Label, its sentence and probability for every line, plain text or an object with "text"; None of each for a blank one.
 
         common: even where there is a personal model. DataError names a line that cannot be used.
         """
@@ -80,12 +80,14 @@ class Models:
             raise BundleError(f"{self.bundle.folder} is a language model, which has no labels to predict; use 'edge-agent evaluate'")
         with self.overlay.on(self.parameters) if self.overlay and not common else contextlib.nullcontext():
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    batch = collate(encode(_example(number, line), task, tokenizer), task)
-                    logits = self.engine.forward(batch)[1][0].astype(np.float64)
-                    odds = np.exp(logits - logits.max())
-                    label = int(odds.argmax())
-                    yield {"label": label, "sentence": task.labels[label], "probability": round(float(odds[label] / odds.sum()), 6)}
+                if not line.strip():
+                    yield {"label": None, "sentence": None, "probability": None}
+                    continue
+                batch = collate(encode(_example(number, line), task, tokenizer), task)
+                logits = self.engine.forward(batch)[1][0].astype(np.float64)
+                odds = np.exp(logits - logits.max())
+                label = int(odds.argmax())
+                yield {"label": label, "sentence": task.labels[label], "probability": round(float(odds[label] / odds.sum()), 6)}
 
 
 def told(found: dict[str, dict[str, Any]]) -> str:

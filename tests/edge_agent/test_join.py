@@ -26,12 +26,13 @@ from coordinator import authority
 from coordinator.bench import tiny_models
 from coordinator.config import Round
 from coordinator.demo import shares
-from edge_agent import identity, join, reach
-from edge_agent.config import AgentConfig
+from edge_agent import cli, identity, join, reach
+from edge_agent.config import AgentConfig, JoinConfig
 from edge_agent.daemon import Daemon
 from edge_agent.identity import Identity
 from zo.address import free_port
 from zo.bundle import Bundle
+from zo.config import from_texts
 from zo.errors import ConfigError, ConnectionFailed, RunRefused, StorageError
 from zo.messages import PROTOCOL, EnrolReply, JoinRequest
 from zo.token import Token
@@ -72,6 +73,17 @@ def test_a_token_is_not_spent_where_the_examples_are_missing(served: Serving, tm
         f"edge-agent: {tmp_path / 'none'} does not exist; give a .jsonl file, or a folder of them\n",
     )
     assert agent(token, tmp_path / "state").returncode == 0
+
+
+def test_its_help_asks_for_no_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, required in (("join", False), ("run", True)):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert ("[required]" in text) == required
+    with pytest.raises(ConfigError, match="data"):
+        from_texts(AgentConfig, {})
+    assert from_texts(JoinConfig, {}).data == ""
 
 
 def test_joining_again_makes_another_device_of_it(served: Serving, tmp_path: Path) -> None:
