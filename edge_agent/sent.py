@@ -124,7 +124,9 @@ def _whole(path: Path) -> int:
 def _cut(path: Path) -> None:
     """Take away what cannot be read at the end of a file; it is kept aside, unless it is one record that was not written to its end."""
     whole = _whole(path)
-    tail = path.read_bytes()[whole:]
+    with path.open("rb") as file:
+        file.seek(whole)
+        tail = file.read()
     if any(name.encode() in tail[HEAD.size + 1 :] for name in KINDS):  # behind the name of the first
         copy = aside(path)
         log.warning("%s is damaged at byte %d; the %d bytes from there on are kept as %s", path, whole, len(tail), copy.name)
