@@ -17,7 +17,7 @@ from zo.token import SERVER_NAME
 DEADLINE = 45.0  # seconds; above the coordinator's long poll
 FRAMING = 300  # bytes of a call besides its messages: headers both ways, and packets of the transport
 CONNECT = 20.0  # seconds in which a coordinator has to take a connection and say the first word, at most
-LEAST = 1.0  # seconds for the same, whatever the patience
+LEAST = 2.0  # seconds for the same, whatever the patience
 PATIENCE = 0.1  # seconds between looks at the stop event while a call is under way
 AGAIN = {
     grpc.StatusCode.UNAVAILABLE,
