@@ -25,7 +25,6 @@ from edge_agent.stopping import Stopped
 from edge_agent.trainer import Trainer
 from zo.bundle import Bundle
 from zo.disk import Disk
-from zo.errors import ConfigError
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
 from zo.plan import WorkPlan
 
@@ -92,13 +91,11 @@ class Daemon:
             self.state.close()
 
     def _check(self) -> None:
-        """Refuse what cannot work, before anything is joined or downloaded."""
+        """Refuse what cannot work, before anything is joined or downloaded; and tell what does not work now."""
         data.check(Path(self.config.data))
         tiles = self.config.tiles
         if tiles and "://" not in tiles and not Path(tiles).is_dir():
-            raise ConfigError(
-                f"tiles = {tiles!r} is no folder; give an http:// or https:// address or a folder with --tiles, or leave it out"
-            )
+            log.warning("tiles = %r is no folder, or not there yet; catching up is by the coordinator alone until it is", tiles)
 
     @property
     def _following(self) -> Follower:

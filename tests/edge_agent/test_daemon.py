@@ -321,13 +321,18 @@ def test_a_refusal_ends_the_agent_with_its_reason(bert_bundle: Bundle, make: Mak
     assert "this is no answer" in told(daemon)["reason"]
 
 
-@pytest.mark.parametrize("setting", ["data", "tiles"])
-def test_paths_that_are_not_there_end_the_agent_before_it_asks_anybody(setting: str, make: Make) -> None:
-    daemon = make(f"127.0.0.1:{free_port()}", **{setting: "nope"})
-    with pytest.raises((DataError, ConfigError), match=r"nope' is no folder|nope does not exist"):
+def test_examples_that_are_not_there_end_the_agent_before_it_asks_anybody(make: Make) -> None:
+    daemon = make(f"127.0.0.1:{free_port()}", data="nope")
+    with pytest.raises(DataError, match="nope does not exist"):
         daemon.run()
     assert told(daemon)["state"] == "failed"
     assert not (daemon.state.folder / "bundles").exists()
+
+
+def test_a_folder_of_tiles_that_is_not_there_is_told_and_lived_with(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConnectionFailed):
+        make(f"127.0.0.1:{free_port()}", tiles="nope", patience=0.1).run()
+    assert "tiles = 'nope' is no folder, or not there yet" in caplog.text
 
 
 @pytest.mark.parametrize("tiles", ["ftp://x", "://"])
