@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from edge_agent.config import refuse_threads
 from edge_agent.data import Dataset
 from edge_agent.precision import held
 from zo import calibration
@@ -20,7 +21,8 @@ BATCHES, EXAMPLES, TOKENS, DIRECTIONS, REPEATS = 2, 8, 32, 12, 5
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Tables by precision. ConfigError where the bundle's folder holds no base of the name."""
+    """Tables by precision. ConfigError where the bundle's folder holds no base of the name, or the threads are too many."""
+    refuse_threads(given.threads)
     folder: Path = given.bundle
     here = held(folder, read_manifest(folder))
     among = [given.precision] if given.precision else here

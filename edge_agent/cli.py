@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_agent import model_commands, plan_commands, status
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, JoinConfig
 from edge_agent.solo_config import SoloConfig
 from zo import cli, config, log
 from zo.errors import StorageError, UserError
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         " state folder.",
     )
     join.add_argument("token", help="the line that 'edge-coordinator token create' printed; - reads it from standard input")
-    config.add_flags(join, AgentConfig)
+    config.add_flags(join, JoinConfig)
     join.set_defaults(command=_join)
     train = commands.add_parser(
         "train",
@@ -84,16 +84,15 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _join(given: argparse.Namespace) -> None:
-    from edge_agent import join, unjoined
+    from edge_agent import data, join, unjoined
     from edge_agent.sent import Sent
     from edge_agent.state import State
 
-    stop, works = _told_to_stop(), config.is_given("data", given, "EDGE_AGENT")
-    if not works:
-        vars(given)["setting data"] = ""
-    settings = config.load(AgentConfig, given, "EDGE_AGENT")
+    stop, settings = _told_to_stop(), config.load(JoinConfig, given, "EDGE_AGENT")
     folder = Path(settings.state)
     unjoined.become_owner(folder)
+    if settings.data:
+        data.check(Path(settings.data))  # before the token is spent
     token = read_token(sys.stdin.readline() if given.token == "-" else given.token)
     awaited = unjoined.waits(folder)
     state = State(folder, settings.disk_bytes_per_day)  # no other agent works in it, and it can be written
@@ -103,7 +102,7 @@ def _join(given: argparse.Namespace) -> None:
     print(f"joined the fleet of {identity.coordinator}; key and certificate are in {settings.state}, for no one else to read", flush=True)
     if awaited:
         print("the agent that waited for it begins to work")
-    elif works:
+    elif settings.data:
         _run(given)
     else:
         print(f"start with: edge-agent run --state {settings.state} --data FOLDER; a service: systemctl start edge-agent")
@@ -113,6 +112,8 @@ def _train(given: argparse.Namespace) -> None:
     from edge_agent.solo import Solo
 
     log.check_clock()
+    if not config.is_given("state", given, "EDGE_SOLO"):
+        vars(given)["setting state"] = str(STATE)
     settings = config.load(SoloConfig, given, "EDGE_SOLO")
     be_nice(settings.cpu.niceness)
     Solo(settings, _told_to_stop()).run()
@@ -143,6 +144,8 @@ def _audit(given: argparse.Namespace) -> None:
     if not given.json:
         for name, (count, size) in sorted(sent.totals(sent.messages(given.state)).items()):
             print(f"{count} times {name}, {size} bytes")
+    if lost := sent.unreadable(given.state):
+        raise StorageError(f"what is shown is not all that was sent: {', '.join(lost)} cannot be read; the disk may be failing")
 
 
 def _status(given: argparse.Namespace) -> None:

@@ -6,8 +6,12 @@ from typing import Literal
 
 from edge_agent.guest_config import WINDOWS, Cpu, Heat, Memory, Network, Power, check_windows
 from zo.config import setting
+from zo.errors import ConfigError
 from zo.manifest import Precision
 from zo.recipe import Auto
+from zo.token import is_address
+
+MOST_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class Privacy:
             raise ValueError(f"noise = {self.noise} is in clips; give clip as well")
         if self.epsilon and not self.noise:
             raise ValueError(f"epsilon = {self.epsilon} needs noise; without it nothing is promised")
+
+
+def refuse_threads(threads: int) -> None:
+    """ConfigError where there are none, or so many that starting them is never over."""
+    if not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"--threads {threads} must be 1 to {MOST_THREADS}")
 
 
 @dataclass(frozen=True)
@@ -82,16 +92,32 @@ class AgentConfig:
     patience: float = setting("seconds to keep trying a coordinator that is not there; 0 tries for ever", 0.0)
 
     def __post_init__(self) -> None:
-        if self.threads < 1 or self.max_rows < 1 or self.refresh < 1:
-            raise ValueError("threads, max_rows and refresh must be at least 1")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads = {self.threads} must be 1 to {MOST_THREADS}")
+        if self.max_rows < 1 or self.refresh < 1:
+            raise ValueError("max_rows and refresh must be at least 1")
+        if self.coordinator and not is_address(self.coordinator):
+            raise ValueError(f"coordinator = {self.coordinator!r} must be host:port or [address]:port, with a port from 1 to 65535")
+        if not 0 <= self.patience < math.inf:
+            raise ValueError(f"patience = {self.patience} must be finite, and not negative")
         if self.rank != "auto" and self.rank < 1:
             raise ValueError(f"rank = {self.rank} must be at least 1, or 'auto'")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"held_out_share = {self.held_out_share} must be from 0 to below 1")
         if self.audit_bytes and not 1e4 <= self.audit_bytes < math.inf:
             raise ValueError(f"audit_bytes = {self.audit_bytes} must be 0, or at least 10000")
+        scheme, mark, _ = self.tiles.partition("://")
+        if mark and scheme not in ("http", "https"):
+            raise ValueError(f"tiles = {self.tiles!r} must be an http:// or https:// address, or a folder")
         if self.link_speed <= 0 or self.disk_bytes_per_day < 0:
             raise ValueError("link_speed must be positive, disk_bytes_per_day not negative")
         if self.held_out_most < 0:
             raise ValueError(f"held_out_most = {self.held_out_most} must not be negative")
         check_windows(self.windows)
+
+
+@dataclass(frozen=True)
+class JoinConfig(AgentConfig):
+    """As of an agent, which may have no examples yet."""
+
+    data: str = setting("folder of *.jsonl files (or one file) to start working with at once; without it, the device joins only", "")

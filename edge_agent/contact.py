@@ -65,12 +65,14 @@ class Contact:
             try:
                 return call()
             except Unreachable as error:
+                over = self._config.patience and time.monotonic() - began > self._config.patience
+                why = self._link.why(error) if over or bound == FIRST_PAUSE else ""
                 if bound == FIRST_PAUSE:
-                    log.warning("coordinator %s does not answer (%s); trying again", self.address, self._link.why(error))
+                    log.warning("coordinator %s does not answer (%s); trying again", self.address, why)
                 self._status.update(state="unreachable", reason=f"coordinator {self.address} does not answer")
-                if self._config.patience and time.monotonic() - began > self._config.patience:
+                if over:
                     raise ConnectionFailed(
-                        f"coordinator {self.address} did not answer for {self._config.patience:.0f} s ({self._link.why(error)});"
+                        f"coordinator {self.address} did not answer for {self._config.patience:.0f} s ({why});"
                         " check the address with --coordinator, and that it is running"
                     ) from None
             self._guest.wait(random.uniform(bound / 2, bound))
@@ -101,6 +103,7 @@ class Contact:
         self._link.close()
 
     def _dialled(self) -> Link:
-        link = self._kind(self.address, self._stop, self._config.insecure_loopback, self._identity, self._sent.add)
+        config = self._config
+        link = self._kind(self.address, self._stop, config.insecure_loopback, self._identity, self._sent.add, config.patience)
         link.spend = self.spend
         return link

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_agent import download
+from edge_agent import data, download
 from edge_agent.config import AgentConfig
 from edge_agent.contact import FIRST_PAUSE, LONGEST_PAUSE, Contact
 from edge_agent.flash import DailyBudget
@@ -68,6 +68,7 @@ class Daemon:
         """Work until the run is over, or `stop` is set. Raises a UserError where that cannot be."""
         self.status.write()
         try:
+            self._check()
             while not self._rounds():
                 log.info("joining again")
                 self.guest.wait(random.uniform(0.5, 1) * min(FIRST_PAUSE * 2**self._setbacks, LONGEST_PAUSE))
@@ -88,6 +89,13 @@ class Daemon:
         finally:
             self.contact.close()
             self.state.close()
+
+    def _check(self) -> None:
+        """Refuse what cannot work, before anything is joined or downloaded; and tell what does not work now."""
+        data.check(Path(self.config.data))
+        tiles = self.config.tiles
+        if tiles and "://" not in tiles and not Path(tiles).is_dir():
+            log.warning("tiles = %r is no folder, or not there yet; catching up is by the coordinator alone until it is", tiles)
 
     @property
     def _following(self) -> Follower:

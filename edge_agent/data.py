@@ -21,6 +21,18 @@ from zo.sampling import Sampler, hold_out, measuring_batches
 log = logging.getLogger(__name__)
 
 
+def check(path: Path) -> None:
+    """DataError unless it is a file, or a folder with *.jsonl files; nor may these be what keeps its reader waiting, as a pipe does."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give a .jsonl file, or a folder of them")
+    files = [file for file in sorted(path.glob("*.jsonl")) if not file.is_dir()] if path.is_dir() else [path]
+    if not files:
+        raise DataError(f'{path} holds no *.jsonl files; put one there, with lines that hold a "text"')
+    for file in files:
+        if file.exists() and not file.is_file():
+            raise DataError(f"{file} is no regular file; give a .jsonl file, or a folder of them")
+
+
 class Dataset:
     """Encoded examples in memory; text is dropped once encoded.
 
@@ -29,6 +41,7 @@ class Dataset:
     """
 
     def __init__(self, path: Path, task: Task, tokenizer: Tokenizer, *, held_out_share: float, held_out_most: int, balanced: bool) -> None:
+        check(path)
         self.task = task
         self.reading: Reading = examples.read(path, task)
         rows = [row for example in self.reading.examples for row in encode(example, task, tokenizer)]

@@ -34,7 +34,7 @@ def bundle(ask: Ask, joined: JoinReply, state: Path, chooser: Chooser, config: A
     try:
         if given:
             folder = Path(given)
-            manifest = _announced(folder, joined)
+            manifest = _announced(folder, joined, "give the folder of that one, or leave out --bundle to have it downloaded")
             return open_bundle(folder, chooser.choose(folder, manifest, held(folder, manifest) or [manifest.precision]))
         for name in joined.bundle_files:
             check_name(name)
@@ -76,7 +76,7 @@ def _complete(ask: Ask, joined: JoinReply, folder: Path, chooser: Chooser, room:
     """The bundle, once all that its base needs is in the folder."""
     fetch = partial(_fetch_all, ask, joined, folder, room)
     fetch([manifest_file.FILE])
-    manifest = _announced(folder, joined)
+    manifest = _announced(folder, joined, "its operator should serve the bundle anew")
     precision = chooser.choose(folder, manifest, list(manifest.bases), fetch)
     fetch(manifest.at(precision).needed)
     return open_bundle(folder, precision)
@@ -105,8 +105,12 @@ def _fetch(ask: Ask, first: FileRequest, path: Path, room: Room) -> None:
                 return
 
 
-def _announced(folder: Path, joined: JoinReply) -> Manifest:
+def _announced(folder: Path, joined: JoinReply, advice: str) -> Manifest:
     manifest = read_manifest(folder)
-    if Bundle(folder, manifest).digest != joined.bundle_digest:
-        raise BundleError(f"{folder} is not the bundle that the coordinator announced; remove it, or leave out --bundle")
+    found, wanted = Bundle(folder, manifest).digest, joined.bundle_digest
+    if found != wanted:
+        raise BundleError(
+            f"{folder} holds bundle {manifest.name!r} ({found.hex()[:12]}), which is not the bundle that the coordinator announced for run"
+            f" {joined.run_name!r} ({wanted.hex()[:12]}); {advice}"
+        )
     return manifest

@@ -1,7 +1,11 @@
 """Who this device is to a coordinator: a key made here, and the certificate that it was given; one file that only its owner may read."""
 
 import base64
+import contextlib
 import json
+import os
+import ssl
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,14 @@ class Identity:
         if not 0 <= self.expires <= LATEST:
             raise ValueError(f"expires = {self.expires} is no date")
 
+    def context(self) -> ssl.SSLContext:
+        """What TLS takes to speak as this device, to its fleet's coordinator only. ssl.SSLError or ValueError where that is damaged."""
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        made.load_verify_locations(cadata=self.authority.encode("ascii").decode())
+        with _as_file(f"{self.key}{self.certificate}") as path:
+            made.load_cert_chain(path, password="")  # or it would ask for one
+        return made
+
     def save(self, state: Path, disk: Disk | None = None) -> None:
         """Keep it in the state folder, durably, in place of any other. StorageError where that cannot be."""
         try:
@@ -40,13 +52,28 @@ class Identity:
             raise StorageError(f"{state / NAME}: {error.strerror}; give a folder that can be written with --state") from None
 
 
+@contextlib.contextmanager
+def _as_file(text: str) -> Iterator[str]:
+    """Where a library can read a secret that must not be on any disk."""
+    descriptor = os.memfd_create("identity")
+    try:
+        os.write(descriptor, text.encode())
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
 def load(state: Path) -> Identity | None:
     """The identity in a state folder; None where this device has not joined. StorageError where it cannot be read."""
     path = state / NAME
     try:
-        return from_plain(Identity, json.loads(path.read_bytes()))
+        found: Identity = from_plain(Identity, json.loads(path.read_bytes()))
+        found.context()  # since gRPC only tells of what is no certificate when it dials
+        return found
     except FileNotFoundError:
         return None
+    except ssl.SSLError as error:
+        raise StorageError(f"{path} is damaged ({error.reason or error}); join again with a new token") from None
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}; check who owns it, or give another folder with --state") from None
     except (ValueError, StructureError, RecursionError) as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.aside import aside
 from edge_agent.flash import WriteBudget
 from zo import wire
 from zo.disk import CHECKSUM, Disk, sealed, unsealed
@@ -63,7 +64,7 @@ class Journal:
     """The local ledger of a device, for writing. `append` keeps an entry in memory, `sync` makes it durable.
 
     opening: for a ledger that does not exist yet. A file with a damaged end is cut there; a damaged opening begins a new
-    ledger; what cannot be read is kept as NAME.corrupt. StorageError where that cannot be, or the ledger is of another bundle.
+    ledger; what cannot be read is kept (see `aside`). StorageError where that cannot be, or the ledger is of another bundle.
     """
 
     def __init__(self, path: Path, opening: Opening, budget: WriteBudget, disk: Disk | None = None) -> None:
@@ -104,8 +105,9 @@ class Journal:
         try:
             contents = read(self.path, opening.bundle)
         except ValueError as error:
-            log.warning("%s is not used (%s); it is kept as %s.corrupt, and a new one begun", self.path, error, NAME)
-            self._disk.rename(self.path, self.path.with_name(f"{NAME}.corrupt"))
+            kept = aside(self.path)
+            log.warning("%s is not used (%s); it is kept as %s, and a new one begun", self.path, error, kept.name)
+            self._disk.rename(self.path, kept)
             contents = None
         if contents is None:
             record = _opening_record(opening)
@@ -119,8 +121,9 @@ class Journal:
         """Take away what cannot be read at the end of the file."""
         tail = self.path.read_bytes()[contents.size :]
         if tail:
-            log.warning("%s: what follows entry %d is torn; it is kept as %s.corrupt", self.path, len(contents.entries), NAME)
-            self._disk.write(self.path.with_name(f"{NAME}.corrupt"), tail)
+            kept = aside(self.path)
+            log.warning("%s: what follows entry %d is torn; it is kept as %s", self.path, len(contents.entries), kept.name)
+            self._disk.write(kept, tail)
             self._disk.append(self.path, contents.size, b"")
             self._disk.sync(self.path)
 

@@ -16,6 +16,8 @@ from zo.token import SERVER_NAME
 
 DEADLINE = 45.0  # seconds; above the coordinator's long poll
 FRAMING = 300  # bytes of a call besides its messages: headers both ways, and packets of the transport
+CONNECT = 20.0  # seconds in which a coordinator has to take a connection and say the first word, at most
+LEAST = 2.0  # seconds for the same, whatever the patience
 PATIENCE = 0.1  # seconds between looks at the stop event while a call is under way
 AGAIN = {
     grpc.StatusCode.UNAVAILABLE,
@@ -37,9 +39,15 @@ OPTIONS = [
 ]
 
 
-def _secure(address: str, identity: Identity) -> grpc.Channel:
+def _channel(address: str, identity: Identity | None, connect: float) -> grpc.Channel:
+    options: list[tuple[str, int | str]] = [
+        *OPTIONS,
+        ("grpc.min_reconnect_backoff_ms", int(1000 * connect)),
+    ]  # which is also how long a try to connect may take
+    if identity is None:
+        return grpc.insecure_channel(address, options=options)
     given = (identity.authority, identity.key, identity.certificate)
-    options = [*OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME)]
+    options.append(("grpc.ssl_target_name_override", SERVER_NAME))
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(*(each.encode() for each in given)), options)
 
 
@@ -56,6 +64,7 @@ class Link:
 
     identity: by which both sides know each other (TLS); ConfigError where there is none, unless plaintext to a loopback address is
     asked for. record: is given the name and the bytes of every message before it leaves; what it raises keeps the message here.
+    patience: seconds after which it is pointless to wait any longer for a connection; 0 for as long as usual.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class Link:
         insecure_loopback: bool = False,
         identity: Identity | None = None,
         record: Callable[[str, bytes], None] | None = None,
+        patience: float = 0.0,
     ) -> None:
         if insecure_loopback and not is_loopback(address):
             raise ConfigError(f"coordinator = {address!r} is no loopback address; plaintext is spoken to 127.0.0.1 or [::1] only")
@@ -75,7 +85,8 @@ class Link:
             )
         self.address, self._stop, self._record = address, stop, record
         self._identity = None if insecure_loopback else identity
-        self._channel = _secure(address, self._identity) if self._identity else grpc.insecure_channel(address, options=OPTIONS)
+        self._step = min(CONNECT, max(LEAST, patience)) if patience else CONNECT
+        self._channel = _channel(address, self._identity, self._step)
         self.spend: Callable[[int], object] = lambda size: None  # told the bytes of every message, and of what frames it
         self._calls = {m.request: self._channel.unary_unary(m.path, None, self._decoder(m.reply)) for m in wire.METHODS}
 
@@ -104,7 +115,7 @@ class Link:
 
         try:
             if self._identity:
-                reach.check(self.address, self._identity)
+                reach.check(self.address, self._identity, min(reach.TIMEOUT, self._step))
         except (ConnectionFailed, RunRefused) as found:
             return str(found)
         return str(error)

@@ -186,5 +186,5 @@ def _refusal(manifest: Manifest, among: Sequence[Precision], needs: dict[Precisi
         way = "--prefix.memory 0 fits"
     else:
         wanted = -(-int(needs[best].total / config.memory.soft) // 1_000_000)
-        way = f"the nearest that fits is --memory.budget {wanted}MB, if this machine and its cgroup allow it"
+        way = f"the nearest that fits is --memory.budget {wanted}MB, if this machine, its cgroup and --memory.leave allow it"
     return f"bundle {manifest.name!r} with base {best} needs {told(needs[best].total)} ({terms}), and {told(allowed)} are allowed; {way}"

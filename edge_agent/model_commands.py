@@ -17,13 +17,16 @@ def add(commands: argparse._SubParsersAction, state: Path) -> None:
     predict = commands.add_parser(
         "predict",
         help="label texts from standard input, with the personal model where there is one",
-        description='Label texts from standard input, plain lines or {"text": "..."}; one JSON object a line on standard output.',
+        description='Label texts from standard input, plain lines or {"text": "..."}; one JSON object a line on standard output,'
+        " of nulls for a blank line.",
     )
     predict.add_argument("--common", action="store_true", help="use the common model even where there is a personal one")
     predict.set_defaults(command=_predict)
     for each in (evaluate, predict):
-        each.add_argument("--state", type=Path, default=state, help=f"the agent's folder [{state}]")
-        each.add_argument("--bundle", default="", help="the bundle's folder [the newest in the state folder]")
+        each.add_argument(
+            "--state", type=Path, default=state, help=f"the agent's folder, which there must be: it holds what was learnt [{state}]"
+        )
+        each.add_argument("--bundle", default="", help="folder of the bundle that it learnt from [the newest in the state folder]")
         each.add_argument("--precision", choices=PRECISIONS, help="base to compute with [the bundle's default, or the one downloaded]")
 
 

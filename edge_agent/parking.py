@@ -48,13 +48,16 @@ class Parking:
         correlations = {kind: self._correlation(kind) for kind in self._kinds}
         self._parked = [kind for kind, correlation in correlations.items() if correlation < POOR]
         self._status.update(correlation=round(correlations[self._kinds[0]], 3), parked=self._parked)
+        base = self._engine.manifest.precision
+        advice = "" if base == "fp32" else ". Take another base with --precision, or let the operator build the bundle with fp32"
         for kind in self._parked:
             log.warning(
                 "probes of the %s are mostly noise on this processor (correlation %.2f, base %s); they are left out, and tried again"
-                " later. Take another base with --precision, or let the operator build the bundle with fp32",
+                " later%s",
                 kind,
                 correlations[kind],
-                self._engine.manifest.precision,
+                base,
+                advice,
             )
         for kind in before:
             if kind not in self._parked:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent import journal
+from edge_agent.data import check
 from edge_agent.overlay import Overlay, common_parameters
 from edge_agent.precision import held, open_held
 from edge_agent.state import POSITION, split
@@ -61,6 +62,7 @@ class Models:
 
     def evaluate(self, data: Path) -> dict[str, dict[str, Any]]:
         """Metrics (zo.evaluation) on a labelled file of the common model and, where there is one, the personal model, by name."""
+        check(data)
         batches = evaluation.batches(self.bundle, data)
         found = {"common": {"entry": self.entry} | evaluation.evaluate(self.engine, batches)}
         if self.overlay:
@@ -69,7 +71,7 @@ class Models:
         return found
 
     def predict(self, lines: Iterable[bytes], common: bool = False) -> Iterator[dict[str, Any]]:
-        """Label, its sentence and probability for every line that is not blank: plain text, or an object with "text".
+        """Label, its sentence and probability for every line, plain text or an object with "text"; None of each for a blank one.
 
         common: even where there is a personal model. DataError names a line that cannot be used.
         """
@@ -78,12 +80,14 @@ class Models:
             raise BundleError(f"{self.bundle.folder} is a language model, which has no labels to predict; use 'edge-agent evaluate'")
         with self.overlay.on(self.parameters) if self.overlay and not common else contextlib.nullcontext():
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    batch = collate(encode(_example(number, line), task, tokenizer), task)
-                    logits = self.engine.forward(batch)[1][0].astype(np.float64)
-                    odds = np.exp(logits - logits.max())
-                    label = int(odds.argmax())
-                    yield {"label": label, "sentence": task.labels[label], "probability": round(float(odds[label] / odds.sum()), 6)}
+                if not line.strip():
+                    yield {"label": None, "sentence": None, "probability": None}
+                    continue
+                batch = collate(encode(_example(number, line), task, tokenizer), task)
+                logits = self.engine.forward(batch)[1][0].astype(np.float64)
+                odds = np.exp(logits - logits.max())
+                label = int(odds.argmax())
+                yield {"label": label, "sentence": task.labels[label], "probability": round(float(odds[label] / odds.sum()), 6)}
 
 
 def told(found: dict[str, dict[str, Any]]) -> str:

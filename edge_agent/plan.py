@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from edge_agent import memory
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, refuse_threads
 from edge_agent.guest_config import Memory
 from zo import split
 from zo.bundle import Bundle, open_bundle, read_manifest
@@ -30,6 +30,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--bundle and --shape name two models; give one of them")
     if given.shape and given.shape not in PUBLISHED:
         raise ConfigError(f"--shape {given.shape!r} is not known{nearest(given.shape, PUBLISHED)}; known are {', '.join(PUBLISHED)}")
+    refuse_threads(given.threads)
     try:
         config = AgentConfig("", threads=given.threads, memory=Memory(budget=given.memory) if given.memory else Memory())
     except ValueError as error:
@@ -37,12 +38,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     room = memory.room(config)
     found: dict[str, Any] = {"memory": {"budget": round(room.budget), "allowed": round(room.allowed)}, "work": dataclasses.asdict(work)}
     manifest = read_manifest(given.bundle) if given.bundle else None
+    if manifest and given.precision:
+        manifest = manifest.at(given.precision)
     model = manifest.model if manifest else PUBLISHED.get(given.shape)
     if manifest and model:
         found["memory"]["bases"] = {name: _base(manifest.at(name), config) for name in manifest.bases}
     if given.memory or not manifest:
         found["methods"] = table.rows(model, work, memory.here(), room.budget)
-    if manifest and (not model or found["memory"]["bases"][given.precision or manifest.precision]["fits"]):
+    if manifest and (not model or found["memory"]["bases"][manifest.precision]["fits"]):
         found |= _stages(open_bundle(given.bundle, given.precision or ""), given)
     return found
 

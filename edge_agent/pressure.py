@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from edge_agent.guest_config import Memory
+from zo.errors import ConfigError
 from zo.memory import process, units
 
 ROOT, PROC = Path("/sys/fs/cgroup"), Path("/proc")
@@ -79,10 +80,13 @@ def groups(root: Path = ROOT, proc: Path = PROC) -> list[Group]:
 
 
 def budget(settings: Memory, total: int | None = None, among: Sequence[Group] | None = None) -> float:
-    """Bytes that the process may hold: the least of what the settings say, the cgroups' limits, and the machine less what is left free."""
+    """Bytes that the process may hold: the least of what the settings say, the cgroups' limits, and the machine less what is left free.
+
+    ConfigError where all of the machine is to be left free.
+    """
     total = psutil.virtual_memory().total if total is None else total
     limits = [_usable(group.limit) for group in (groups() if among is None else among)]
-    return min(units.parse(settings.budget, total), total - units.parse(settings.leave, total), *limits)
+    return min(units.parse(settings.budget, total), _rest(settings, total), *limits)
 
 
 def gauges(settings: Memory, proc: Path = PROC, among: Sequence[Group] | None = None) -> list[Callable[[], Line | None]]:
@@ -95,7 +99,7 @@ def gauges(settings: Memory, proc: Path = PROC, among: Sequence[Group] | None = 
 
     def machine() -> Line:
         memory = psutil.virtual_memory()
-        hard = memory.total - units.parse(settings.leave, memory.total)
+        hard = _rest(settings, memory.total)
         return Line("the machine", memory.total - memory.available, hard - (1 - soft) * min(own, hard), hard)
 
     def of_group(group: Group) -> Callable[[], Line | None]:
@@ -115,6 +119,14 @@ def gauges(settings: Memory, proc: Path = PROC, among: Sequence[Group] | None = 
         return None
 
     return [mine, machine, stalls, *map(of_group, among)]
+
+
+def _rest(settings: Memory, total: int) -> float:
+    """Bytes of the machine that need not stay free."""
+    rest = total - units.parse(settings.leave, total)
+    if rest <= 0:
+        raise ConfigError(f"memory.leave = {settings.leave!r} leaves nothing of the {units.told(total)} of this machine; leave less free")
+    return rest
 
 
 def _usable(limit: int) -> float:

@@ -7,6 +7,7 @@ What this does not cover: when the device is online, and which round it takes pa
 """
 
 import json
+import logging
 import math
 import random
 from dataclasses import replace
@@ -21,6 +22,8 @@ from zo.estimators import Grid
 from zo.messages import Report, Spent
 from zo.plan import WorkPlan
 
+log = logging.getLogger(__name__)
+
 NAME = "privacy"
 ORDERS = 1 + np.logspace(-4, 6, 4001)  # of Renyi divergence, among which the best is looked for
 
@@ -33,6 +36,8 @@ class Guard:
     def __init__(self, settings: Privacy, state: Path, disk: Disk | None = None) -> None:
         self.settings, self._path, self._disk = settings, state / NAME, disk or Disk()
         self.rho = self._read()
+        if self.rho and not settings.noise:
+            log.warning("this device has reported with noise before (%s), and does now without: give dp.noise to go on as then", self._path)
 
     @property
     def epsilon(self) -> float:
@@ -42,11 +47,18 @@ class Guard:
     def check(self) -> None:
         """PrivacySpent where one more report would go beyond the budget."""
         settings = self.settings
-        if settings.epsilon and epsilon(self.rho + cost(settings.noise), settings.delta) > settings.epsilon:
+        if not settings.epsilon or epsilon(self.rho + cost(settings.noise), settings.delta) <= settings.epsilon:
+            return
+        one = epsilon(cost(settings.noise), settings.delta)
+        if one > settings.epsilon:
             raise PrivacySpent(
-                f"the privacy budget is spent: epsilon {self.epsilon:.3f} of dp.epsilon = {settings.epsilon} at delta {settings.delta};"
-                " this device reports nothing more, unless its owner allows more"
+                f"a single report with dp.noise = {settings.noise} costs epsilon {one:.3f} at delta {settings.delta}, more than"
+                f" dp.epsilon = {settings.epsilon}; nothing was reported: give more noise, or allow more"
             )
+        raise PrivacySpent(
+            f"the privacy budget is spent: epsilon {self.epsilon:.3f} of dp.epsilon = {settings.epsilon} at delta {settings.delta};"
+            " this device reports nothing more, unless its owner allows more"
+        )
 
     def guarded(self, report: Report, plan: WorkPlan) -> Report:
         """The report as it may leave: it is charged for first, durably. Nothing but its scalars then depends on the examples."""

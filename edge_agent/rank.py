@@ -5,6 +5,7 @@ import logging
 from edge_agent import memory
 from edge_agent.config import AgentConfig
 from zo import ranks
+from zo.errors import ConfigError
 from zo.manifest import Manifest
 from zo.memory.engine import Device
 
@@ -19,6 +20,8 @@ def bearable(manifest: Manifest, config: AgentConfig, device: Device) -> int:
     0 where the bundle has one rank alone, or does not say what could be predicted. ConfigError where it has no such rank.
     """
     if config.rank != "auto":
+        if not manifest.ranks:
+            raise ConfigError(f"bundle {manifest.name!r} has adapters of a single rank, so there is none to choose; leave out --rank")
         ranks.refuse(manifest, config.rank)
         return config.rank
     if not manifest.ranks or manifest.model is None:

@@ -14,7 +14,7 @@ from edge_agent.identity import Identity
 from zo.errors import ConnectionFailed, RunRefused
 from zo.token import SERVER_NAME
 
-TIMEOUT = 10.0  # seconds, of each step
+TIMEOUT = 10.0  # seconds, of each step, at most
 ANSWER = 3.0  # seconds in which a coordinator that turns a certificate away has hung up
 
 
@@ -36,7 +36,7 @@ def proxy(host: str) -> tuple[str, dict[str, str]]:
 
 def presented(address: str) -> list[bytes]:
     """The certificates (DER) shown at an address, its own first; nothing about them is checked. ConnectionFailed where there are none."""
-    context = _context()
+    context = _narrowed(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with _tls(address, context) as channel:
         if hasattr(channel, "get_unverified_chain"):  # Python 3.13
@@ -45,14 +45,13 @@ def presented(address: str) -> list[bytes]:
         return [_der(each) for each in inner.get_unverified_chain()]
 
 
-def check(address: str, identity: Identity) -> None:
-    """Go all the way to a coordinator that takes this identity. ConnectionFailed or RunRefused tell where it ends, and what to try."""
-    context = _context()
-    context.load_verify_locations(cadata=identity.authority)
-    with _as_file(f"{identity.key}{identity.certificate}") as path:
-        context.load_cert_chain(path)
-    with _tls(address, context) as channel:
-        channel.settimeout(ANSWER)
+def check(address: str, identity: Identity, timeout: float = TIMEOUT) -> None:
+    """Go all the way to a coordinator that takes this identity. timeout: seconds, of each step.
+
+    ConnectionFailed or RunRefused tell where it ends, and what to try.
+    """
+    with _tls(address, _narrowed(identity.context()), timeout) as channel:
+        channel.settimeout(min(ANSWER, timeout))
         try:
             if channel.recv(1):  # the beginning of HTTP/2
                 return
@@ -61,17 +60,6 @@ def check(address: str, identity: Identity) -> None:
         except OSError:
             pass
     raise RunRefused(_turned_away(address, identity.expires))
-
-
-@contextlib.contextmanager
-def _as_file(text: str) -> Iterator[str]:
-    """Where a library can read a secret that must not be on any disk."""
-    descriptor = os.memfd_create("identity")
-    try:
-        os.write(descriptor, text.encode())
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def _turned_away(address: str, expires: float) -> str:
@@ -87,8 +75,8 @@ def _turned_away(address: str, expires: float) -> str:
 
 
 @contextlib.contextmanager
-def _tls(address: str, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
-    with _connected(address) as line:
+def _tls(address: str, context: ssl.SSLContext, timeout: float = TIMEOUT) -> Iterator[ssl.SSLSocket]:
+    with _connected(address, timeout) as line:
         try:
             channel = context.wrap_socket(line, server_hostname=SERVER_NAME)
         except ssl.SSLCertVerificationError as error:
@@ -105,18 +93,18 @@ def _tls(address: str, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
 
 
 @contextlib.contextmanager
-def _connected(address: str) -> Iterator[socket.socket]:
+def _connected(address: str, timeout: float) -> Iterator[socket.socket]:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     via, headers = proxy(host)
     try:
         if via:
-            tunnel = http.client.HTTPConnection(via, timeout=TIMEOUT)
+            tunnel = http.client.HTTPConnection(via, timeout=timeout)
             tunnel.set_tunnel(host, int(port), headers)
             tunnel.connect()
             line = tunnel.sock
         else:
-            line = socket.create_connection((host, int(port)), TIMEOUT)
+            line = socket.create_connection((host, int(port)), timeout)
     except socket.gaierror:
         raise ConnectionFailed(f"the name {via or host} is not known here; check the address, and that this device has DNS") from None
     except (OSError, http.client.HTTPException) as error:
@@ -125,12 +113,11 @@ def _connected(address: str) -> Iterator[socket.socket]:
         why = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or error
         raise ConnectionFailed(f"no connection to {address}{through}: {why}; {hint}") from None
     with line:
-        line.settimeout(TIMEOUT)
+        line.settimeout(timeout)
         yield line
 
 
-def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def _narrowed(context: ssl.SSLContext) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3  # there the coordinator shows its certificate before it asks for one
     context.set_alpn_protocols(["h2"])
     return context

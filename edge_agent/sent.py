@@ -8,6 +8,7 @@ the last half minute or so. When there are too many, the oldest half is dropped,
 import dataclasses
 import json
 import logging
+import os
 import struct
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edge_agent.aside import aside, kept
 from edge_agent.flash import WriteBudget
 from zo import wire
 from zo.errors import StorageError
@@ -26,6 +28,7 @@ NAME, OLDER, EARLIER = "sent", "sent.older", "earlier"
 HEAD = struct.Struct("<IdB")
 WRITTEN_EVERY = 30.0  # seconds after which a system writes a changed block, about
 FAR = 1e11  # seconds since 1970, which no clock shows
+KINDS = {method.request.__name__: method.request for method in wire.METHODS}
 Totals = dict[str, tuple[int, int]]  # count and bytes by message
 
 
@@ -49,9 +52,10 @@ class Sent:
         if not most:
             return
         try:
-            whole = sum(HEAD.size + len(each.name) + len(each.content) for each in read_file(self.path))
-            with self.path.open("ab") as file:
-                file.truncate(whole)  # a torn end, and what would be taken for a part of it
+            for path in (state / OLDER, self.path):
+                if path.exists():
+                    _cut(path)
+            self.path.open("ab").close()
         except OSError as error:
             raise self._failure(error) from None
 
@@ -97,10 +101,38 @@ def read_file(path: Path) -> Iterator[Message]:
     while place + HEAD.size <= len(data):
         length, at, letters = HEAD.unpack_from(data, place)
         start = place + HEAD.size + letters
-        if start + length > len(data):
+        name = data[start - letters : start].decode("ascii", "replace")
+        if start + length > len(data) or not name.isidentifier():
             return
-        yield Message(at if abs(at) < FAR else 0.0, data[start - letters : start].decode(errors="replace"), data[start : start + length])
+        yield Message(at if abs(at) < FAR else 0.0, name, data[start : start + length])
         place = start + length
+
+
+def unreadable(state: Path) -> list[str]:
+    """How much of the record cannot be read, by file; of what was kept when a file was cut, all."""
+    sizes = {path: path.stat().st_size - _whole(path) for path in (state / OLDER, state / NAME) if path.exists()}
+    for name in (OLDER, NAME):
+        sizes |= {path: path.stat().st_size for path in kept(state / name)}
+    return [f"{size} bytes of {path}" for path, size in sizes.items() if size]
+
+
+def _whole(path: Path) -> int:
+    """Bytes of a file up to which it can be read."""
+    return sum(HEAD.size + len(each.name) + len(each.content) for each in read_file(path))
+
+
+def _cut(path: Path) -> None:
+    """Take away what cannot be read at the end of a file; it is kept aside, unless it is one record that was not written to its end."""
+    whole = _whole(path)
+    with path.open("rb") as file:
+        file.seek(whole)
+        tail = file.read()
+    if any(name.encode() in tail[HEAD.size + 1 :] for name in KINDS):  # behind the name of the first
+        copy = aside(path)
+        log.warning("%s is damaged at byte %d; the %d bytes from there on are kept as %s", path, whole, len(tail), copy.name)
+        copy.write_bytes(tail)
+    if tail:
+        os.truncate(path, whole)
 
 
 def totals(given: Iterator[Message]) -> Totals:
@@ -118,9 +150,8 @@ def plain(message: Message) -> dict[str, Any]:
     """A message for a person: every number that it holds, by the name of its field."""
     if message.name == EARLIER:
         return {"at": message.at, "earlier": _earlier(message)}
-    kinds = {method.request.__name__: method.request for method in wire.METHODS}
     try:
-        content = _shown(wire.decoder(kinds[message.name])(message.content))
+        content = _shown(wire.decoder(KINDS[message.name])(message.content))
     except (KeyError, wire.WireError):  # of another version
         content = {"bytes": message.content.hex()}
     return {"at": message.at, "message": message.name, "size": len(message.content)} | content

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edge_agent.aside import aside
 from edge_agent.flash import WriteBudget, cost
 from zo import wire
 from zo.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ DEVICE_ID, POSITION, REPORT, STATUS, LOCK = "device_id", "position", "report", "
 COMPARISON, MEMORY = "comparison", "memory"
 TILES_HEAD = "tiles_head"
 STATUSES = 4 * cost(0)  # bytes left for telling what the agent is doing, when that changes
+ASIDE = 3  # files kept of each that is not to be trusted: a coordinator may bring about any number
 ROOM = 128  # bytes of the line that every saved file begins with
 
 
@@ -162,8 +164,9 @@ class State:
     def _set_aside(self, name: str, why: str) -> None:
         path = self.folder / name
         if path.exists():
-            log.warning("%s is not used (%s); it is kept as %s.corrupt, and made again", path, why, name)
-            self._try(lambda: self._disk.rename(path, path.with_name(f"{name}.corrupt")))
+            kept = aside(path, ASIDE)
+            log.warning("%s is not used (%s); it is kept as %s, and made again", path, why, kept.name)
+            self._try(lambda: self._disk.rename(path, kept))
 
     def _lock(self) -> None:
         """Keep other agents out of this folder while the process lives."""

@@ -65,3 +65,8 @@ def test_a_base_that_is_not_there_is_refused_by_name(bundles: Bundles, tmp_path:
     (folder / "fp32.safetensors").unlink()
     assert main(["calibrate", f"--bundle={folder}", "--precision=fp32"]) == ConfigError.exit_code
     assert "holds bases int8, not fp32" in capsys.readouterr().err
+
+
+def test_threads_that_cannot_be_are_refused(bundles: Bundles, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", f"--bundle={bundles('bert').folder}", "--threads=-1"]) == ConfigError.exit_code
+    assert "--threads -1 must be 1 to 256" in capsys.readouterr().err

@@ -321,6 +321,26 @@ def test_a_refusal_ends_the_agent_with_its_reason(bert_bundle: Bundle, make: Mak
     assert "this is no answer" in told(daemon)["reason"]
 
 
+def test_examples_that_are_not_there_end_the_agent_before_it_asks_anybody(make: Make) -> None:
+    daemon = make(f"127.0.0.1:{free_port()}", data="nope")
+    with pytest.raises(DataError, match="nope does not exist"):
+        daemon.run()
+    assert told(daemon)["state"] == "failed"
+    assert not (daemon.state.folder / "bundles").exists()
+
+
+def test_a_folder_of_tiles_that_is_not_there_is_told_and_lived_with(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConnectionFailed):
+        make(f"127.0.0.1:{free_port()}", tiles="nope", patience=0.1).run()
+    assert "tiles = 'nope' is no folder, or not there yet" in caplog.text
+
+
+@pytest.mark.parametrize("tiles", ["ftp://x", "://"])
+def test_tiles_by_another_protocol_are_refused(tiles: str, make: Make) -> None:
+    with pytest.raises(ValueError, match="must be an http:// or https:// address, or a folder"):
+        make("127.0.0.1:1", tiles=tiles)
+
+
 def test_wrong_data_or_bundle_end_the_agent_by_name(bert_bundle: Bundle, llama_bundle: Bundle, make: Make, tmp_path: Path) -> None:
     with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite") as coordinator:
         with pytest.raises(DataError, match="does not exist"):

@@ -1,6 +1,7 @@
 """The device's examples: a share held out for good, the rest drawn in batches."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,19 @@ def test_long_text_is_split_for_language_modelling(tmp_path: Path) -> None:
 def test_a_folder_without_a_usable_example_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no usable example"):
         dataset(write(tmp_path, [{"text": "ba", "label": 9}]))
+
+
+def test_only_files_and_folders_of_them_are_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/a.jsonl").mkdir()
+    for path, said in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", r"holds no \*.jsonl files")):
+        with pytest.raises(DataError, match=said):
+            dataset(path)
+    (tmp_path / "mixed").mkdir()
+    os.mkfifo(tmp_path / "mixed/pipe.jsonl")
+    for path in (tmp_path / "mixed", tmp_path / "mixed/pipe.jsonl"):
+        with pytest.raises(DataError, match=r"pipe.jsonl is no regular file; give a .jsonl file"):
+            dataset(path)
 
 
 def test_texts_too_short_to_learn_from_are_no_usable_examples(tmp_path: Path) -> None:

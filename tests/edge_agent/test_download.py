@@ -168,7 +168,8 @@ def test_a_bundle_given_is_used_without_a_download(link: BreakingLink, joined: J
 
 
 def test_a_bundle_given_that_is_another_is_refused(link: BreakingLink, joined: JoinReply, llama_bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is not the bundle that the coordinator announced; remove it, or leave out --bundle"):
+    said = rf"holds bundle '{llama_bundle.manifest.name}' .*announced for run '{joined.run_name}' .*; give the folder of that one, or"
+    with pytest.raises(BundleError, match=said):
         fetched(link, joined, tmp_path, given=str(llama_bundle.folder))
     assert llama_bundle.folder.exists()
 

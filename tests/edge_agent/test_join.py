@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,12 +26,13 @@ from coordinator import authority
 from coordinator.bench import tiny_models
 from coordinator.config import Round
 from coordinator.demo import shares
-from edge_agent import identity, join, reach
-from edge_agent.config import AgentConfig
+from edge_agent import cli, identity, join, reach
+from edge_agent.config import AgentConfig, JoinConfig
 from edge_agent.daemon import Daemon
 from edge_agent.identity import Identity
 from zo.address import free_port
 from zo.bundle import Bundle
+from zo.config import from_texts
 from zo.errors import ConfigError, ConnectionFailed, RunRefused, StorageError
 from zo.messages import PROTOCOL, EnrolReply, JoinRequest
 from zo.token import Token
@@ -62,6 +63,27 @@ def test_key_and_certificate_are_kept_for_nobody_else_to_read(served: Serving, t
     with linked(found) as link:
         assert link.ask(JoinRequest(PROTOCOL, 0)).device == 0
     assert token.text not in done.stdout + done.stderr + path.read_text()
+
+
+def test_a_token_is_not_spent_where_the_examples_are_missing(served: Serving, tmp_path: Path) -> None:
+    token = served[0].create_token(1, 60)
+    done = agent(token, tmp_path / "state", f"--data={tmp_path / 'none'}")
+    assert (done.returncode, done.stderr) == (
+        4,
+        f"edge-agent: {tmp_path / 'none'} does not exist; give a .jsonl file, or a folder of them\n",
+    )
+    assert agent(token, tmp_path / "state").returncode == 0
+
+
+def test_its_help_asks_for_no_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, required in (("join", False), ("run", True)):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert ("[required]" in text) == required
+    with pytest.raises(ConfigError, match="data"):
+        from_texts(AgentConfig, {})
+    assert from_texts(JoinConfig, {}).data == ""
 
 
 def test_joining_again_makes_another_device_of_it(served: Serving, tmp_path: Path) -> None:
@@ -262,6 +284,27 @@ def test_a_damaged_identity_is_one_line(tmp_path_factory: pytest.TempPathFactory
     (folder / "identity.json").write_bytes(content)
     with pytest.raises(StorageError, match="join again with a new token"):
         identity.load(folder)
+
+
+@pytest.mark.parametrize("field", ["authority", "certificate", "key"])
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:100], lambda text: "", lambda text: text.replace("M", "é", 1)], ids=["cut", "empty", "é"]
+)
+def test_a_damaged_key_or_certificate_is_told_before_anything_is_dialled(field: str, damage: Callable[[str], str], tmp_path: Path) -> None:
+    right = guest(authority.new_authority().certificate.decode(), "a:1")
+    right.save(tmp_path)
+    assert identity.load(tmp_path) == right
+    dataclasses.replace(right, **{field: damage(getattr(right, field))}).save(tmp_path)
+    with pytest.raises(StorageError, match=r"identity.json is damaged \(.+\); join again with a new token"):
+        identity.load(tmp_path)
+
+
+def test_a_certificate_of_another_key_is_damage(tmp_path: Path) -> None:
+    root = authority.new_authority().certificate.decode()
+    other = join.guest(Token("a:1", bytes(32), bytes([1] * 16)), "a:1", root)
+    dataclasses.replace(guest(root, "a:1"), key=other.key).save(tmp_path)
+    with pytest.raises(StorageError, match="is damaged"):
+        identity.load(tmp_path)
 
 
 def test_who_has_not_joined_is_told_how(tmp_path: Path) -> None:

@@ -248,6 +248,17 @@ def test_cutting_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert len(caplog.records) == 1
 
 
+def test_a_second_damage_leaves_what_the_first_one_took_away(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    path.write_bytes(written(tmp_path) + b"first")
+    path.write_bytes(opened(tmp_path).path.read_bytes() + b"second")
+    opened(tmp_path)
+    path.write_bytes(b"third")
+    opened(tmp_path)
+    kept = [path.with_name(f"{NAME}.corrupt{number}").read_bytes() for number in ("", ".1", ".2")]
+    assert kept == [b"first", b"second", b"third"]
+
+
 def test_an_entry_that_does_not_follow_ends_what_is_read(tmp_path: Path) -> None:
     for gap in (ENTRIES[4], entry(3, seed=1)):
         folder = tmp_path / str(gap.number)

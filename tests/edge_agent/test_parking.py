@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Bundles
 from tiny_walks import batch_of
 
 from edge_agent.guest import Guest
@@ -69,3 +70,15 @@ def test_a_check_restores_the_parameters(bert_bundle: Bundle, state: State) -> N
     assert Parking(engine, lambda: batch_of(bert_bundle), Status(state), lambda: None).groups == engine.noisy
     for group, values in zip(bert_bundle.manifest.groups, before, strict=True):
         np.testing.assert_array_equal(engine.parameters.flat(group.id), values)
+
+
+@pytest.mark.parametrize(("precision", "advised"), [("fp32", False), ("int8", True)])
+def test_another_base_is_advised_unless_it_is_float32(
+    precision: str, advised: bool, bundles: Bundles, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = bundles("bert", precision=precision)
+    engine = Noisy(bundle, bundle.parameters())
+    engine.noisy = tuple(group.id for group in bundle.manifest.groups)
+    Parking(engine, lambda: batch_of(bundle), Status(state), lambda: None)
+    assert all(("Take another base" in each) == advised for each in caplog.messages)
+    assert caplog.messages

@@ -66,6 +66,8 @@ def test_a_bundle_that_does_not_fit_is_not_loaded(bundles: Bundles, capsys: pyte
     [
         (["--shape=llama-2b"], "--shape 'llama-2b' is not known; did you mean 'llama-"),
         (["--memory=lots"], "--memory: 'lots' is no amount of memory"),
+        (["--shape=bert-base", "--threads=0"], "--threads 0 must be 1 to 256"),
+        (["--shape=bert-base", "--threads=100000"], "--threads 100000 must be 1 to 256"),
         (["--shape=bert-base", "--bundle=x"], "--bundle and --shape name two models"),
         (["--shape=bert-base", "--batch=0"], "--examples and --tokens at least 1"),
         (["--shape=bert-base", "--directions=9999"], "--directions must be 1 to 4096"),
@@ -81,3 +83,8 @@ def test_what_cannot_be_is_refused_in_a_line(words: list[str], said: str, capsys
 def test_tokens_beyond_the_bundle_are_refused(bundles: Bundles, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["plan", f"--bundle={bundles('bert').folder}", "--tokens=33"]) == ConfigError.exit_code
     assert "--tokens must be 1 to the bundle's 32" in capsys.readouterr().err
+
+
+def test_a_base_that_the_bundle_has_not_is_refused_by_name(bundles: Bundles, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", f"--bundle={bundles('bert').folder}", "--precision=int8"]) == ConfigError.exit_code
+    assert "has no base of precision 'int8'; it has fp32" in capsys.readouterr().err

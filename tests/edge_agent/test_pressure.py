@@ -8,6 +8,7 @@ import pytest
 
 from edge_agent.guest_config import Memory
 from edge_agent.pressure import OWN, RESERVE, RESERVE_LEAST, budget, gauges, groups
+from zo.errors import ConfigError
 
 V1_UNLIMITED = "9223372036854771712\n"
 
@@ -97,6 +98,11 @@ def test_every_gauge_has_its_two_lines(root: Path, proc: Path) -> None:
 
 def test_a_machine_without_stalls_has_no_such_line(proc: Path) -> None:
     assert gauges(Memory(), proc, [])[2]() is None
+
+
+def test_to_leave_all_of_the_machine_free_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"memory.leave = '200GB' leaves nothing of the 8.00 GB of this machine"):
+        budget(Memory(leave="200GB"), 8 * 10**9, [])
 
 
 @pytest.mark.parametrize("changed", [{"budget": "much"}, {"leave": "-1"}, {"soft": 1.0}, {"soft": 0.0}, {"pressure": 0.0}])

@@ -125,6 +125,20 @@ def test_the_budget_stops_it_and_a_restart_gives_nothing_back(guard: Callable[..
     guard(dataclasses.replace(ON, epsilon=2.0)).guarded(REPORT, PLAN)
 
 
+def test_a_budget_below_the_cost_of_one_report_is_told_with_that_cost(guard: Callable[..., Guard]) -> None:
+    with pytest.raises(PrivacySpent, match=r"a single report with dp.noise = 1.0 costs epsilon 10.7\d+ .*, more than dp.epsilon = 0.5;"):
+        guard(Privacy(clip=0.1, noise=1.0, epsilon=0.5)).check()
+
+
+def test_noise_that_was_there_before_is_missed(guard: Callable[..., Guard], caplog: pytest.LogCaptureFixture) -> None:
+    guard(Privacy())
+    guard().guarded(REPORT, PLAN)
+    guard()
+    assert caplog.messages == []
+    guard(Privacy(clip=1.0))
+    assert "this device has reported with noise before" in caplog.text
+
+
 class FullDisk(Disk):
     """It takes nothing."""
 

@@ -117,7 +117,41 @@ def test_a_torn_end_is_cut_and_what_follows_can_be_read(tmp_path: Path) -> None:
     with (tmp_path / "sent").open("ab") as file:
         file.write(b"\xff\x00\x00\x00torn")
     Sent(tmp_path, 1e6).add("B", b"two")
+    assert sent.unreadable(tmp_path) == []
     assert [(each.name, each.content) for each in sent.messages(tmp_path)] == [("A", b"one"), ("B", b"two")]
+
+
+@pytest.mark.parametrize("place", [1, 3, 12, 13])  # in the length, in the length of the name, in the name
+def test_what_follows_a_flipped_bit_is_kept_and_missed(place: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, path, join = Sent(tmp_path, 1e6), tmp_path / "sent", wire.encode(JoinRequest(1, 2))
+    record.add("JoinRequest", join)
+    first = path.stat().st_size
+    for _ in range(20):
+        record.add("JoinRequest", join)
+    damaged = bytearray(path.read_bytes())
+    damaged[first + place] ^= 0x80
+    path.write_bytes(damaged)
+    assert main(["audit", f"--state={tmp_path}"]) == 8
+    out, err = capsys.readouterr()
+    assert "1 times JoinRequest" in out
+    assert f"what is shown is not all that was sent: {len(damaged) - first} bytes of {path} cannot be read" in err
+    for _ in range(2):
+        Sent(tmp_path, 1e6)
+    assert path.read_bytes() == damaged[:first]
+    assert (tmp_path / "sent.corrupt").read_bytes() == damaged[first:]
+    warning = f"{path} is damaged at byte {first}; the {len(damaged) - first} bytes from there on are kept as sent.corrupt"
+    assert capsys.readouterr().err.count(warning) == 1
+    assert main(["audit", f"--state={tmp_path}", "--json"]) == 8
+    assert f"{len(damaged) - first} bytes of {path}.corrupt cannot be read" in capsys.readouterr().err
+
+
+def test_the_older_half_is_looked_at_too(tmp_path: Path) -> None:
+    Sent(tmp_path, 1e6).add("Report", b"one")
+    older = (tmp_path / "sent").replace(tmp_path / "sent.older")
+    tail = b"no record" + older.read_bytes()
+    older.write_bytes(older.read_bytes() + tail)
+    Sent(tmp_path, 1e6)
+    assert (tmp_path / "sent.older.corrupt").read_bytes() == tail
 
 
 def test_the_record_stays_within_its_bytes_and_forgets_no_count(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -482,6 +483,27 @@ def test_a_mistake_is_one_line_and_its_exit_code(line: str, code: int, part: str
     assert done.returncode == code, done.stderr
     assert part in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("flags", "used"), [((), "named"), (("--state=flag",), "flag")])
+def test_it_works_in_the_folder_that_the_other_commands_look_at(
+    flags: tuple[str, ...], used: str, configure: Configure, tmp_path: Path
+) -> None:
+    config = configure()
+    command = [
+        sys.executable,
+        "-m",
+        "edge_agent.cli",
+        "train",
+        "--local",
+        f"--data={config.data}",
+        f"--bundle={config.bundle}",
+        "--rounds=1",
+    ]
+    environment = os.environ | {"EDGE_AGENT_STATE": "named"}
+    done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=20, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / used / "local_ledger").exists()
 
 
 # --- several bases ---

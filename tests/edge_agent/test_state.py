@@ -299,6 +299,7 @@ def test_a_file_that_is_torn_or_altered_is_set_aside_and_made_again(name: str, o
         assert len(warnings(caplog)) == 1, damage
         assert f"{name} is not used (it is torn or altered); it is kept as {name}.corrupt, and made again" in warnings(caplog)[0]
         assert (state.folder / f"{name}.corrupt").read_bytes() == altered
+        (state.folder / f"{name}.corrupt").unlink()
         assert not (state.folder / name).exists()
         assert read(after) is None
         after.budget._left = DAILY
@@ -314,6 +315,16 @@ def test_other_content_under_a_good_checksum_is_set_aside(content: bytes, opened
     assert state.position() is None
     assert len(warnings(caplog)) == 1
     assert (state.folder / "position.corrupt").read_bytes() == sealed(content)
+
+
+def test_what_was_set_aside_before_is_kept_but_no_more_than_three(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    state = opened()
+    for number in range(5):
+        (state.folder / POSITION).write_bytes(bytes([number]))
+        assert state.position() is None
+    found = {path.name: path.read_bytes()[0] for path in state.folder.glob("position.*")}
+    assert found == {"position.corrupt": 0, "position.corrupt.1": 1, "position.corrupt.2": 4}
+    assert "it is kept as position.corrupt.2" in warnings(caplog)[-1]
 
 
 def test_a_position_that_is_forgotten_is_kept_beside(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
