@@ -23,7 +23,7 @@ from coordinator.service import Service
 from coordinator.sqlite_store import SqliteStore
 from coordinator.status import describe
 from zo.bundle import open_whole
-from zo.errors import DataError, StorageError
+from zo.errors import ConfigError, DataError, StorageError
 from zo.systemd import Systemd
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Serving:
         self.store = self.open_store(Path(config.store))
         self.rounds = Rounds(self.store, self.store.open_run(config.name, Path(config.bundle), bundle.digest), bundle, config)
         self.tiles = Publisher(config, self.store, self.rounds) if config.tiles.folder else None
-        self.fleet = None if config.insecure_loopback else Fleet(Path(config.fleet))
+        self.fleet = None if config.insecure_loopback else _fleet(Path(config.fleet))
         admission = Admission(self.fleet, config.limits, config.certificate_days * 86400)
         self.service = Service(self.rounds, self.tiles.public_key if self.tiles else b"", admission)
         self.evaluator = Evaluator(self.config)
@@ -211,3 +211,10 @@ class Serving:
     def _place(self) -> tuple[str, str, int, int, int]:
         rounds = self.rounds
         return rounds.run.name, self.config.listen, rounds.ledger.entry, min(rounds.round, self.config.rounds), self.config.rounds
+
+
+def _fleet(folder: Path) -> Fleet:
+    try:
+        return Fleet(folder)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or serve plaintext, on this machine only, with --insecure-loopback") from None
