@@ -683,11 +683,37 @@ def test_a_run_begun_with_another_bundle_is_not_gone_on_with(bert_bundle: Bundle
     check(done, "edge-coordinator", 8, "begun with another bundle")
 
 
+def test_a_start_that_fails_binds_no_name_to_a_bundle(bert_bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"--listen=127.0.0.1:{taken.getsockname()[1]}"
+        check(
+            run("edge-coordinator", "serve", "--insecure-loopback", f"--bundle={bert_bundle.folder}", listen),
+            "edge-coordinator",
+            6,
+            "in use",
+        )
+    check(run("edge-coordinator", "serve", f"--bundle={bert_bundle.folder}"), "edge-coordinator", 3, "holds no fleet")
+    assert not (tmp_path / "edge-zo.sqlite").exists()
+
+
+def test_a_run_has_one_coordinator_and_may_be_looked_at_and_taken_back(processes: Callable[..., Processes], run: Run) -> None:
+    fleet = processes(rounds=3)
+    first = fleet.coordinator()
+    again = ["--insecure-loopback", f"--bundle={fleet.bundle.folder}", f"--store={fleet.store}", f"--listen=127.0.0.1:{free_port()}"]
+    said = f"run 'run' is served by another coordinator (process {first.pid}); stop it first"
+    check(run("edge-coordinator", "serve", *again), "edge-coordinator", 8, said)
+    for command in (["status"], ["verify", "run"], ["rollback", "run", "--to=0"]):
+        assert run("edge-coordinator", *command, f"--store={fleet.store}").returncode == 0
+    first.kill()
+    first.wait()
+    fleet.coordinator()
+
+
 def test_a_port_in_use(bert_bundle: Bundle, run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run("edge-coordinator", "serve", "--insecure-loopback", f"--bundle={bert_bundle.folder}", f"--listen={listen}")
-    check(done, "edge-coordinator", 6, listen, "in use", log=True)
+    check(done, "edge-coordinator", 6, listen, "in use")
 
 
 def test_a_coordinator_that_is_not_there(run: Run, tmp_path: Path) -> None:
