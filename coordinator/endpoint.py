@@ -11,7 +11,7 @@ _FORM = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([^\s:\[\]/]+)):([0-9]{1,5
 
 
 def parse(setting: str, text: str) -> tuple[str, int]:
-    """Address, without brackets, and port; 0 is any that is free. ConfigError, which names the setting, where it is neither."""
+    """Address, without brackets, and port; 0 is any that is free. ConfigError, which names the setting, where it is none."""
     found = _FORM.fullmatch(text)
     if not found or int(found[3]) > 65535:
         raise ConfigError(
