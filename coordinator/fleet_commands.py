@@ -6,9 +6,9 @@ import re
 import time
 from pathlib import Path
 
+from coordinator.config import place
 from zo.errors import ConfigError
 
-DEFAULT = Path("edge-zo-fleet")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -40,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _with_fleet(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("--fleet", type=Path, default=DEFAULT, help=f"folder of the fleet [{DEFAULT}]")
+    parser.add_argument("--fleet", type=Path, default=place("fleet"), help="folder of the fleet [%(default)s]")
     return parser
 
 

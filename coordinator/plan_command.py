@@ -10,6 +10,7 @@ from typing import Any
 from coordinator import replay
 from coordinator.allocation import Allocation, Asked, Asking, Base, allocate, blocks
 from coordinator.blocks import known
+from coordinator.config import place
 from coordinator.sqlite_store import SqliteStore
 from zo.errors import ConfigError
 from zo.manifest import Manifest, Precision
@@ -29,8 +30,8 @@ class Kind(Profile):
     count: int = 1
 
 
-def add(commands: argparse._SubParsersAction, store: Path) -> None:
-    """Add the parser. store: the default."""
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the parser."""
     text = "which blocks each device trains, by its memory and speed: a table, and a picture of blocks by devices"
     parser = commands.add_parser("plan", help=text, description=f"{text[0].upper()}{text[1:]}. docs/blocks.md tells how they are chosen.")
     parser.add_argument("run", help="name of the run")
@@ -38,7 +39,7 @@ def add(commands: argparse._SubParsersAction, store: Path) -> None:
         "--devices", type=Path, metavar="FILE", help="plan for these, as docs/blocks.md describes, instead of the run's own"
     )
     parser.add_argument("--slack", type=float, help="of the convergence proxy, for less memory [the run's]")
-    parser.add_argument("--store", type=Path, default=store, help=f"[{store}]")
+    parser.add_argument("--store", type=Path, default=place("store"), help="[%(default)s]")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(command=_plan)
 
