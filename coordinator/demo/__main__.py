@@ -20,7 +20,7 @@ from coordinator.demo.fleet import Fleet
 from coordinator.demo.packaged import packaged_model
 from coordinator.export import export
 from zo import cli, config, examples
-from zo.errors import ConfigError, DataError, StorageError, UserError
+from zo.errors import BundleError, ConfigError, DataError, StorageError, UserError
 from zo.examples import Example
 from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task
 from zo.structure import nearest
@@ -64,7 +64,7 @@ def _demo(given: argparse.Namespace) -> None:
         task_file.check_max_tokens(given.max_tokens, "--max-tokens")
     _settings(given, given.rounds, Path())
     if given.out and given.out.exists() and not (given.out.is_dir() and not any(given.out.iterdir())):
-        raise StorageError(f"--out {given.out} is there already, and holds something; give a new or an empty folder")
+        raise BundleError(f"--out {given.out} exists already, and holds something; choose another folder, or remove it")
     folder = given.out or Path(tempfile.mkdtemp(prefix="edge-zo-demo-"))
     task, homes = _prepare_data(given, folder / "data")
     bundle = folder / "bundle"

@@ -10,7 +10,7 @@ import pytest
 from coordinator.bench import tiny_models
 from coordinator.demo.__main__ import _prepare_data, _settings, main
 from zo import examples
-from zo.errors import ConfigError, DataError, StorageError
+from zo.errors import BundleError, ConfigError, DataError, StorageError
 from zo.examples import Example
 
 
@@ -105,8 +105,10 @@ def test_what_somebody_keeps_is_not_written_over(kind: str, tmp_path: Path, caps
     data = folder_of(tmp_path / "data", LABELLED, labels=True)
     before = {path: path.read_bytes() for path in data.iterdir()}
     out = tmp_path if kind == "folder" else data / "train.jsonl"
-    assert main(["--data", str(data), "--out", str(out)]) == StorageError.exit_code
-    assert capsys.readouterr().err == f"scripts/demo: --out {out} is there already, and holds something; give a new or an empty folder\n"
+    assert main(["--data", str(data), "--out", str(out)]) == BundleError.exit_code
+    assert (
+        capsys.readouterr().err == f"scripts/demo: --out {out} exists already, and holds something; choose another folder, or remove it\n"
+    )
     assert {path: path.read_bytes() for path in data.iterdir()} == before
     assert list(tmp_path.iterdir()) == [data]
 
