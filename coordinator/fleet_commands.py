@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from coordinator.config import place
-from zo.errors import ConfigError
+from zo.errors import StorageError
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -108,4 +108,4 @@ def _date(seconds: float) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
-        raise ConfigError(f"the list of devices holds {seconds}, which is no time; restore it from a backup") from None
+        raise StorageError(f"the list of devices holds {seconds}, which is no time; restore it from a backup") from None

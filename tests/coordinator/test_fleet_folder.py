@@ -1,6 +1,8 @@
 """The folder of a fleet: whole, or told in one line and left as it is."""
 
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,10 @@ def test_the_longest_token_can_be_made(whole: Path, capsys: pytest.CaptureFixtur
     assert main(["token", "create", f"--fleet={whole}", "--uses", str(10**9), "--ttl", "11574d"]) == 0
     assert main(["token", "list", f"--fleet={whole}"]) == 0
     assert f"{10**9} uses left" in capsys.readouterr().out
+
+
+def test_a_time_that_is_none_is_damage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "devices.sqlite", isolation_level=None)) as database:
+        database.execute("INSERT INTO devices (id, key, token, enrolled, expires) VALUES ('a', x'00', 't', 0, 1e300)")
+    assert main(["device", "list", f"--fleet={folder}"]) == StorageError.exit_code
+    assert "holds 1e+300, which is no time; restore it from a backup" in capsys.readouterr().err
