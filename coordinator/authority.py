@@ -69,6 +69,21 @@ def fingerprint(certificate: bytes) -> bytes:
     return x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256())
 
 
+def check(pair: Pair, issuer: Pair) -> None:
+    """ValueError where a certificate and a key cannot be read, do not belong together, or are not of this issuer."""
+    try:
+        found, root = (x509.load_pem_x509_certificate(each.certificate) for each in (pair, issuer))
+        alike = load_pem_private_key(pair.key, None).public_key() == found.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("damaged") from None
+    try:
+        found.verify_directly_issued_by(root)
+    except (InvalidSignature, ValueError, TypeError):
+        raise ValueError("not signed by the authority of this fleet") from None
+    if not alike:
+        raise ValueError("they do not belong together")
+
+
 def key_hash(key: ec.EllipticCurvePublicKey) -> bytes:
     """SHA-256 of a public key."""
     digest = hashes.Hash(hashes.SHA256())

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coordinator import bundle_commands, fleet_commands, history, ledger_commands, plan_command, replay, simulate
-from coordinator.config import RunConfig
+from coordinator.config import RunConfig, place
 from coordinator.sqlite_store import SqliteStore
 from zo import cli, config, log
 from zo.errors import ConfigError
-
-DEFAULT_STORE = Path("edge-zo.sqlite")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,14 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_argument("--at", type=int, metavar="ROUND", help="the model when this round closed; the best by validation if left out")
     export.add_argument("--rank", type=int, default=0, help="of the adapters, where the bundle has several [the largest]")
     export.add_argument("--peft", action="store_true", help="the adapter alone, as a folder that Hugging Face PEFT loads (docs/ranks.md)")
-    ledger_commands.add(commands, DEFAULT_STORE)
-    plan_command.add(commands, DEFAULT_STORE)
+    ledger_commands.add(commands)
+    plan_command.add(commands)
     fleet_commands.add(commands)
     return cli.run(top, arguments)
 
 
 def _with_store(parser: argparse.ArgumentParser, command: object) -> argparse.ArgumentParser:
-    parser.add_argument("--store", type=Path, default=DEFAULT_STORE, help=f"[{DEFAULT_STORE}]")
+    parser.add_argument("--store", type=Path, default=place("store"), help="[%(default)s]")
     parser.set_defaults(command=command)
     return parser
 

@@ -1,7 +1,9 @@
 """Settings of a run: run.toml, flags and environment (EDGE_COORDINATOR_...)."""
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from zo.config import setting
@@ -151,3 +153,8 @@ class RunConfig:
         if self.evaluation.validation and 0 < self.keep_entries < 2 * self.evaluation.every:
             raise ValueError(f"keep_entries = {self.keep_entries} must be 0, or at least twice evaluation.every = {self.evaluation.every}")
         Grid(self.log2_levels, self.clip)
+
+
+def place(name: str) -> Path:
+    """Where commands beside `serve` look for what a setting of this name holds: "store" or "fleet"."""
+    return Path(os.environ.get(f"EDGE_COORDINATOR_{name.upper()}") or getattr(RunConfig, name))

@@ -8,21 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator import authority
-from coordinator.authority import Pair, Peer
-from zo.disk import Disk, replace_secret
+from coordinator import authority, fleet_folder
+from coordinator.authority import Peer
+from coordinator.fleet_folder import DATABASE, check_address
+from zo.disk import Disk
 from zo.errors import ConfigError, StorageError
-from zo.token import Token, is_address
+from zo.token import Token
 
-AUTHORITY, SERVER, ADDRESS, DATABASE = "authority", "server", "address", "devices.sqlite"
 REMEMBERED = 30 * 86400.0  # seconds for which a token that has run out is still answered by name
-SCHEMA = """
-CREATE TABLE tokens (key BLOB PRIMARY KEY, name TEXT UNIQUE NOT NULL, root BLOB NOT NULL, created REAL NOT NULL, expires REAL NOT NULL,
-                     uses INTEGER NOT NULL, revoked INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE TABLE devices (id TEXT PRIMARY KEY, key BLOB NOT NULL, token TEXT NOT NULL, enrolled REAL NOT NULL, expires REAL NOT NULL,
-                      revoked REAL, seen REAL, refused INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE INDEX keys ON devices (key);
-"""
+MOST_USES, MOST_SECONDS = 10**9, 1e9  # of a token
 
 
 class NotAdmitted(Exception):
@@ -43,44 +37,19 @@ class Device:
 
 
 class Fleet:
-    """The folder of a fleet, opened. StorageError where it cannot be read or written; ConfigError where it holds no fleet."""
+    """The folder of a fleet, opened. StorageError where it cannot be read or written, or is not whole; ConfigError where it holds none."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder, self._clock = folder, clock
-        if not (folder / f"{AUTHORITY}.pem").exists():
-            raise ConfigError(
-                f"{folder} holds no fleet; make one with 'edge-coordinator init', give another folder with --fleet, or serve plaintext,"
-                " on this machine only, with --insecure-loopback"
-            )
-        try:
-            self.authority, self.server = (
-                Pair((folder / f"{name}.pem").read_bytes(), (folder / f"{name}.key").read_bytes()) for name in (AUTHORITY, SERVER)
-            )
-            self.address = (folder / ADDRESS).read_text().strip()
-        except OSError as error:
-            raise StorageError(f"{error.filename}: {error.strerror}; restore the folder of the fleet from a backup") from None
+        self.authority, self.server, self.address = fleet_folder.read(folder)
         with self._errors():
             self._db = sqlite3.connect(folder / DATABASE, isolation_level=None, timeout=10, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
-            if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                self._db.executescript(f"BEGIN; {SCHEMA} COMMIT")
 
     @classmethod
     def make(cls, folder: Path, address: str, disk: Disk | None = None) -> "Fleet":
         """A new fleet, whose coordinator devices reach at `address` (host:port)."""
-        disk = disk or Disk()
-        check_address(address)
-        if (folder / f"{AUTHORITY}.pem").exists():
-            raise ConfigError(f"{folder} holds a fleet already, and its devices trust it; choose another folder with --fleet")
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            root = authority.new_authority()
-            for name, pair in ((SERVER, authority.new_server(root)), (AUTHORITY, root)):  # the last one makes it a fleet
-                replace_secret(disk, folder / f"{name}.key", pair.key)
-                disk.replace(folder / ADDRESS, f"{address}\n".encode())
-                disk.replace(folder / f"{name}.pem", pair.certificate)
-        except OSError as error:
-            raise StorageError(f"{error.filename or folder}: {error.strerror}; give a folder that can be written with --fleet") from None
+        fleet_folder.make(folder, address, disk or Disk())
         return cls(folder)
 
     def close(self) -> None:
@@ -89,8 +58,10 @@ class Fleet:
 
     def create_token(self, uses: int, seconds: float, address: str = "") -> Token:
         """A new token for `uses` devices. address: where they find the coordinator, if that is not the fleet's."""
-        if uses < 1 or not 0 < seconds < 1e9:
-            raise ConfigError(f"a token needs at least one use, and some time: not {uses} uses in {seconds:.0f} s")
+        if not 1 <= uses <= MOST_USES:
+            raise ConfigError(f"--uses {uses} must be from 1 to {MOST_USES} devices")
+        if not 0 < seconds < MOST_SECONDS:
+            raise ConfigError(f"--ttl must be more than nothing, and at most {MOST_SECONDS // 86400:.0f}d")
         token = Token(check_address(address or self.address), authority.fingerprint(self.authority.certificate), secrets.token_bytes(16))
         key, root = authority.token_root(token)
         now = self._clock()
@@ -209,10 +180,3 @@ class Fleet:
             yield
         except sqlite3.Error as error:
             raise StorageError(f"{self.folder / DATABASE}: {error}; make room, or restore the folder of the fleet from a backup") from None
-
-
-def check_address(address: str) -> str:
-    """The address, if devices can be given it. ConfigError else."""
-    if not is_address(address):
-        raise ConfigError(f"{address!r} is no address that devices can dial; give host:port, such as fleet.example.org:443, with --address")
-    return address

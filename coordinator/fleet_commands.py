@@ -6,9 +6,9 @@ import re
 import time
 from pathlib import Path
 
-from zo.errors import ConfigError
+from coordinator.config import place
+from zo.errors import StorageError
 
-DEFAULT = Path("edge-zo-fleet")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -40,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _with_fleet(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("--fleet", type=Path, default=DEFAULT, help=f"folder of the fleet [{DEFAULT}]")
+    parser.add_argument("--fleet", type=Path, default=place("fleet"), help="folder of the fleet [%(default)s]")
     return parser
 
 
@@ -108,4 +108,4 @@ def _date(seconds: float) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
-        raise ConfigError(f"the list of devices holds {seconds}, which is no time; restore it from a backup") from None
+        raise StorageError(f"the list of devices holds {seconds}, which is no time; restore it from a backup") from None

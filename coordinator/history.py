@@ -87,9 +87,8 @@ def verify(entries: Iterable[Entry], heads: Iterable[bytes] | None, replica: Rep
     return compared
 
 
-def _verified(name: str, compacted: int, digests: int, replica: Replica) -> dict[str, Any]:
+def _verified(compacted: int, digests: int, replica: Replica) -> dict[str, Any]:
     return {
-        "run": name,
         "entries": replica.entry,
         "compacted": compacted,
         "digests": digests,
@@ -109,10 +108,10 @@ def verify_run(store: Store, run: RunRow, bundle: Bundle) -> dict[str, Any]:
     replica = replay.replica(store, run, bundle, compacted)
     heads = [head for _, head in store.headers(run.id, compacted)]
     compared = verify(store.walk(run.id, compacted, compacted + len(heads)), heads, replica)
-    return _verified(run.name, compacted, compared, replica)
+    return {"run": run.name} | _verified(compacted, compared, replica)
 
 
-def verify_tiles(tiles: Tiles, key: bytes, bundle: Bundle, name: str) -> dict[str, Any]:
+def verify_tiles(tiles: Tiles, key: bytes, bundle: Bundle) -> dict[str, Any]:
     """Recompute every digest from a bundle and the tiles alone, from the first entry on. key: 32 bytes that check the head.
 
     HeadRefused, TilesUnavailable or StorageError where something is not what it is said to be.
@@ -122,7 +121,7 @@ def verify_tiles(tiles: Tiles, key: bytes, bundle: Bundle, name: str) -> dict[st
         raise StorageError(f"{bundle.folder} is not the bundle that these tiles were begun with")
     replica = Replica(bundle.parameters(), head.genesis, bundle.initial_tensors)
     compared = verify(tiles.entries(head, 0, head.genesis), None, replica)  # the tiles have checked the hash chain
-    return _verified(name, 0, compared, replica)
+    return _verified(0, compared, replica)
 
 
 def rollback(store: Store, run: RunRow, bundle: Bundle, to: int) -> Entry:

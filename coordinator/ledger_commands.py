@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import history, replay
+from coordinator.config import place
 from coordinator.sqlite_store import SqliteStore
 from coordinator.store import RunRow, Store
 from zo.bundle import open_bundle
@@ -14,27 +15,29 @@ from zo.errors import ConfigError, StorageError
 from zo.tiles import TILE, Tiles, TilesUnavailable
 
 
-def add(commands: argparse._SubParsersAction, store: Path) -> None:
-    """Add their parsers. store: the default."""
-    log = _parser(commands, "log", _log, store, "what each entry of a run's ledger holds")
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add their parsers."""
+    log = _parser(commands, "log", _log, "what each entry of a run's ledger holds")
     log.add_argument("--last", type=int, default=20, help="how many entries; 0 shows all [20]")
-    diff = _parser(commands, "diff", _diff, store, "what changed in the parameters from one round to another")
+    diff = _parser(commands, "diff", _diff, "what changed in the parameters from one round to another")
     diff.add_argument("first", type=int, help="round; 0 is the bundle")
     diff.add_argument("second", type=int, nargs="?", help="round; the last if left out")
-    verify = _parser(commands, "verify", _verify, store, "recompute every digest from the bundle and the ledger")
+    verify = _parser(commands, "verify", _verify, "recompute every digest from the bundle and the ledger", nargs="?")
     verify.add_argument("--bundle", type=Path, help="folder of the run's bundle, if it has moved")
-    verify.add_argument("--tiles", metavar="ADDRESS", help="verify the run's tiles (http(s) address or folder) instead of a store")
+    verify.add_argument(
+        "--tiles", metavar="ADDRESS", help="verify tiles (http(s) address or folder), which hold no run's name, not a store"
+    )
     verify.add_argument("--key", metavar="HEX", help="public key that signs the tiles; the coordinator's log states it")
-    rollback = _parser(commands, "rollback", _rollback, store, "take the parameters back, exactly; also while the run is served")
+    rollback = _parser(commands, "rollback", _rollback, "take the parameters back, exactly; also while the run is served")
     rollback.add_argument("--to", type=int, required=True, metavar="ROUND", help="the round whose parameters come back; 0 is the bundle")
-    compact = _parser(commands, "compact", _compact, store, "fold old entries into a checkpoint; digests and hash chain stay")
+    compact = _parser(commands, "compact", _compact, "fold old entries into a checkpoint; digests and hash chain stay")
     compact.add_argument("--keep", type=int, required=True, metavar="N", help="last entries that stay whole")
 
 
-def _parser(commands: argparse._SubParsersAction, name: str, command: Any, store: Path, text: str) -> argparse.ArgumentParser:
+def _parser(commands: argparse._SubParsersAction, name: str, command: Any, text: str, **run: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("run", help="name of the run")
-    parser.add_argument("--store", type=Path, default=store, help=f"[{store}]")
+    parser.add_argument("run", help="name of the run", **run)
+    parser.add_argument("--store", type=Path, default=place("store"), help="[%(default)s]")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(command=command)
     return parser
@@ -73,10 +76,12 @@ def _diff(given: argparse.Namespace) -> None:
 
 def _verify(given: argparse.Namespace) -> None:
     if given.tiles:
-        _tell_verified(_verified_tiles(given), given.json)
+        _tell_verified(_verified_tiles(given), f"the tiles at {given.tiles}", given.json)
         return
+    if given.key or not given.run:
+        raise ConfigError("--key is the key of tiles; give --tiles ADDRESS with it" if given.key else "name a run, or tiles with --tiles")
     store, run = _opened(given)
-    _tell_verified(history.verify_run(store, run, replay.opened(run, given.bundle)), given.json)
+    _tell_verified(history.verify_run(store, run, replay.opened(run, given.bundle)), f"run {run.name!r}", given.json)
 
 
 def _verified_tiles(given: argparse.Namespace) -> dict[str, Any]:
@@ -85,17 +90,17 @@ def _verified_tiles(given: argparse.Namespace) -> dict[str, Any]:
     if not re.fullmatch("[0-9a-fA-F]{64}", given.key):
         raise ConfigError(f"--key {given.key!r} must be 64 hexadecimal digits; the coordinator's log states it")
     try:
-        return history.verify_tiles(Tiles(given.tiles), bytes.fromhex(given.key), open_bundle(given.bundle), given.run)
+        return {"tiles": given.tiles} | history.verify_tiles(Tiles(given.tiles), bytes.fromhex(given.key), open_bundle(given.bundle))
     except (TilesUnavailable, ValueError) as error:
         raise StorageError(str(error)) from None
 
 
-def _tell_verified(found: dict[str, Any], as_json: bool) -> None:
+def _tell_verified(found: dict[str, Any], what: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
     start = f"the checkpoint at entry {found['compacted']}" if found["compacted"] else "the bundle"
-    print(f"run {found['run']!r}: from {start} to entry {found['entries']}, all terms fit the hash chain")
+    print(f"{what}: from {start} to entry {found['entries']}, all terms fit the hash chain")
     print(f"{found['digests']} digests recomputed, all equal")
     print(f"digest {found['digest']}, chain {found['chain']}")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from coordinator import endpoint
 from coordinator.admission import UNKNOWN, Caller, Refusal
 from coordinator.fleet import Fleet
 from coordinator.service import Service
@@ -76,16 +77,30 @@ def _handler(service: Service, method: wire.Method, answer: Callable[[Any], Awai
         except StorageError as error:
             log.error("%s", error)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot write its store; ask again later")
+        except Exception as error:
+            log.error("%s: internal error: %s: %s", method.name, type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
+            await context.abort(grpc.StatusCode.INTERNAL, "an error in the coordinator itself; its log says which")
         raise AssertionError("abort returns no value")
 
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-async def start(service: Service, listen: str, insecure_loopback: bool) -> grpc.aio.Server:
-    """Serve on `listen` ("address:port"), to devices with a certificate. ConfigError where that would be plaintext beyond loopback."""
-    fleet = service.admission.fleet
+def check(listen: str, insecure_loopback: bool) -> tuple[str, int]:
+    """The host and port that `listen` ("address:port") names. ConfigError where it names none, or would be plaintext beyond loopback."""
+    host, port = endpoint.parse("listen", listen)
     if insecure_loopback and not is_loopback(listen):
         raise ConfigError(f"listen = {listen!r} is no loopback address; plaintext is served on 127.0.0.1 or [::1] only")
+    endpoint.check_free(listen, host, port)
+    return host, port
+
+
+async def start(service: Service, listen: str, insecure_loopback: bool) -> tuple[grpc.aio.Server, str]:
+    """Serve on `listen` ("address:port"), to devices with a certificate. With the address, and the port that it has.
+
+    ConfigError where `check` says so, ConnectionFailed where it is not to be had.
+    """
+    fleet = service.admission.fleet
+    host, _ = check(listen, insecure_loopback)
     if insecure_loopback == bool(fleet):
         raise ConfigError("serve either a fleet, or plaintext on a loopback address with --insecure-loopback")
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=None)
@@ -97,7 +112,7 @@ async def start(service: Service, listen: str, insecure_loopback: bool) -> grpc.
     if port == 0:
         raise ConnectionFailed(f"cannot listen on {listen}: the port is in use or not allowed; choose another with --listen")
     await server.start()
-    return server
+    return server, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def credentials(fleet: Fleet) -> grpc.ServerCredentials:

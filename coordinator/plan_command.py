@@ -10,15 +10,17 @@ from typing import Any
 from coordinator import replay
 from coordinator.allocation import Allocation, Asked, Asking, Base, allocate, blocks
 from coordinator.blocks import known
+from coordinator.config import place
 from coordinator.sqlite_store import SqliteStore
 from zo.errors import ConfigError
 from zo.manifest import Manifest, Precision
 from zo.messages import Profile
-from zo.structure import StructureError, from_plain
+from zo.structure import from_plain
 
 ACROSS = 100  # devices beside each other in the picture
 TURNS = string.digits[1:] + string.ascii_lowercase  # names of the rounds of a window
 MOST = 100_000  # devices of a file
+LARGEST = 1 << 53  # of a number there
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Kind(Profile):
     count: int = 1
 
 
-def add(commands: argparse._SubParsersAction, store: Path) -> None:
-    """Add the parser. store: the default."""
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the parser."""
     text = "which blocks each device trains, by its memory and speed: a table, and a picture of blocks by devices"
     parser = commands.add_parser("plan", help=text, description=f"{text[0].upper()}{text[1:]}. docs/blocks.md tells how they are chosen.")
     parser.add_argument("run", help="name of the run")
@@ -38,7 +40,7 @@ def add(commands: argparse._SubParsersAction, store: Path) -> None:
         "--devices", type=Path, metavar="FILE", help="plan for these, as docs/blocks.md describes, instead of the run's own"
     )
     parser.add_argument("--slack", type=float, help="of the convergence proxy, for less memory [the run's]")
-    parser.add_argument("--store", type=Path, default=store, help=f"[{store}]")
+    parser.add_argument("--store", type=Path, default=place("store"), help="[%(default)s]")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(command=_plan)
 
@@ -48,7 +50,7 @@ def _plan(given: argparse.Namespace) -> None:
     run = store.run(given.run)
     manifest, summaries = replay.opened(run).manifest, store.summaries(run.id)
     last: dict[str, Any] = next((each for each in reversed(summaries) if "profiles" in each), {})
-    devices = read(given.devices) if given.devices else known(summaries)
+    devices = read(given.devices, len(manifest.stages)) if given.devices else known(summaries)
     if not devices:
         raise ConfigError(f"run {run.name!r} has not closed a round with devices that tell what they can do; name some with --devices FILE")
     slack = last.get("slack", 0.0) if given.slack is None else given.slack
@@ -64,16 +66,34 @@ def _plan(given: argparse.Namespace) -> None:
     print(json.dumps({"run": run.name, "slack": slack} | found) if given.json else told(found))
 
 
-def read(path: Path) -> dict[int, Asking]:
-    """Devices 0, 1, ... of a file. ConfigError where it cannot be read, or is no list of such."""
+def read(path: Path, stages: int) -> dict[int, Asking]:
+    """Devices 0, 1, ... of a file, for a bundle of so many stages. ConfigError where it cannot be read, or is no list of such."""
     try:
-        rows = from_plain(tuple[Kind, ...], json.loads(path.read_text(encoding="utf-8")), path.name)
-    except (OSError, ValueError, StructureError) as error:
+        rows = from_plain(tuple[Kind, ...], json.loads(path.read_text(encoding="utf-8-sig")), path.name)
+        for place, row in enumerate(rows):
+            _check(row, f"{path.name}[{place}]", stages)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path after --devices") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no list of devices: {error}") from None
-    if any(row.count < 1 for row in rows) or sum(row.count for row in rows) > MOST:
-        raise ConfigError(f"{path}: every count must be at least 1, and all together at most {MOST}")
+    if not 1 <= sum(row.count for row in rows) <= MOST:
+        raise ConfigError(f"{path} must list from 1 to {MOST} devices")
     alike = [(row, Profile(**{each.name: getattr(row, each.name) for each in fields(Profile)})) for row in rows]
     return dict(enumerate(Asking(profile, row.precision) for row, profile in alike for _ in range(row.count)))
+
+
+def _check(row: Kind, where: str, stages: int) -> None:
+    """ValueError where a field is out of range."""
+    if row.count < 1:
+        raise ValueError(f"{where}.count = {row.count} must be at least 1")
+    for name in ("memory_mib", "stage_ns", "single_ns", "signs_per_second", "bytes_per_second"):
+        value = getattr(row, name)
+        if any(not 0 <= each < LARGEST for each in (value if isinstance(value, tuple) else [value])):
+            raise ValueError(f"{where}.{name} must be from 0 to {LARGEST - 1}")
+    if {len(row.stage_ns), len(row.single_ns)} not in ({0}, {stages}):
+        raise ValueError(
+            f"{where}: stage_ns and single_ns must have a number for each of the bundle's {stages} stages, or both be left out"
+        )
 
 
 def described(made: Allocation, devices: dict[int, Asking], manifest: Manifest, asked: Asked) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from coordinator.autopilot import SURE
 from coordinator.store import RunRow, Store
 from zo.bundle import Bundle, open_bundle
-from zo.errors import StorageError
+from zo.errors import BundleError, StorageError
 from zo.replica import LedgerError, Replica
 
 log = logging.getLogger(__name__)
@@ -105,5 +105,7 @@ def drop_checkpoints(store: Store, run: int, keep: int = 0) -> None:
 
 
 def opened(run: RunRow, folder: Path | None = None) -> Bundle:
-    """The run's bundle. folder: where it lies now, if it has moved."""
+    """The run's bundle. folder: where it lies now, if it has moved. BundleError where it is not there, or not whole."""
+    if folder is None and not run.bundle.is_dir():
+        raise BundleError(f"the bundle of run {run.name!r} is not at {run.bundle} any more; put it back")
     return open_bundle(folder or run.bundle)

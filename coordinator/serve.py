@@ -19,11 +19,12 @@ from coordinator.fleet import Fleet
 from coordinator.publisher import Publisher
 from coordinator.replay import best_entry, lowest_entry
 from coordinator.rounds import Rounds
+from coordinator.run_lock import RunLock
 from coordinator.service import Service
 from coordinator.sqlite_store import SqliteStore
 from coordinator.status import describe
 from zo.bundle import open_whole
-from zo.errors import DataError, StorageError
+from zo.errors import ConfigError, DataError, StorageError
 from zo.systemd import Systemd
 
 log = logging.getLogger(__name__)
@@ -91,10 +92,13 @@ class Serving:
             if split and not Path(split).exists():
                 raise DataError(f"evaluation file {split} does not exist; correct it in the configuration, or leave it out")
         self.config = dataclasses.replace(config, store=str(Path(config.store).resolve()))
+        listening.check(config.listen, config.insecure_loopback)
+        self.fleet = None if config.insecure_loopback else _fleet(Path(config.fleet))
         self.store = self.open_store(Path(config.store))
-        self.rounds = Rounds(self.store, self.store.open_run(config.name, Path(config.bundle), bundle.digest), bundle, config)
+        run = self.store.open_run(config.name, Path(config.bundle), bundle.digest)  # last, since it binds the name to the bundle
+        self.lock = RunLock(Path(self.config.store), run.id, run.name)
+        self.rounds = Rounds(self.store, run, bundle, config)
         self.tiles = Publisher(config, self.store, self.rounds) if config.tiles.folder else None
-        self.fleet = None if config.insecure_loopback else Fleet(Path(config.fleet))
         admission = Admission(self.fleet, config.limits, config.certificate_days * 86400)
         self.service = Service(self.rounds, self.tiles.public_key if self.tiles else b"", admission)
         self.evaluator = Evaluator(self.config)
@@ -106,11 +110,13 @@ class Serving:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         allow_connections()
-        server = await listening.start(self.service, self.config.listen, self.config.insecure_loopback)
+        server, address = await listening.start(self.service, self.config.listen, self.config.insecure_loopback)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        log.info("serving run %r on %s, entry %d, round %d of %d", *self._place())
+        rounds, most = self.rounds, self.config.rounds
+        place = f"entry {rounds.ledger.entry}, round {min(rounds.round, most)} of {most}"
+        log.info("serving run %r on %s, %s", rounds.run.name, address, place)
         self.systemd.ready()
         tasks = [asyncio.create_task(job) for job in (self._tick(), self._evaluate(), stop.wait())]
         try:
@@ -134,6 +140,7 @@ class Serving:
             if self.fleet:
                 self.fleet.close()
             self.store.close()
+            self.lock.close()
 
     async def _tick(self) -> None:
         """Close rounds at their deadline; say why when one is overdue, or cannot be stored."""
@@ -208,6 +215,9 @@ class Serving:
         due = entry if self.rounds.finished else entry - entry % self.config.evaluation.every
         return due if due not in done else None
 
-    def _place(self) -> tuple[str, str, int, int, int]:
-        rounds = self.rounds
-        return rounds.run.name, self.config.listen, rounds.ledger.entry, min(rounds.round, self.config.rounds), self.config.rounds
+
+def _fleet(folder: Path) -> Fleet:
+    try:
+        return Fleet(folder)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or serve plaintext, on this machine only, with --insecure-loopback") from None

@@ -29,6 +29,8 @@ def run(given: argparse.Namespace) -> Iterator[tuple[Point, dict[str, Any]]]:
     settings = config.load(RunConfig, given, "EDGE_COORDINATOR")
     if given.devices < 1:
         raise ConfigError(f"--devices {given.devices} must be at least 1")
+    if not 0 <= given.seed < 2**32:
+        raise ConfigError(f"--seed {given.seed} must be from 0 to 2**32 - 1")
     bundle = open_whole(Path(settings.bundle))
     for name in ("train", "validation"):
         if not (given.data / f"{name}.jsonl").is_file():

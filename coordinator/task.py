@@ -60,13 +60,18 @@ def read(path: Path | None, max_tokens: int | None = None) -> Task:
         raise ConfigError(f"{path}: a classification task needs at least two labels")
     if given.labels and given.label_count not in (0, len(given.labels)):
         raise ConfigError(f"{path}: label_count = {given.label_count}, but there are {len(given.labels)} labels")
-    if not 2 <= given.max_tokens <= 1 << 20:
-        raise ConfigError(f"{path or '--max-tokens'}: max_tokens = {given.max_tokens} must be at least 2")
+    check_max_tokens(given.max_tokens, path if max_tokens is None and path else "--max-tokens")
     if "{text}" not in given.template:
         raise ConfigError(f"{path}: template {given.template!r} does not contain {{text}}")
     if not labels:
         return Task("language-modelling", given.max_tokens, "vocabulary")
     return Task("classification", given.max_tokens, head, labels, given.template)
+
+
+def check_max_tokens(number: int, where: object) -> None:
+    """ConfigError, which begins with `where`, if texts cannot be cut at so many."""
+    if not 2 <= number <= 1 << 20:
+        raise ConfigError(f"{where}: max_tokens = {number} must be from 2 to {1 << 20}")
 
 
 def _plain(path: Path) -> Any:

@@ -12,7 +12,8 @@ from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 
-from zo.errors import ConfigError, ConnectionFailed
+from coordinator import endpoint
+from zo.errors import ConnectionFailed
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,9 @@ def serve(folder: Path, listen: str) -> "TileServer":
 
     ConnectionFailed where that is not to be had; ConfigError where it is no such thing.
     """
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
-        raise ConfigError(f"the address to serve tiles on must be address:port or [address]:port, not {listen!r}")
+    host, port = endpoint.parse("tiles.listen", listen)
     try:
-        return TileServer(folder, host, int(port))
+        return TileServer(folder, host, port)
     except OSError as error:
         raise ConnectionFailed(f"tiles cannot be served on {listen}: {error.strerror}; choose another address or port") from None
 

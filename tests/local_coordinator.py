@@ -111,7 +111,7 @@ class LocalCoordinator:
             else:
                 self.service = self._kind(rounds)
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            server = await listening.start(self.service, self.address, insecure_loopback=not self._fleet)
+            server, _ = await listening.start(self.service, self.address, insecure_loopback=not self._fleet)
         except Exception as error:  # noqa: BLE001  handed to the test's own thread
             self._failure = error
             return

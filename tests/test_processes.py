@@ -494,10 +494,11 @@ def test_a_truncated_store_is_not_served_and_left_as_it_is(share: float, bert_bu
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """run(program, *arguments): the command, in an empty folder."""
+    """run(program, *arguments, **variables): the command, in an empty folder."""
 
-    def call(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command(program, *arguments), cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    def call(program: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        place = {"cwd": tmp_path, "env": os.environ | variables}
+        return subprocess.run(command(program, *arguments), capture_output=True, text=True, timeout=20, **place)
 
     return call
 
@@ -683,11 +684,47 @@ def test_a_run_begun_with_another_bundle_is_not_gone_on_with(bert_bundle: Bundle
     check(done, "edge-coordinator", 8, "begun with another bundle")
 
 
+def test_a_start_that_fails_binds_no_name_to_a_bundle(bert_bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"--listen=127.0.0.1:{taken.getsockname()[1]}"
+        check(
+            run("edge-coordinator", "serve", "--insecure-loopback", f"--bundle={bert_bundle.folder}", listen),
+            "edge-coordinator",
+            6,
+            "in use",
+        )
+    check(run("edge-coordinator", "serve", f"--bundle={bert_bundle.folder}"), "edge-coordinator", 3, "holds no fleet")
+    assert not (tmp_path / "edge-zo.sqlite").exists()
+
+
+def test_variables_name_store_and_fleet_for_every_command(run: Run, tmp_path: Path) -> None:
+    SqliteStore(tmp_path / "50 %.sqlite", create=True).open_run("r1", tmp_path, bytes(32))
+    variables = {"EDGE_COORDINATOR_STORE": "50 %.sqlite", "EDGE_COORDINATOR_FLEET": "mine"}
+    for command in (["status"], ["runs"], ["log", "r1"]):
+        assert run("edge-coordinator", *command, **variables).returncode == 0
+    assert "[50 %.sqlite]" in run("edge-coordinator", "log", "--help", **variables).stdout
+    check(run("edge-coordinator", "token", "list", **variables), "edge-coordinator", 3, "mine holds no fleet")
+    check(run("edge-coordinator", "status", "--store=other.sqlite", **variables), "edge-coordinator", 8, "other.sqlite does not exist")
+
+
+def test_a_run_has_one_coordinator_and_may_be_looked_at_and_taken_back(processes: Callable[..., Processes], run: Run) -> None:
+    fleet = processes(rounds=3)
+    first = fleet.coordinator()
+    again = ["--insecure-loopback", f"--bundle={fleet.bundle.folder}", f"--store={fleet.store}", f"--listen=127.0.0.1:{free_port()}"]
+    said = f"run 'run' is served by another coordinator (process {first.pid}); stop it first"
+    check(run("edge-coordinator", "serve", *again), "edge-coordinator", 8, said)
+    for command in (["status"], ["verify", "run"], ["rollback", "run", "--to=0"]):
+        assert run("edge-coordinator", *command, f"--store={fleet.store}").returncode == 0
+    first.kill()
+    first.wait()
+    fleet.coordinator()
+
+
 def test_a_port_in_use(bert_bundle: Bundle, run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run("edge-coordinator", "serve", "--insecure-loopback", f"--bundle={bert_bundle.folder}", f"--listen={listen}")
-    check(done, "edge-coordinator", 6, listen, "in use", log=True)
+    check(done, "edge-coordinator", 6, listen, "in use")
 
 
 def test_a_coordinator_that_is_not_there(run: Run, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Rates:
         log2_eps = sizes(probe, manifest)
         signal = {c.kind: c.signal * 2.0 ** (log2_eps[c.kind] - c.log2_eps) for c in manifest.calibration if c.kind in present}
         if not all(signal.get(kind, 0) > 0 for kind in present):
-            raise BundleError(f"bundle {manifest.name!r} states no signal of its probes; run 'edge-coordinator bundle calibrate'")
+            raise BundleError(f"bundle {manifest.name!r} states no signal of its probes: it was never calibrated; build the bundle anew")
         return cls(signal, by_kind, log2_eps, sizes(probe, manifest, apart=True))
 
     def log2_step(self, kind: str, level: Node, root: Node, manifest: Manifest) -> int:

@@ -14,14 +14,16 @@ from coordinator import replay
 from coordinator import task as task_file
 from coordinator.build.build import build
 from coordinator.build.layers import Training
+from coordinator.config import RunConfig
 from coordinator.demo import household, shares, show
 from coordinator.demo.fleet import Fleet
 from coordinator.demo.packaged import packaged_model
 from coordinator.export import export
-from zo import cli, examples
-from zo.errors import ConfigError, DataError, StorageError, UserError
+from zo import cli, config, examples
+from zo.errors import BundleError, ConfigError, DataError, StorageError, UserError
 from zo.examples import Example
 from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task
+from zo.structure import nearest
 
 ROUNDS = 100
 LOOK = 1.0  # seconds between looks at the run
@@ -58,6 +60,11 @@ def _demo(given: argparse.Namespace) -> None:
         raise ConfigError(f"--seed {given.seed} must be from 0 to 2**32 - 1")
     if given.json and not given.json.absolute().parent.is_dir():
         raise StorageError(f"the folder of --json {given.json} does not exist")
+    if given.max_tokens is not None:
+        task_file.check_max_tokens(given.max_tokens, "--max-tokens")
+    _settings(given, given.rounds, Path())
+    if given.out and given.out.exists() and not (given.out.is_dir() and not any(given.out.iterdir())):
+        raise BundleError(f"--out {given.out} exists already, and holds something; choose another folder, or remove it")
     folder = given.out or Path(tempfile.mkdtemp(prefix="edge-zo-demo-"))
     task, homes = _prepare_data(given, folder / "data")
     bundle = folder / "bundle"
@@ -106,6 +113,8 @@ def _prepare_data(given: argparse.Namespace, folder: Path) -> tuple[Task, list[l
 
 
 def _settings(given: argparse.Namespace, rounds: int, data: Path) -> dict[str, str]:
+    """Of the coordinator, by name. ConfigError where a --set is none."""
+    known = [name for name, _ in config.settings(RunConfig)]
     settings = {
         "rounds": str(rounds),
         "round.goal": str(given.agents),
@@ -119,7 +128,11 @@ def _settings(given: argparse.Namespace, rounds: int, data: Path) -> dict[str, s
         key, equals, value = each.partition("=")
         if not equals:
             raise ConfigError(f"--set {each!r} must be KEY=VALUE, such as rate.body=0.2")
-        settings[key] = value
+        name = key.replace("-", "_")
+        if name not in known:
+            raise ConfigError(f"--set {each!r}: there is no setting {key!r}{nearest(name, known)}")
+        settings[name] = value
+    config.from_texts(RunConfig, {"bundle": "bundle"} | settings)
     return settings
 
 

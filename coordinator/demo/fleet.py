@@ -26,7 +26,7 @@ class Fleet:
         self.folder, self.bundle = folder, bundle
         self.store_path, self.port = folder / "run.sqlite", free_port()
         flags = {"bundle": str(bundle), "store": str(self.store_path), "name": "demo", "listen": f"127.0.0.1:{self.port}"} | settings
-        self._flags = [f"--{name}={value}" for name, value in flags.items()]
+        self._flags = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
         self.agents: dict[str, psutil.Popen] = {}
         self.relay = Relay(self.port)
 

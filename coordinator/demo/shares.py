@@ -17,7 +17,7 @@ FEWEST = 4  # examples that every device gets
 def divide(examples: Sequence[Example], devices: int, seed: int, concentration: float = CONCENTRATION) -> list[list[Example]]:
     """One list a device: each class is split by a Dirichlet draw; text without labels is split into consecutive shares."""
     if len(examples) < devices * FEWEST:
-        raise DataError(f"{len(examples)} training examples are too few for {devices} devices; use fewer with --agents")
+        raise DataError(f"{len(examples)} training examples are too few for {devices} devices; use more examples, or fewer devices")
     if examples[0].label is None:
         bounds = np.linspace(0, len(examples), devices + 1).astype(int)
         return [list(examples[a:b]) for a, b in itertools.pairwise(bounds)]

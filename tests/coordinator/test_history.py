@@ -398,6 +398,15 @@ def test_verify_as_a_command(command: Command, run: Run, bert_bundle: Bundle, tm
     assert err.startswith("edge-coordinator: entry 6: ")
 
 
+def test_what_verify_would_not_look_at_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "run", f"--store={run.store.path}", f"--key={'0' * 64}"]) == ConfigError.exit_code
+    assert main(["verify", f"--store={run.store.path}"]) == ConfigError.exit_code
+    assert capsys.readouterr().err.splitlines() == [
+        "edge-coordinator: --key is the key of tiles; give --tiles ADDRESS with it",
+        "edge-coordinator: name a run, or tiles with --tiles",
+    ]
+
+
 def test_rollback_as_a_command(command: Command, run: Run, bert_bundle: Bundle) -> None:
     wanted = digest(run, bert_bundle, 3).hex()
     assert told(command("rollback", "--to=3", "--json")) == {"entry": 7, "rolled_back_to": 3, "digest": wanted}

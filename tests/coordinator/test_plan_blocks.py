@@ -79,9 +79,16 @@ def test_a_file_of_devices_is_planned_instead(store: Path, tmp_path: Path, capsy
     [
         ("no json", 3, "is no list of devices"),
         ('[{"memory_mb": 3}]', 3, "unknown key 'devices.json[0].memory_mb'; did you mean 'memory_mib'?"),
-        ('[{"count": 0}]', 3, "every count must be at least 1"),
+        ("[" * 100_000, 3, "is no list of devices"),
+        ('[{"count": 0}]', 3, "devices.json[0].count = 0 must be at least 1"),
+        ('[{"count": 100001}]', 3, "must list from 1 to 100000 devices"),
+        ('[{}, {"memory_mib": -1}]', 3, "devices.json[1].memory_mib must be from 0 to"),
+        ('[{"stage_ns": [1, 2, -3], "single_ns": [1, 2, 3]}]', 3, "devices.json[0].stage_ns must be from 0 to"),
+        ('[{"stage_ns": [1, 2], "single_ns": [1, 2]}]', 3, "each of the bundle's 3 stages, or both be left out"),
+        ('[{"stage_ns": [1, 2, 3]}]', 3, "each of the bundle's 3 stages, or both be left out"),
+        (f'[{{"bytes_per_second": {10**400}}}]', 3, "devices.json[0].bytes_per_second must be from 0 to"),
         ('[{"precision": "int8"}]', 3, "no base of precision 'int8'"),
-        ("[]", 3, "name some with --devices"),
+        ("[]", 3, "must list from 1 to 100000 devices"),
     ],
 )
 def test_a_file_that_is_none_gets_one_line(
@@ -92,6 +99,12 @@ def test_a_file_that_is_none_gets_one_line(
     found, text = command(capsys, "fleet", "--store", store, "--devices", file)
     assert (found, text.count("\n")) == (code, 1)
     assert wanted in text
+
+
+def test_a_file_that_is_not_there_is_told(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "none.json"
+    said = f"edge-coordinator: {file} cannot be read: No such file or directory; check the path after --devices\n"
+    assert command(capsys, "fleet", "--store", store, "--devices", file) == (3, said)
 
 
 def test_devices_that_are_too_small_are_named_with_the_code_for_what_does_not_fit(

@@ -421,7 +421,7 @@ def test_an_agent_that_comes_late_needs_nothing_but_tiles(served: Processes) -> 
 
 def verify(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """What a third party sees, in a folder that holds no store."""
-    command = [sys.executable, "-m", "coordinator.cli", "verify", "run", *map(str, arguments)]
+    command = [sys.executable, "-m", "coordinator.cli", "verify", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=30)
 
 
@@ -431,7 +431,7 @@ def test_a_third_party_verifies_the_run_by_bundle_and_tiles_alone(served: Proces
     store = SqliteStore(served.folder / "run.sqlite")
     found = json.loads(done.stdout)
     assert found == {
-        "run": "run",
+        "tiles": served.address,
         "entries": LAST,
         "compacted": 0,
         "digests": LAST // 5,

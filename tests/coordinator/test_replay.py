@@ -12,7 +12,7 @@ from coordinator.store import Compacted
 from zo import wire
 from zo.bundle import Bundle
 from zo.checkpoint import Checkpoint
-from zo.errors import StorageError
+from zo.errors import BundleError, StorageError
 from zo.replica import Replica
 
 ENTRIES = 8
@@ -213,3 +213,8 @@ def test_the_bundle_is_found_where_the_run_says_or_where_it_lies_now(run: Traine
     assert replay.opened(run.run).digest == bert_bundle.digest
     moved = dataclasses.replace(run.run, bundle=Path("/nowhere"))
     assert replay.opened(moved, bert_bundle.folder).digest == bert_bundle.digest
+
+
+def test_a_bundle_that_is_gone_is_told_by_the_run(run: Trained) -> None:
+    with pytest.raises(BundleError, match=r"the bundle of run 'run' is not at /nowhere any more; put it back"):
+        replay.opened(dataclasses.replace(run.run, bundle=Path("/nowhere")))

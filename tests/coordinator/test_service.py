@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from local_coordinator import LocalCoordinator, report, settings
+from local_coordinator import LocalCoordinator, report
 from store_faults import FailingSync, NoSync, PowerCut
 
-from coordinator import history, listening, offers, service
+from coordinator import history, offers, service
 from coordinator.config import Round
 from coordinator.rounds import Rounds
 from coordinator.service import Service
@@ -25,11 +25,10 @@ from coordinator.summary import NOTHING_DONE
 from edge_agent.link import Link, Rejoin, Unreachable
 from zo import manifest as manifest_file
 from zo import wire
-from zo.address import free_port
 from zo.bundle import Bundle
 from zo.checkpoint import Checkpoint, signs
 from zo.disk import Disk
-from zo.errors import ConfigError, ConnectionFailed, RunRefused, StorageError
+from zo.errors import RunRefused, StorageError
 from zo.ledger import Entry, rollback, short
 from zo.messages import (
     PROTOCOL,
@@ -604,41 +603,6 @@ def test_a_store_that_cannot_be_written_makes_the_device_try_later(bert_bundle: 
             link.ask(coordinator.answer(0))
         assert coordinator.call(lambda s: s.rounds.reports) == {}
         link.close()
-
-
-# --- listening ---
-
-
-def start(bundle: Bundle, tmp_path: Path, listen: str, insecure_loopback: bool = True) -> None:
-    async def go() -> None:
-        store = SqliteStore(tmp_path / "run.sqlite", create=True)
-        run = store.open_run("run", bundle.folder, bundle.digest)
-        server = await listening.start(Service(Rounds(store, run, bundle, settings(bundle))), listen, insecure_loopback)
-        await server.stop(0)
-
-    asyncio.run(go())
-
-
-@pytest.mark.parametrize("listen", ["0.0.0.0:7600", "192.168.1.2:7600", "[::]:7600", "example.org:7600", "7600", ":7600"])
-def test_plaintext_beyond_loopback_is_refused(listen: str, bert_bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no loopback address"):
-        start(bert_bundle, tmp_path, listen)
-
-
-def test_plaintext_has_to_be_asked_for(bert_bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--insecure-loopback"):
-        start(bert_bundle, tmp_path, "127.0.0.1:0", insecure_loopback=False)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.3.2.1"])
-def test_loopback_addresses_are_served(host: str, bert_bundle: Bundle, tmp_path: Path) -> None:
-    start(bert_bundle, tmp_path, f"{host}:{free_port()}")
-
-
-def test_a_port_in_use_is_refused(coordinator: LocalCoordinator, bert_bundle: Bundle, tmp_path: Path) -> None:
-    other = LocalCoordinator(bert_bundle, tmp_path / "other.sqlite", port=int(coordinator.address.split(":")[1]))
-    with pytest.raises(ConnectionFailed, match=r"the port is in use or not allowed; choose another with --listen"), other:
-        pass
 
 
 def test_a_deadline_wakes_who_waits(bert_bundle: Bundle, tmp_path: Path) -> None:

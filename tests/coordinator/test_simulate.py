@@ -32,7 +32,15 @@ def test_it_tells_where_the_fleet_is_after_every_evaluation(bert_bundle: Bundle,
     assert [(row["round"], row["probes"]) for row in rows] == [(0, 0), (2, 8), (4, 16)]
 
 
-@pytest.mark.parametrize(("more", "code"), [(["--devices=0"], ConfigError.exit_code), (["--data=nowhere"], DataError.exit_code)])
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        (["--devices=0"], ConfigError.exit_code),
+        (["--devices=500"], DataError.exit_code),
+        (["--seed=-1"], ConfigError.exit_code),
+        (["--data=nowhere"], DataError.exit_code),
+    ],
+)
 def test_what_does_not_fit_is_said_in_one_line(
     more: list[str], code: int, bert_bundle: Bundle, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -523,6 +523,12 @@ class TestSqliteStore(StoreContract):
         with pytest.raises(StorageError, match=r"run\.sqlite: a row cannot be read \(.*\); restore the file from a backup"):
             READS[read](opened(), run)
 
+    def test_text_that_is_none_is_damage(self, path: Path, opened: Opened) -> None:
+        run = busy(opened())
+        sql(path, "UPDATE entries SET summary = CAST(x'ff22' AS TEXT) WHERE number = 2")
+        with pytest.raises(StorageError, match=r"is damaged \(Could not decode .*\); it is left as it is: restore it"):
+            opened().summaries(run)
+
     # --- nothing is told before it is synced; a crash leaves all or nothing ---
 
     @pytest.mark.parametrize("name", WRITES)
@@ -676,6 +682,28 @@ class TestSqliteStore(StoreContract):
         assert "check disk space and permissions" in refusal(mounted / "new.sqlite", create=True)
         assert path.read_bytes() == content
 
+    @pytest.mark.root
+    @pytest.mark.parametrize("in_use", [False, True])
+    def test_a_folder_that_may_only_be_read_can_be_read(self, in_use: bool, mounted: Path, tmp_path: Path) -> None:
+        path = mounted / "run.sqlite"
+        store = SqliteStore(path, create=True)
+        run = busy(store)
+        before = everything(store, run)
+        if not in_use:
+            store.close()
+        view = tmp_path / "view"
+        view.mkdir()
+        subprocess.run(["mount", "--bind", mounted, view], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", view], check=True)
+            reader = SqliteStore(view / path.name)
+            assert everything(reader, run) == before
+            with pytest.raises(StorageError, match=r"readonly database; check disk space and permissions"):
+                reader.add_event(run, "any", "thing")
+            reader.close()
+        finally:
+            subprocess.run(["umount", "--lazy", view], check=True)
+
     def test_a_file_that_may_not_be_written_any_more_is_told(self, path: Path) -> None:
         store = Small(path, create=True)
         run = busy(store)
@@ -707,7 +735,10 @@ class TestSqliteStore(StoreContract):
         store.other = Small(path)
         store.other.be_impatient()
         store.commit(run, entry(1), store.run("run").genesis, 1, {"round": 1})
-        assert (store.said, opened().entries(run)) == ([f"store {path}: database is locked; check disk space and permissions"], [entry(1)])
+        assert (store.said, opened().entries(run)) == (
+            [f"store {path}: another process writes to it; try again, or stop that one"],
+            [entry(1)],
+        )
 
     def test_processes_that_write_at_once_make_one_chain(self, path: Path, opened: Opened) -> None:
         store = opened()
@@ -780,19 +811,28 @@ def refusal(path: Path, *, create: bool = False) -> str:
 def test_a_missing_file_is_no_store_to_read(tmp_path: Path) -> None:
     assert "does not exist; give the store of a coordinator with --store" in refusal(tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    assert "folder/none" in refusal(tmp_path / "folder/none", create=True)
+    said = f"the folder of store {tmp_path / 'folder/none'} does not exist; make it, or give another store with --store"
+    assert refusal(tmp_path / "folder/none", create=True) == said
 
 
 @pytest.mark.parametrize("create", [False, True])
 def test_a_file_that_is_no_database_is_refused_and_kept(create: bool, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("shopping list " * 100)
-    assert str(path) in refusal(path, create=create)
+    assert refusal(path, create=create) == f"{path} is no store of edge-coordinator; give another with --store"
     assert path.read_text() == "shopping list " * 100
 
 
-def test_a_folder_is_no_store(tmp_path: Path) -> None:
-    assert str(tmp_path) in refusal(tmp_path, create=True)
+@pytest.mark.parametrize("create", [False, True])
+def test_a_folder_is_no_store(create: bool, tmp_path: Path) -> None:
+    assert refusal(tmp_path, create=create) == f"{tmp_path} is a folder; give the file of a store with --store"
+
+
+@pytest.mark.parametrize("name", ["sp ace ü.sqlite", "what?mode=ro#1%20.sqlite"])
+def test_a_store_may_have_any_name(name: str, tmp_path: Path) -> None:
+    begun(SqliteStore(tmp_path / name, create=True), 2)
+    assert SqliteStore(tmp_path / name).head(1)[0] == 2
+    assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in tmp_path.iterdir()} == {name}
 
 
 @pytest.mark.parametrize("create", [False, True])

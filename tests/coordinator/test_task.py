@@ -67,7 +67,7 @@ def test_max_tokens_of_the_command_line_come_first(tmp_path: Path) -> None:
         ({"label_words": ["a", "b"], "head": "linear"}, "go together, but head is 'linear'"),
         ({"labels": ["a", "b"], "head": "label-words"}, "go together, but head is 'label-words'"),
         ({"head": "label-words"}, "go together"),
-        ({"labels": ["a", "b"], "max_tokens": 1}, "max_tokens = 1 must be at least 2"),
+        ({"labels": ["a", "b"], "max_tokens": 1}, "max_tokens = 1 must be from 2 to"),
         ({"labels": ["a", "b"], "template": "no place"}, "does not contain {text}"),
         ({"labels": ["a", "b"], "haed": "linear"}, "unknown key 'haed'; did you mean 'head'?"),
         ({"labels": ["a", "b"], "head": "prototype"}, "did you mean 'prototypes'?"),

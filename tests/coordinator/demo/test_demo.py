@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from coordinator.bench import tiny_models
-from coordinator.demo.__main__ import _prepare_data, main
+from coordinator.demo.__main__ import _prepare_data, _settings, main
 from zo import examples
-from zo.errors import ConfigError, DataError, StorageError
+from zo.errors import BundleError, ConfigError, DataError, StorageError
 from zo.examples import Example
 
 
@@ -84,6 +84,10 @@ def test_a_missing_or_useless_file_is_named(split: str, tmp_path: Path) -> None:
         (["--rounds", "-1"], ConfigError.exit_code, "must be at least 1"),
         (["--rounds", "0"], ConfigError.exit_code, "must be at least 1"),
         (["--json", "no/such/figures.json"], StorageError.exit_code, "no/such/figures.json does not exist"),
+        (["--max-tokens", "0"], ConfigError.exit_code, "--max-tokens: max_tokens = 0 must be from 2 to"),
+        (["--set", "rounds"], ConfigError.exit_code, "--set 'rounds' must be KEY=VALUE"),
+        (["--set", "rate.bdy=1"], ConfigError.exit_code, "there is no setting 'rate.bdy'; did you mean"),
+        (["--set", "round.goal=0"], ConfigError.exit_code, "goal = 0"),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_made(
@@ -94,3 +98,23 @@ def test_wrong_flags_are_refused_before_anything_is_made(
     assert main([*flags, "--out", str(tmp_path / "out")]) == code
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_somebody_keeps_is_not_written_over(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folder_of(tmp_path / "data", LABELLED, labels=True)
+    before = {path: path.read_bytes() for path in data.iterdir()}
+    out = tmp_path if kind == "folder" else data / "train.jsonl"
+    assert main(["--data", str(data), "--out", str(out)]) == BundleError.exit_code
+    assert (
+        capsys.readouterr().err == f"scripts/demo: --out {out} exists already, and holds something; choose another folder, or remove it\n"
+    )
+    assert {path: path.read_bytes() for path in data.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.parametrize("key", ["probe.log2_eps_body", "probe.log2-eps-body"])
+def test_a_setting_may_be_written_as_in_a_file_or_as_a_flag(key: str) -> None:
+    settings = _settings(argparse.Namespace(agents=3, set=[f"{key}=-4"]), 5, Path("data"))
+    assert settings["probe.log2_eps_body"] == "-4"
+    assert settings["round.minimum"] == "2"

@@ -52,7 +52,7 @@ def test_what_is_divided_stays_as_it_was() -> None:
 
 
 def test_too_few_examples_are_refused_with_the_flag() -> None:
-    with pytest.raises(DataError, match="11 training examples are too few for 3 devices; use fewer with --agents"):
+    with pytest.raises(DataError, match="11 training examples are too few for 3 devices; use more examples, or fewer devices"):
         divide(made(11), 3, 0)
 
 
