@@ -187,7 +187,8 @@ class Solo:
             self.status.update(state=how, reason="told to stop before training went on")
             log.info("stopped before training went on")
             return
-        done, digest = f"{how} after round {self.round} of {self.config.rounds}", self.model.parameters.digest().hex()
+        of = f" of {self.config.rounds}" if self.round <= self.config.rounds else f", and {self.config.rounds} were asked for"
+        done, digest = f"{how} after round {self.round}{of}", self.model.parameters.digest().hex()
         self.status.update(state=how, reason=done, held_out_loss=self.loss, digest=digest)
         if not self.dataset.held_out:
             log.warning("no examples were held out, so nothing says whether training helped; set held_out_share")

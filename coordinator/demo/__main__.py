@@ -26,6 +26,7 @@ from zo.manifest import PRECISIONS, TRAINABLE_SETS, Precision, Task
 from zo.structure import nearest
 
 ROUNDS = 100
+MOST_AGENTS = 256  # each is a process of this machine, of some 100 MB
 LOOK = 1.0  # seconds between looks at the run
 
 
@@ -54,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(given: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
-    if given.agents < 1 or given.rounds < 1:
-        raise ConfigError("--agents and --rounds must be at least 1")
+    if not 1 <= given.agents <= MOST_AGENTS or given.rounds < 1:
+        raise ConfigError(f"--agents must be 1 to {MOST_AGENTS}, and --rounds at least 1")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed {given.seed} must be from 0 to 2**32 - 1")
     if given.json and not given.json.absolute().parent.is_dir():
