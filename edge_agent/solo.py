@@ -143,6 +143,8 @@ class Solo:
         if entries:
             self._look()
             log.info("going on after round %d of the local ledger: held-out loss %s", self.round, _nats(self.loss))
+        else:
+            log.info("round 1 of %d begins: held-out loss %s", self.config.rounds, _nats(self.loss))
 
     def _work(self, number: int) -> None:
         """One round."""

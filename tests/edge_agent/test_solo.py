@@ -435,7 +435,7 @@ def test_a_signal_ends_it_soon_and_it_goes_on(
     number: int, processes: Callable[[int], Process], configure: Configure, bert_bundle: Bundle
 ) -> None:
     first = processes(10**6)
-    first.wait_for("training on top of")
+    first.wait_for("round 1 of 1000000 begins")
     time.sleep(0.3)
     first.process.send_signal(number)
     assert first.process.wait(5) == 0, first.log
@@ -447,6 +447,9 @@ def test_a_signal_ends_it_soon_and_it_goes_on(
     assert f"going on after round {len(before)} of" in second.log
     after = ledger(configure(), bert_bundle).entries
     assert (after[: len(before)], len(after)) == (before, len(before) + 5)
+    third = processes(1)
+    assert third.process.wait(20) == 0, third.log
+    assert f"finished after round {len(after)}, and 1 were asked for" in third.log
 
 
 def test_a_kill_loses_what_was_not_written_and_nothing_else(

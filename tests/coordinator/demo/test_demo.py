@@ -80,9 +80,10 @@ def test_a_missing_or_useless_file_is_named(split: str, tmp_path: Path) -> None:
     [
         (["--seed", "-1"], ConfigError.exit_code, "--seed -1 must be from 0"),
         (["--seed", str(2**32)], ConfigError.exit_code, f"--seed {2**32} must be from 0"),
-        (["--agents", "0"], ConfigError.exit_code, "must be at least 1"),
-        (["--rounds", "-1"], ConfigError.exit_code, "must be at least 1"),
-        (["--rounds", "0"], ConfigError.exit_code, "must be at least 1"),
+        (["--agents", "0"], ConfigError.exit_code, "must be 1 to 256"),
+        (["--agents", "257"], ConfigError.exit_code, "must be 1 to 256"),
+        (["--rounds", "-1"], ConfigError.exit_code, "--rounds at least 1"),
+        (["--rounds", "0"], ConfigError.exit_code, "--rounds at least 1"),
         (["--json", "no/such/figures.json"], StorageError.exit_code, "no/such/figures.json does not exist"),
         (["--max-tokens", "0"], ConfigError.exit_code, "--max-tokens: max_tokens = 0 must be from 2 to"),
         (["--set", "rounds"], ConfigError.exit_code, "--set 'rounds' must be KEY=VALUE"),
