@@ -83,10 +83,10 @@ def _prefix(manifest: Manifest) -> str:
 def read(folder: Path) -> Adapter:
     """An adapter of query and value, as PEFT has it. BundleError where it holds what could not be trained on."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
         tensors = load_file(folder / WEIGHTS)
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, SafetensorError) as error:
         raise BundleError(f"{folder} is no adapter folder of PEFT: {CONFIG} and {WEIGHTS} cannot be read ({error})") from None
     for key, must in UNREADABLE.items():
         if config.get(key) not in (must, None):

@@ -16,6 +16,7 @@ LOSSES = ("loss", "logits")  # outputs of the last stage
 MOST_TOKENS = 2**20
 MOST_LABELS = 2**16
 MOST_RANK = 2**20
+MOST_ALPHA = 1e6  # that is built; manifests may say more
 MOST_BLOCKS = 2**16
 MOST_VALUES = 2**40  # of a tensor, and of any dimension of a model; in bytes of a base 64 times as many
 MOST_LOG2_EPS = 64

@@ -105,6 +105,39 @@ def building(folders: Callable[[str], Path], tmp_path: Path) -> Command:
     return lambda *flags: cli.main([*given, *flags])
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--rank=0", "--rank 0 must be from 1 to 1048576"),
+        ("--alpha=nan", "--alpha nan must be more than 0, and at most 1e+06"),
+        ("--alpha=0", "--alpha 0 must be more than 0, and at most 1e+06"),
+        ("--alpha=1e30", "--alpha 1e+30 must be more than 0, and at most 1e+06"),
+        ("--ranks=2,4", "--rank 4: --ranks stands instead of it; leave one of them out"),
+        ("--trainable=full", "--rank: trainable 'full' has no adapters; leave that out, or train 'lora-fa' or 'lora'"),
+        ("--trainable=norms --alpha=2", "--rank, --alpha: trainable 'norms' has no adapters; leave that out, or train 'lora-fa' or 'lora'"),
+        ("--trainable=lora --adapter=x", "--adapter has a rank and an alpha of its own; leave --rank and --alpha out"),
+    ],
+)
+def test_flags_of_adapters_that_are_impossible_or_would_not_count_are_refused(
+    flags: str, said: str, building: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert building(*flags.split()) == 3
+    assert capsys.readouterr().err == f"edge-coordinator: {said}\n"
+
+
+def test_a_model_that_calibration_does_not_need_is_looked_at_all_the_same(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = run(capsys, "calibrate", folder, f"--model={tmp_path / 'nope'}")
+    assert (code, error) == (5, f"edge-coordinator: {tmp_path / 'nope'} is no Hugging Face model folder: it has no config.json\n")
+
+
+@pytest.mark.parametrize("stages", ["0", "-1", "99"])
+def test_stages_that_cannot_be_cut_are_refused(stages: str, building: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert building("--stages", stages) == 5
+    assert capsys.readouterr().err == f"edge-coordinator: {stages} stages cannot be cut from 3 blocks\n"
+
+
 @pytest.mark.parametrize(("flags", "kinds"), [((), "bbbh"), (("--top-blocks", "1"), "bh"), (("--top-blocks", "0"), "h")])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_top_blocks_are_what_the_flag_says_and_calibrate_again(
