@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from zo import ranks
-from zo.bundle import Bundle
+from zo.bundle import Bundle, save_tensors
 from zo.errors import BundleError
 from zo.manifest import Manifest
 from zo.replica import Replica
@@ -61,9 +61,9 @@ def export(bundle: Bundle, replica: Replica, run_name: str, out: Path, rank: int
         found |= {f"{ROOT}classifier.weight": head["head.weight"].T, f"{ROOT}classifier.bias": head["head.bias"]}
     out.mkdir(parents=True)
     details = {"run": run_name, "entry": str(replica.entry), "digest": replica.parameters.digest().hex()}
-    save_file({name: np.ascontiguousarray(values) for name, values in found.items()}, out / WEIGHTS, metadata={"format": "pt"} | details)
+    save_tensors({name: np.ascontiguousarray(values) for name, values in found.items()}, out / WEIGHTS, metadata={"format": "pt"} | details)
     if head and not linear:
-        save_file(head, out / "head.safetensors", metadata=details)
+        save_tensors(head, out / "head.safetensors", metadata=details)
     (out / CONFIG).write_text(json.dumps(_config(manifest, rank, scale, linear), indent=1) + "\n", encoding="utf-8")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from safetensors.numpy import save_file
 
 from coordinator.architectures import ARCHITECTURES
 from coordinator.build import dimensions
@@ -109,7 +108,7 @@ def write(layers: Layers, folder: Path, name: str, task: Task, inactive: Layers 
     """
     precision = layers.training.precision
     base = f"{precision}.safetensors"
-    save_file(layers.frozen.tensors, folder / base)
+    bundle_files.save_tensors(layers.frozen.tensors, folder / base)
     places = {weight: (base, *place) for weight, place in _offsets(folder / base).items()}
     groups = tuple(_group(place, draft) for place, draft in enumerate(layers.groups))
     stages = []
@@ -149,7 +148,7 @@ def write(layers: Layers, folder: Path, name: str, task: Task, inactive: Layers 
 def write_trainable(folder: Path, groups: tuple[Group, ...], tensors: Mapping[str, np.ndarray]) -> None:
     """Snap the tensors of all groups to their lattices and write them."""
     snapped = {tensor.name: snap(tensors[tensor.name], group.log2_unit) for group in groups for tensor in group.tensors}
-    save_file(snapped, folder / bundle_files.TRAINABLE)
+    bundle_files.save_tensors(snapped, folder / bundle_files.TRAINABLE)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -216,16 +216,13 @@ VALUES = [None, -1, 0, 1, 10**30, 2.5, float("nan"), float("inf"), "", "x", "../
 def test_a_manifest_with_any_other_value_is_refused_or_serves(
     data: st.DataObject, bert_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("altered")
-    for file in bert_bundle.folder.iterdir():
-        (folder / file.name).hardlink_to(file)
+    folder = Path(shutil.copytree(bert_bundle.folder, tmp_path_factory.mktemp("altered") / "bundle"))
     plain = json.loads((folder / "manifest.json").read_text())
     *outer, last = data.draw(st.sampled_from([place for place in places(plain) if place[0] != "files"]))
     inner = plain
     for key in outer:
         inner = inner[key]
     inner[last] = data.draw(st.sampled_from(VALUES) | st.integers() | st.text(max_size=8))
-    (folder / "manifest.json").unlink()
     (folder / "manifest.json").write_text(json.dumps(plain))
     try:
         opened = open_bundle(folder)
@@ -328,7 +325,7 @@ def test_an_archive_writes_plain_files_into_its_folder_and_nothing_else(bad: tup
     path = archive(tmp_path / "a.tar", bad)
     with pytest.raises(BundleError, match=r"is no file name|is no plain file"):
         unpack(path, tmp_path / "out/folder")
-    assert {each.relative_to(tmp_path).as_posix() for each in tmp_path.rglob("*")} == {"a.tar", "out", "out/folder"}
+    assert {each.relative_to(tmp_path).as_posix() for each in tmp_path.rglob("*")} == {"a.tar", "out"}
 
 
 def test_an_archive_that_swells_is_refused(tmp_path: Path) -> None:
