@@ -5,11 +5,15 @@ import json
 import logging
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Bundles
+from waiting import wait_until
 
 from coordinator import cli
 from coordinator.bench import tiny_models
@@ -130,6 +134,17 @@ def test_a_model_that_calibration_does_not_need_is_looked_at_all_the_same(
 ) -> None:
     code, _, error = run(capsys, "calibrate", folder, f"--model={tmp_path / 'nope'}")
     assert (code, error) == (5, f"edge-coordinator: {tmp_path / 'nope'} is no Hugging Face model folder: it has no config.json\n")
+
+
+def test_a_build_that_is_terminated_leaves_nothing(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(json.dumps(tiny_models.LABELS))
+    command = [sys.executable, "-m", "coordinator", "bundle", "build", folders("bert"), tmp_path / "out", "--max-tokens=32"]
+    command += [f"--task={tmp_path / 'labels.json'}", "--precision=fp32,w8,w4,int8"]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: bool(list(tmp_path.glob(".building-*/bundle/*"))))
+    started.terminate()
+    assert (started.communicate(timeout=30)[1], started.returncode) == ("", -signal.SIGTERM)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
 
 
 @pytest.mark.parametrize("stages", ["0", "-1", "99"])
