@@ -67,7 +67,7 @@ def _plan(given: argparse.Namespace) -> None:
 def read(path: Path) -> dict[int, Asking]:
     """Devices 0, 1, ... of a file. ConfigError where it cannot be read, or is no list of such."""
     try:
-        rows = from_plain(tuple[Kind, ...], json.loads(path.read_text(encoding="utf-8-sig")), path.name)
+        rows = from_plain(tuple[Kind, ...], json.loads(path.read_text(encoding="utf-8")), path.name)
     except (OSError, ValueError, StructureError) as error:
         raise ConfigError(f"{path} is no list of devices: {error}") from None
     if any(row.count < 1 for row in rows) or sum(row.count for row in rows) > MOST:

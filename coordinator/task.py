@@ -67,14 +67,18 @@ def read(path: Path | None, max_tokens: int | None = None) -> Task:
         raise ConfigError(f"{path}: label {Counter(labels).most_common(1)[0][0]!r} is there more than once; each needs words of its own")
     if given.labels and given.label_count not in (0, len(given.labels)):
         raise ConfigError(f"{path}: label_count = {given.label_count}, but there are {len(given.labels)} labels")
-    if not 2 <= given.max_tokens <= MOST_TOKENS:
-        source = path if max_tokens is None else "--max-tokens"
-        raise ConfigError(f"{source}: max_tokens = {given.max_tokens} must be from 2 to {MOST_TOKENS}")
+    check_max_tokens(given.max_tokens, path if max_tokens is None and path else "--max-tokens")
     if "{text}" not in given.template or not encodable(given.template):
         raise ConfigError(f"{path}: template {given.template!r} is no text that contains {{text}}")
     if not labels:
         return Task("language-modelling", given.max_tokens, "vocabulary")
     return Task("classification", given.max_tokens, head, labels, given.template)
+
+
+def check_max_tokens(number: int, where: object) -> None:
+    """ConfigError, which begins with `where`, if texts cannot be cut at so many."""
+    if not 2 <= number <= MOST_TOKENS:
+        raise ConfigError(f"{where}: max_tokens = {number} must be from 2 to {MOST_TOKENS}")
 
 
 def _plain(path: Path) -> Any:

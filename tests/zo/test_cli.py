@@ -180,7 +180,7 @@ def test_exit_codes_are_told_apart() -> None:
     assert not {0, 2, cli.INTERNAL_ERROR, 130, 141} & set(codes)
 
 
-@pytest.mark.parametrize("code", [0, 2, cli.INTERNAL_ERROR, 130, 141, *(kind.exit_code for kind in user_errors())])
+@pytest.mark.parametrize("code", [0, 2, cli.INTERNAL_ERROR, 130, 141, 143, *(kind.exit_code for kind in user_errors())])
 def test_every_exit_code_has_a_row_and_a_section_on_its_page(code: int) -> None:
     assert re.search(rf"^\| *\[?{code}\b", PAGE, re.M)
     section = re.search(rf"^## {code}\b.*?(?=^## |\Z)", PAGE, re.M | re.S)
