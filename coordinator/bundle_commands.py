@@ -9,8 +9,11 @@ from pathlib import Path
 
 from zo import bundle as bundle_files
 from zo import examples
+from zo.consistency import MOST_ALPHA, MOST_RANK
 from zo.errors import BundleError, ConfigError
 from zo.manifest import PRECISIONS, TRAINABLE_SETS, Manifest, Precision
+
+RANK, ALPHA = 8, 16.0  # of adapters, where nothing is said
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -56,7 +59,7 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
         metavar="NAME[,NAME...]",
         help=f"of what is not trained: {', '.join(PRECISIONS)}; several make as many bases, the first the default [fp32]",
     )
-    building.add_argument("--rank", type=int, default=8, help="of adapters [8]")
+    building.add_argument("--rank", type=int, help=f"of adapters [{RANK}]")
     building.add_argument(
         "--ranks",
         type=ranks,
@@ -64,7 +67,7 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
         metavar="R[,R...]",
         help="of adapters in slices, as 2,4,8,16: each device trains with the rank it can bear (docs/ranks.md); instead of --rank",
     )
-    building.add_argument("--alpha", type=float, default=16.0, help="adapters are scaled by alpha / rank, the largest rank [16]")
+    building.add_argument("--alpha", type=float, help=f"adapters are scaled by alpha / rank, the largest rank [{ALPHA:g}]")
     building.add_argument("--adapter", type=Path, help="folder of Hugging Face PEFT that training begins with; for --trainable lora")
     building.add_argument("--top-blocks", type=int, help="train only so many blocks, those nearest the output; 0: the head alone [all]")
     building.add_argument("--stages", type=int, help="parts that the blocks are cut into, the head not counted [2]")
@@ -82,19 +85,35 @@ def build(given: argparse.Namespace) -> None:
     from zo import calibration
 
     task = task_file.read(given.task, given.max_tokens)
-    if given.rank < 1:
-        raise ConfigError(f"--rank {given.rank} must be at least 1")
+    _check_adapters(given)
     run_key = secrets.randbits(32) if given.run_key is None else given.run_key
     if not 0 <= run_key < 2**32:
         raise ConfigError(f"--run-key {run_key} must be 32 bits, unsigned")
     precision, *others = given.precision
     adapter = peft.read(given.adapter) if given.adapter else None
-    rank, alpha = (adapter.rank, adapter.alpha) if adapter else (given.rank, given.alpha)
+    rank, alpha = (adapter.rank, adapter.alpha) if adapter else (given.rank or RANK, given.alpha or ALPHA)
     training = Training(given.trainable, precision, rank, alpha, run_key, given.top_blocks, given.ranks, adapter)
     found = examples.read(given.data, task).examples if given.data else []
     measured = builder.build(given.model, given.out, task, training, found, given.stages, others)
     print("\n".join(f"{precision}:\n{calibration.told(found)}" for precision, found in measured.items()))
     inspect(argparse.Namespace(bundle=given.out, json=False))
+
+
+def _check_adapters(given: argparse.Namespace) -> None:
+    """ConfigError where the flags of adapters are impossible, or some would not count beside the others."""
+    stated = {f"--{name}": value for name in ("rank", "ranks", "alpha") if (value := getattr(given, name)) not in (None, ())}
+    if stated and given.trainable not in ("lora", "lora-fa"):
+        raise ConfigError(
+            f"{', '.join(stated)}: trainable {given.trainable!r} has no adapters; leave that out, or train 'lora-fa' or 'lora'"
+        )
+    if given.ranks and given.rank is not None:
+        raise ConfigError(f"--rank {given.rank}: --ranks stands instead of it; leave one of them out")
+    if given.adapter and (given.rank is not None or given.alpha is not None):
+        raise ConfigError("--adapter has a rank and an alpha of its own; leave --rank and --alpha out")
+    if given.rank is not None and not 1 <= given.rank <= MOST_RANK:
+        raise ConfigError(f"--rank {given.rank} must be from 1 to {MOST_RANK}")
+    if given.alpha is not None and not 0 < given.alpha <= MOST_ALPHA:
+        raise ConfigError(f"--alpha {given.alpha:g} must be more than 0, and at most {MOST_ALPHA:g}")
 
 
 def precisions(text: str) -> tuple[Precision, ...]:
@@ -134,12 +153,15 @@ def verify(given: argparse.Namespace) -> None:
 def calibrate(given: argparse.Namespace) -> None:
     """bundle calibrate BUNDLE"""
     from coordinator.build import build as builder
+    from coordinator.build.checkpoint import Checkpoint
     from zo import calibration
 
     bundle = bundle_files.open_whole(given.bundle)
     bases = bundle.manifest.bases
     if "fp32" not in bases and given.model is None:
         raise ConfigError(f"{given.bundle} has no base fp32, only {', '.join(bases)}; give the float32 model with --model FOLDER")
+    if given.model is not None:
+        Checkpoint(given.model)  # it is not needed beside a base fp32, and yet no other may be meant
     found = examples.read(given.data, bundle.manifest.task).examples if given.data else []
     batches = builder.calibration_batches(bundle, found)
     with tempfile.TemporaryDirectory() as scratch:

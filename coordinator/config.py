@@ -10,6 +10,7 @@ from zo.config import setting
 from zo.estimators import Grid
 from zo.recipe import Aggregation, Algorithm, Probe, Rate, Split
 from zo.seeds import MOST_POOL
+from zo.structure import encodable
 from zo.tiles import TILE
 
 
@@ -81,8 +82,8 @@ class TileSettings:
     def __post_init__(self) -> None:
         if self.listen and not self.folder:
             raise ValueError(f"listen = {self.listen!r} needs a folder")
-        if self.every < 0:
-            raise ValueError(f"every = {self.every} must not be negative")
+        if not 0 <= self.every < math.inf:
+            raise ValueError(f"every = {self.every} must be a number of seconds, and not negative")
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class RunConfig:
     tiles: TileSettings = setting("", TileSettings())
 
     def __post_init__(self) -> None:
+        if not self.name.strip() or not encodable(self.name):
+            raise ValueError(f"name = {self.name!r} must be a text that is not empty")
         for name in ("rounds", "digest_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
@@ -145,9 +148,11 @@ class RunConfig:
             raise ValueError(f"certificate_days = {self.certificate_days} must be positive, and at most a century")
         if self.aggregation != "mean" and not self.seeds.shared:
             raise ValueError(f"aggregation = {self.aggregation!r} compares devices along the same directions; it needs seeds.shared = true")
-        for name in ("keep_entries", "held_out_every", "least_gain", "blocks_slack"):
+        for name in ("keep_entries", "held_out_every", "least_gain"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must not be negative")
+        if not 0 <= self.blocks_slack < 10:
+            raise ValueError(f"blocks_slack = {self.blocks_slack} must be from 0 to below 10")
         if self.tiles.folder and 0 < self.keep_entries < 2 * TILE:
             raise ValueError(f"keep_entries = {self.keep_entries} must be 0, or at least {2 * TILE}, where tiles are written")
         if self.evaluation.validation and 0 < self.keep_entries < 2 * self.evaluation.every:

@@ -9,10 +9,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 from onnx.utils import Extractor
-from safetensors.numpy import save_file
 
 from zo import ranks
-from zo.bundle import TOKENIZER, Bundle
+from zo.bundle import TOKENIZER, Bundle, save_tensors
 from zo.errors import BundleError
 from zo.parameters import Parameters
 from zo.replica import Replica
@@ -33,7 +32,7 @@ def export(bundle: Bundle, replica: Replica, run_name: str, out: Path, rank: int
     tensors = ranks.joined(bundle.manifest, parameters.tensors(), rank)
     out.mkdir(parents=True)
     details = {"run": run_name, "entry": str(replica.entry), "digest": parameters.digest().hex()} | ({"rank": str(rank)} if rank else {})
-    save_file(tensors, out / TRAINED, metadata=details)
+    save_tensors(tensors, out / TRAINED, metadata=details)
     model = merged(bundle, parameters, rank)
     large = model.ByteSize() > INLINE
     onnx.save(model, out / MODEL, save_as_external_data=large, location="model.data" if large else None)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from zo import ranks
-from zo.bundle import Bundle
+from zo.bundle import Bundle, save_tensors
 from zo.errors import BundleError
 from zo.manifest import Manifest
 from zo.replica import Replica
@@ -61,9 +61,9 @@ def export(bundle: Bundle, replica: Replica, run_name: str, out: Path, rank: int
         found |= {f"{ROOT}classifier.weight": head["head.weight"].T, f"{ROOT}classifier.bias": head["head.bias"]}
     out.mkdir(parents=True)
     details = {"run": run_name, "entry": str(replica.entry), "digest": replica.parameters.digest().hex()}
-    save_file({name: np.ascontiguousarray(values) for name, values in found.items()}, out / WEIGHTS, metadata={"format": "pt"} | details)
+    save_tensors({name: np.ascontiguousarray(values) for name, values in found.items()}, out / WEIGHTS, metadata={"format": "pt"} | details)
     if head and not linear:
-        save_file(head, out / "head.safetensors", metadata=details)
+        save_tensors(head, out / "head.safetensors", metadata=details)
     (out / CONFIG).write_text(json.dumps(_config(manifest, rank, scale, linear), indent=1) + "\n", encoding="utf-8")
 
 
@@ -83,10 +83,10 @@ def _prefix(manifest: Manifest) -> str:
 def read(folder: Path) -> Adapter:
     """An adapter of query and value, as PEFT has it. BundleError where it holds what could not be trained on."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
         tensors = load_file(folder / WEIGHTS)
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, SafetensorError) as error:
         raise BundleError(f"{folder} is no adapter folder of PEFT: {CONFIG} and {WEIGHTS} cannot be read ({error})") from None
     for key, must in UNREADABLE.items():
         if config.get(key) not in (must, None):

@@ -10,8 +10,12 @@ are reordered, because llama2.c rotates neighbouring values and Hugging Face the
 
 import argparse
 import json
+import math
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -24,12 +28,16 @@ def read_weights(path: Path) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     names = ("width", "ffn", "blocks", "heads", "kv_heads", "vocabulary", "positions")
     header = dict(zip(names, struct.unpack("<7i", raw[:28]), strict=True))
     tied, header["vocabulary"] = header["vocabulary"] > 0, abs(header["vocabulary"])
+    if min(header.values()) < 1 or header["width"] % header["heads"]:
+        raise ValueError(f"its header says {header}")
     values, place = np.frombuffer(raw, "<f4", offset=28), 0
 
     def take(*shape: int) -> np.ndarray:
         nonlocal place
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         place += count
+        if place > values.size:
+            raise ValueError(f"it ends before {count} values of shape {shape}")
         return values[place - count : place].reshape(shape).copy()
 
     blocks, d, f = header["blocks"], header["width"], header["ffn"]
@@ -64,6 +72,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     raw, place, scores, pieces = path.read_bytes(), 4, [], []
     while place < len(raw):
         score, length = struct.unpack_from("<fi", raw, place)
+        if not 0 <= length <= len(raw) - place - 8:
+            raise ValueError(f"a token of {length} bytes at {place}")
         pieces.append(raw[place + 8 : place + 8 + length].decode().strip("\n"))
         scores.append(score)
         place += 8 + length
@@ -83,12 +93,24 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def read(reader: Callable[[Path], Any], path: Path) -> Any:
+    """What the reader makes of the file; where it makes nothing of it, one line and exit code 1."""
+    try:
+        return reader(path)
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+    except (ValueError, struct.error) as error:
+        why = f"is not of llama2.c ({error})"
+    sys.exit(f"scripts/convert_llama2c.py: {path} {why}; give MODEL.bin TOKENIZER.bin OUT")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("model", "tokenizer", "out"):
         parser.add_argument(name, type=Path)
     given = parser.parse_args()
-    header, tensors = read_weights(given.model)
+    header, tensors = read(read_weights, given.model)
+    tokenizer = read(read_tokenizer, given.tokenizer)
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -109,7 +131,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     save_file(tensors, given.out / "model.safetensors")
-    read_tokenizer(given.tokenizer).save(str(given.out / "tokenizer.json"))
+    tokenizer.save(str(given.out / "tokenizer.json"))
     print(f"{given.out}: {sum(t.size for t in tensors.values()):,} parameters, {header['vocabulary']} tokens")
 
 

@@ -2,14 +2,18 @@
 
 import hashlib
 import tarfile
+import tempfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from zo import manifest as manifest_file
-from zo.errors import BundleError
+from zo.errors import BundleError, StorageError
 from zo.initial import Initial
 from zo.lattice import RangeError
 from zo.manifest import Manifest
@@ -116,18 +120,55 @@ def file_digest(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> Bundle:
-    """Unpack a .tar of plain files into `folder`, and open it with all its bases."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Unpack a .tar of plain files into `folder`, which there is only once all is verified, and open it with all its bases.
+
+    BundleError where the archive is none; OSError where `folder` cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as scratch:
+        made = Path(scratch, "bundle")
+        made.mkdir()
+        _extract(archive, made)
+        try:
+            open_whole(made)
+        except BundleError as error:
+            raise BundleError(str(error).replace(str(made), str(archive))) from None
+        made.rename(folder)
+    return open_whole(folder)
+
+
+def _extract(archive: Path, folder: Path) -> None:
     try:
-        with tarfile.open(archive, "r:") as tar:  # uncompressed: it holds no more than it weighs
+        opened = archive.open("rb")
+    except FileNotFoundError:
+        raise BundleError(f"{archive} does not exist; give the .tar that 'edge-coordinator bundle pack' made") from None
+    except OSError as error:
+        raise BundleError(f"{archive} cannot be read: {error.strerror}; check the path and its permissions") from None
+    try:
+        with opened, tarfile.open(fileobj=opened, mode="r:") as tar:  # uncompressed: it holds no more than it weighs
             for member in tar:
                 if not member.isfile() or member.issparse():
                     raise BundleError(f"{archive} holds {member.name!r}, which is no plain file; do not use this bundle")
                 check_name(member.name)
-                tar.extract(member, folder, filter="data")
-    except (OSError, tarfile.TarError) as error:
+                tar.extract(member, folder, filter=_plain)
+    except tarfile.TarError as error:
         raise BundleError(f"{archive} cannot be unpacked ({str(error).splitlines()[0]}); download it again") from None
-    return open_whole(folder)
+
+
+def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """With the permissions of any new file, whatever those of the packed one were."""
+    return tarfile.data_filter(member, folder).replace(mode=None, deep=False)  # type: ignore[arg-type]
+
+
+def save_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors with the permissions of any new file: by itself that library lets no other user read them."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise StorageError(f"{path} cannot be written ({error}); check the room there") from None
+    path.chmod(mode)
 
 
 def pack(bundle: Bundle, archive: Path) -> None:

@@ -80,7 +80,8 @@ def _within(found: Sequence[Calibration], share: float) -> list[Calibration]:
     """Those of one kind whose squared correlation is at least this share of the best."""
     best = max(m.correlation for m in found)
     if best <= 0:
-        raise BundleError(f"no probe size measures the slope of the loss for the {found[0].kind}; use precision fp32, or other data")
+        what = f"no probe size measures the slope of the loss for the {found[0].kind}"
+        raise BundleError(f"{what}; give other examples with --data, or choose precision fp32 if it is another")
     return [m for m in found if m.correlation > 0 and m.correlation**2 >= share * best**2]
 
 

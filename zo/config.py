@@ -5,6 +5,7 @@ tables: `round.goal` is [round] goal in the file, --round.goal as a flag, EDGE_C
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from zo.errors import ConfigError
-from zo.structure import StructureError, from_plain, nearest
+from zo.structure import MissingKey, StructureError, from_plain, nearest
 
 T = TypeVar("T")
 
@@ -34,14 +35,15 @@ def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
         shown = "" if default is None or default == "" else f" [{default}]"
         text = (field.metadata.get("help", "") + shown).replace("%", "%%")
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if field.default is False else {}
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"setting {name}", metavar="VALUE", help=text, **switch)
+        parser.add_argument(_flag(name), dest=f"setting {name}", metavar="VALUE", help=text, **switch)
 
 
 def load(kind: type[T], flags: argparse.Namespace, prefix: str, environment: Mapping[str, str] | None = None) -> T:
     """The configuration from flags, environment (names begin with `prefix`) and file. ConfigError says what and where."""
     environment = os.environ if environment is None else environment
-    plain = _read_file(flags.config) if flags.config else {}
+    file = _read_file(flags.config) if flags.config else {}
     where = str(flags.config) if flags.config else "configuration"
+    given: dict[str, tuple[str, Any]] = {}  # source and value of what flags and variables state
     variables = {name: f"{prefix}_{name.upper().replace('.', '_')}" for name, _ in _hints(kind)}
     for variable in environment:
         if variable.startswith(f"{prefix}_") and variable not in variables.values():
@@ -51,9 +53,15 @@ def load(kind: type[T], flags: argparse.Namespace, prefix: str, environment: Map
         flag = getattr(flags, f"setting {name}", None)
         if flag is not None or variable in environment:
             value = _parse(hint, flag if flag is not None else environment[variable])
-            _checked(hint, value, name, f"--{name.replace('_', '-')}" if flag is not None else variable)
-            _put(plain, name, value, where)
-    return _checked(kind, plain, "", where)
+            given[name] = _flag(name) if flag is not None else variable, value
+            _checked(hint, value, name, given[name][0])
+    try:
+        return from_plain(kind, _joined(file, given, where))
+    except MissingKey as error:
+        raise ConfigError(f"{where}: {error}; give it with {_flag(error.key)}") from None
+    except StructureError as error:
+        sources = [given[name][0] for name in given if _is_at_fault(name, kind, file, given, str(error))]
+        raise ConfigError(f"{', '.join(sources) or where}: {error}") from None
 
 
 def is_given(name: str, flags: argparse.Namespace, prefix: str) -> bool:
@@ -88,10 +96,10 @@ def _hints(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path after --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -100,6 +108,28 @@ def _checked(kind: Any, plain: Any, name: str, source: str) -> Any:
         return from_plain(kind, plain, name)
     except StructureError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _is_at_fault(name: str, kind: Any, file: dict[str, Any], given: dict[str, tuple[str, Any]], complaint: str) -> bool:
+    """Whether the complaint would be no more, or another one, without that flag or variable."""
+    try:
+        from_plain(kind, _joined(file, {other: each for other, each in given.items() if other != name}, ""))
+    except MissingKey:
+        return False
+    except StructureError as error:
+        return str(error) != complaint
+    return True
+
+
+def _joined(file: dict[str, Any], given: Mapping[str, tuple[str, Any]], where: str) -> dict[str, Any]:
+    plain = copy.deepcopy(file)
+    for name, (_, value) in given.items():
+        _put(plain, name, value, where)
+    return plain
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _put(plain: dict[str, Any], name: str, value: Any, where: str) -> None:
@@ -117,5 +147,5 @@ def _parse(hint: Any, text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

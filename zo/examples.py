@@ -8,6 +8,7 @@ from typing import Any
 
 from zo.errors import DataError
 from zo.manifest import Task
+from zo.structure import encodable
 
 QUOTED = 3  # complaints kept in full
 LONGEST_LINE = 16 * 2**20  # bytes
@@ -40,7 +41,7 @@ def read(path: Path, task: Task) -> Reading:
     """Examples of a JSONL file, or of every *.jsonl in a folder, in order of name. DataError if none is usable."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give a .jsonl file, or a folder of them")
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = sorted(file for file in path.glob("*.jsonl") if not file.is_dir()) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path} holds no *.jsonl files; put lines like {_sample(task)} into one")
     reading = Reading()
@@ -92,17 +93,9 @@ def _example(line: bytes, task: Task) -> Example:
     pair = record.get("text_pair")
     if pair is not None and not isinstance(pair, str):
         raise ValueError('"text_pair" is not a text')
-    if not _encodable(record["text"] + (pair or "")):
+    if not encodable(record["text"] + (pair or "")):
         raise ValueError("half a surrogate pair in the text")
     return Example(record["text"], _label(record, task), pair)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _label(record: dict[str, Any], task: Task) -> int | None:

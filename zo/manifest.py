@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from zo import ranks
+from zo import consistency, ranks
 from zo.errors import BundleError, ConfigError
 from zo.group import Group
 from zo.memory.shapes import ModelShape
-from zo.structure import StructureError, from_plain
+from zo.structure import from_plain
 
 SCHEMA_VERSION = 1
 FILE = "manifest.json"
@@ -189,7 +189,7 @@ class Manifest:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a bundle folder. BundleError on anything missing, unknown or of the wrong type."""
+    """The manifest of a bundle folder. BundleError on anything missing, unknown, of the wrong type, or that does not fit the rest."""
     path = folder / FILE
     try:
         if path.stat().st_size > LARGEST:
@@ -205,6 +205,8 @@ def read(folder: Path) -> Manifest:
             f"{path} has schema version {version!r}, this program knows {SCHEMA_VERSION}; upgrade edge-zo, or build the bundle again"
         )
     try:
-        return from_plain(Manifest, plain)
-    except StructureError as error:
+        found: Manifest = from_plain(Manifest, plain)
+        consistency.check(found)
+        return found
+    except ValueError as error:
         raise BundleError(f"{path}: {error}; build the bundle again, or upgrade edge-zo") from None

@@ -1,6 +1,5 @@
 """How to train, whoever leads: the settings that a fleet's run and a device alone have in common."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +10,7 @@ from zo.plan import MOST_DIRECTIONS, Shape
 Algorithm = Literal["auto", "mezo", "fedspzo"]
 Aggregation = Literal["mean", "trimmed-mean", "median"]
 Auto = Literal["auto"]
+MOST_RATE = 1e6
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,11 @@ class Rate:
     final: float = setting("share of the rate left in the last round; it falls linearly", 0.1)
 
     def __post_init__(self) -> None:
-        for value in (self.body, self.head, self.final):
-            if value != "auto" and not 0 <= value < math.inf:
-                raise ValueError(f"a rate of {value} is not a positive number")
+        for name, value in (("body", self.body), ("head", self.head)):
+            if value != "auto" and not 0 <= value <= MOST_RATE:
+                raise ValueError(f"{name} = {value} is no rate: it must be from 0 to {MOST_RATE:g}, or 'auto'")
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"final = {self.final} must be from 0 to 1")
 
     def paced(self, kinds: Iterable[str]) -> list[str]:
         """Those of some kinds of group whose rate follows what is measured."""

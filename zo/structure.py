@@ -2,12 +2,21 @@
 
 import dataclasses
 import difflib
+import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class StructureError(ValueError):
     """Where and what: one line."""
+
+
+class MissingKey(StructureError):
+    """A key without a default was left out. key: with its place."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"key {key!r} is missing")
+        self.key = key
 
 
 def from_plain(kind: Any, plain: Any, where: str = "") -> Any:
@@ -52,7 +61,7 @@ def _dataclass(kind: Any, plain: Any, where: str) -> Any:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in plain:
-            raise StructureError(f"key {_join(where, name)!r} is missing")
+            raise MissingKey(_join(where, name))
     try:
         return kind(**{key: from_plain(hints[key], value, _join(where, key)) for key, value in plain.items()})
     except StructureError:
@@ -62,9 +71,9 @@ def _dataclass(kind: Any, plain: Any, where: str) -> Any:
 
 
 def _scalar(kind: type, plain: Any, where: str) -> Any:
-    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
+    if kind is float and isinstance(plain, int) and not isinstance(plain, bool) and abs(plain) < 2**1023:
         return float(plain)
-    if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
+    if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool) or (isinstance(plain, float) and math.isnan(plain)):
         names = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
         raise StructureError(f"{where} must be {names.get(kind, kind.__name__)}, not {plain!r}")
     return plain
@@ -72,6 +81,15 @@ def _scalar(kind: type, plain: Any, where: str) -> Any:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
+
+
+def encodable(text: str) -> bool:
+    """Whether it is UTF-8: not, where it holds half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nearest(word: Any, known: Any) -> str:

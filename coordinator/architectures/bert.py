@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.build import head
+from coordinator.build import dimensions, head
 from coordinator.build.layers import Layers
 from zo.errors import BundleError
 from zo.manifest import Task
@@ -21,7 +21,8 @@ class Bert:
         self.blocks: int = config["num_hidden_layers"]
         self.width: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
-        self.epsilon: float = config["layer_norm_eps"]
+        dimensions.divisible("hidden_size", self.width, "num_attention_heads", self.heads)
+        self.epsilon = dimensions.positive(config, "layer_norm_eps")
         self.positions: int = config["max_position_embeddings"]
         if config["hidden_act"] not in ACTIVATIONS:
             raise BundleError(f"activation {config['hidden_act']!r} is not known for BERT; known are {', '.join(ACTIVATIONS)}")

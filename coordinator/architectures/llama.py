@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.build import head
+from coordinator.build import dimensions, head
 from coordinator.build.layers import Layers
 from zo.errors import BundleError
 from zo.manifest import Task
@@ -21,7 +21,11 @@ class Llama:
         self.heads: int = config["num_attention_heads"]
         self.kv_heads: int = config.get("num_key_value_heads") or self.heads
         self.head_width: int = config.get("head_dim") or self.width // self.heads
-        self.epsilon: float = config["rms_norm_eps"]
+        dimensions.divisible("num_attention_heads", self.heads, "num_key_value_heads", self.kv_heads)
+        if not config.get("head_dim"):
+            dimensions.divisible("hidden_size", self.width, "num_attention_heads", self.heads)
+        dimensions.divisible("head_dim", self.head_width, "halves of a rotation", 2)
+        self.epsilon = dimensions.positive(config, "rms_norm_eps")
         self.positions: int = config["max_position_embeddings"]
         self.vocabulary: int = config["vocab_size"]
         self.tied: bool = config.get("tie_word_embeddings", False)
@@ -113,6 +117,8 @@ class Llama:
 
 def _rope_theta(config: dict[str, Any]) -> float:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rotary scaling must be a table, not {rope!r}")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise BundleError(f"rotary scaling {rope} is not known; known is plain RoPE with rope_theta")
-    return float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    return dimensions.positive(rope if "rope_theta" in rope else config, "rope_theta", 10000.0)

@@ -150,7 +150,7 @@ def draft(
     folder.mkdir()
     blocks, drafts, common = _blocks(checkpoint), [], set()
     few_bits = training.trainable == "full" and any(precision in quantised.BITS for precision in precisions)
-    stages = stages or (blocks if few_bits else min(STAGES, blocks))
+    stages = (blocks if few_bits else min(STAGES, blocks)) if stages is None else stages
     if few_bits and stages != blocks:
         raise BundleError(f"inactive blocks in few bits need every block as a stage of its own: {blocks} stages, not {stages}")
     for precision in dict.fromkeys(precisions):
@@ -171,9 +171,7 @@ def draft(
 
 def _blocks(checkpoint: Checkpoint) -> int:
     blocks = checkpoint.config.get("num_hidden_layers", 1)
-    if not isinstance(blocks, int):
-        raise BundleError(f"{checkpoint.folder / 'config.json'}: num_hidden_layers must be a whole number, not {blocks!r}")
-    return blocks
+    return blocks if isinstance(blocks, int) else 1  # `chain.draft` refuses what is no number
 
 
 def _fill_prototypes(bundle: Bundle) -> None:

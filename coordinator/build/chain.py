@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from safetensors.numpy import save_file
 
 from coordinator.architectures import ARCHITECTURES
+from coordinator.build import dimensions
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import DraftGroup, Layers, Training
 from zo import bundle as bundle_files
 from zo import quantised, ranks
+from zo.consistency import MOST_ALPHA
 from zo.errors import BundleError
 from zo.group import Group, Tensor
 from zo.inactive import layout
@@ -28,12 +29,14 @@ ADAPTER_LOG2_UNIT = -20  # what starts near zero (adapters, prototypes) still ge
 def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int, embeddings_apart: bool = False) -> Layers:
     """All stages of the model, in memory. stages: how many the blocks are cut into. embeddings_apart: they are one more, below."""
     kind = checkpoint.config.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise BundleError(f"architecture {kind!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}")
     if training.trainable == "full" and training.precision == "int8":
         raise BundleError("trainable 'full' perturbs the weights themselves; it needs precision 'fp32', or 'w8' or 'w4' of inactive blocks")
     if training.rank < 1:
         raise BundleError(f"adapters of rank {training.rank} cannot be; give 1 or more")
+    if not 0 < training.alpha <= MOST_ALPHA:
+        raise BundleError(f"adapters of alpha {training.alpha} cannot be; give more than 0, and at most {MOST_ALPHA:g}")
     _check_ranks(training)
     if training.adapter and training.trainable != "lora":
         raise BundleError(
@@ -43,14 +46,17 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int, e
         raise BundleError(f"the adapter in {training.adapter.folder} has rank {training.adapter.rank}, not {training.largest_rank}")
     layers = Layers(checkpoint, training)
     try:
-        _check_tokenizer(checkpoint, int(checkpoint.config["vocab_size"]))
+        dimensions.check(checkpoint.config)
+        _check_tokenizer(checkpoint, checkpoint.config["vocab_size"])
         model = ARCHITECTURES[kind](checkpoint.config, layers, task)
     except (TypeError, ValueError) as error:
-        raise BundleError(f"{checkpoint.folder / 'config.json'} holds a value of the wrong type ({error})") from None
+        raise BundleError(f"{checkpoint.folder / 'config.json'} cannot be a {kind} model: {error}") from None
     except KeyError as error:
         raise BundleError(f"{checkpoint.folder / 'config.json'} lacks {error}, which a {kind} model needs") from None
     if task.max_tokens > model.positions:
-        raise BundleError(f"max_tokens = {task.max_tokens} is more than the {model.positions} positions of the model")
+        raise BundleError(
+            f"max_tokens = {task.max_tokens} is more than the {model.positions} positions of the model; give --max-tokens {model.positions}"
+        )
     if not 1 <= stages <= model.blocks:
         raise BundleError(f"{stages} stages cannot be cut from {model.blocks} blocks")
     top = model.blocks if training.top_blocks is None else training.top_blocks
@@ -102,7 +108,7 @@ def write(layers: Layers, folder: Path, name: str, task: Task, inactive: Layers 
     """
     precision = layers.training.precision
     base = f"{precision}.safetensors"
-    save_file(layers.frozen.tensors, folder / base)
+    bundle_files.save_tensors(layers.frozen.tensors, folder / base)
     places = {weight: (base, *place) for weight, place in _offsets(folder / base).items()}
     groups = tuple(_group(place, draft) for place, draft in enumerate(layers.groups))
     stages = []
@@ -142,7 +148,7 @@ def write(layers: Layers, folder: Path, name: str, task: Task, inactive: Layers 
 def write_trainable(folder: Path, groups: tuple[Group, ...], tensors: Mapping[str, np.ndarray]) -> None:
     """Snap the tensors of all groups to their lattices and write them."""
     snapped = {tensor.name: snap(tensors[tensor.name], group.log2_unit) for group in groups for tensor in group.tensors}
-    save_file(snapped, folder / bundle_files.TRAINABLE)
+    bundle_files.save_tensors(snapped, folder / bundle_files.TRAINABLE)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -78,11 +78,11 @@ def _modern(name: str) -> str:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BundleError(f"{folder} is no Hugging Face model folder: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); download the model again") from None
     if not isinstance(config, dict):
         raise BundleError(f"{path} is not a JSON object")
     return config
@@ -90,9 +90,13 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _names(file: Path) -> list[str]:
     try:
+        file.open("rb").close()  # safetensors says of a file that may not be read that it does not exist
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror}; check its permissions") from None
+    try:
         with safe_open(file, "numpy") as opened:
             return list(opened.keys())
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise BundleError(f"{file} is not a readable safetensors file ({error}); download it again") from None
 
 

@@ -75,7 +75,9 @@ def token_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
     found = []
     for word in words:
         ids = tokenizer.encode(word, add_special_tokens=False).ids
-        if len(ids) != 1 or tokenizer.decode(ids).strip() != word.strip():
+        if len(ids) == 1 and (read := tokenizer.decode(ids, skip_special_tokens=False)).strip() != word.strip():
+            raise BundleError(f"label word {word!r} is no token of the model, which reads it as {read!r}; choose another")
+        if len(ids) != 1:
             raise BundleError(f"label word {word!r} is not one token of the model, but {len(ids)}; choose another, or try it with a space")
         if ids[0] in found:
             raise BundleError(f"label word {word!r} is the same token as another; choose one that is not")

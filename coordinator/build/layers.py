@@ -194,6 +194,9 @@ class Layers:
 
     def _adapter(self, x: str, name: str, width: int, out: int) -> str:
         """scale * x A B for x [P, batch, tokens, in]. A is +-1/sqrt(in), frozen and pre-scaled in `lora-fa`; B starts at zero."""
+        if self.training.largest_rank > min(width, out):
+            flag = "smaller --ranks" if self.training.ranks else "a smaller --rank"
+            raise BundleError(f"rank {self.training.largest_rank} is larger than layer {name!r} of {width} x {out}; give {flag}")
         if self.training.ranks:
             return self._nested(x, name, width, out)
         g, rank, scale = self.graph, self.training.rank, self.training.alpha / self.training.rank
@@ -224,8 +227,6 @@ class Layers:
     def _nested(self, x: str, name: str, width: int, out: int) -> str:
         """The same in slices: the rank that is bound decides how many dimensions are computed. A is drawn dimension by dimension."""
         g, rank, scale = self.graph, self.training.largest_rank, self.training.alpha / self.training.largest_rank
-        if rank > min(width, out):
-            raise BundleError(f"rank {rank} is larger than layer {name!r} of {width} x {out}; give smaller --ranks")
         signs = directions.signs(self.training.run_key, ADAPTER_A_GROUP, np.array([self._adapters], np.uint64), 0, width * rank)
         drawn, b = self._begun(name, signs.reshape(rank, width).T / np.sqrt(np.float32(width)), out)
         a = drawn.T

@@ -5,11 +5,15 @@ import json
 import logging
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Bundles
+from waiting import wait_until
 
 from coordinator import cli
 from coordinator.bench import tiny_models
@@ -103,6 +107,50 @@ def building(folders: Callable[[str], Path], tmp_path: Path) -> Command:
     task.write_text(json.dumps(tiny_models.LABELS[:2]))
     given = ["bundle", "build", str(folders("bert")), str(tmp_path / "out"), "--task", str(task), "--max-tokens", "32", "--rank", "4"]
     return lambda *flags: cli.main([*given, *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--rank=0", "--rank 0 must be from 1 to 1048576"),
+        ("--alpha=nan", "--alpha nan must be more than 0, and at most 1e+06"),
+        ("--alpha=0", "--alpha 0 must be more than 0, and at most 1e+06"),
+        ("--alpha=1e30", "--alpha 1e+30 must be more than 0, and at most 1e+06"),
+        ("--ranks=2,4", "--rank 4: --ranks stands instead of it; leave one of them out"),
+        ("--trainable=full", "--rank: trainable 'full' has no adapters; leave that out, or train 'lora-fa' or 'lora'"),
+        ("--trainable=norms --alpha=2", "--rank, --alpha: trainable 'norms' has no adapters; leave that out, or train 'lora-fa' or 'lora'"),
+        ("--trainable=lora --adapter=x", "--adapter has a rank and an alpha of its own; leave --rank and --alpha out"),
+    ],
+)
+def test_flags_of_adapters_that_are_impossible_or_would_not_count_are_refused(
+    flags: str, said: str, building: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert building(*flags.split()) == 3
+    assert capsys.readouterr().err == f"edge-coordinator: {said}\n"
+
+
+def test_a_model_that_calibration_does_not_need_is_looked_at_all_the_same(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = run(capsys, "calibrate", folder, f"--model={tmp_path / 'nope'}")
+    assert (code, error) == (5, f"edge-coordinator: {tmp_path / 'nope'} is no Hugging Face model folder: it has no config.json\n")
+
+
+def test_a_build_that_is_terminated_leaves_nothing(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(json.dumps(tiny_models.LABELS))
+    command = [sys.executable, "-m", "coordinator", "bundle", "build", folders("bert"), tmp_path / "out", "--max-tokens=32"]
+    command += [f"--task={tmp_path / 'labels.json'}", "--precision=fp32,w8,w4,int8"]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: bool(list(tmp_path.glob(".building-*/bundle/*"))))
+    started.terminate()
+    assert (started.communicate(timeout=30)[1], started.returncode) == ("", -signal.SIGTERM)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
+
+
+@pytest.mark.parametrize("stages", ["0", "-1", "99"])
+def test_stages_that_cannot_be_cut_are_refused(stages: str, building: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert building("--stages", stages) == 5
+    assert capsys.readouterr().err == f"edge-coordinator: {stages} stages cannot be cut from 3 blocks\n"
 
 
 @pytest.mark.parametrize(("flags", "kinds"), [((), "bbbh"), (("--top-blocks", "1"), "bh"), (("--top-blocks", "0"), "h")])

@@ -128,6 +128,9 @@ def test_what_cannot_be_begun_with_is_refused_by_name(bundles: Bundles, folders:
     config, tensors = json.loads((good / peft.CONFIG).read_text()), load_file(good / peft.WEIGHTS)
     (good / peft.CONFIG).write_text(json.dumps(config | {"use_dora": True}))
     assert "use_dora = True is not known" in refused()
+    for broken in ("[" * 100_000, json.dumps(config | {"r": float("inf")}), json.dumps(config | {"lora_alpha": None})):
+        (good / peft.CONFIG).write_text(broken)
+        assert "is no adapter folder of PEFT" in refused()
     (good / peft.CONFIG).write_text(json.dumps(config))
     first = next(iter(tensors))
     save_file({name: values for name, values in tensors.items() if name != first}, good / peft.WEIGHTS)

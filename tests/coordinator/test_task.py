@@ -67,14 +67,21 @@ def test_max_tokens_of_the_command_line_come_first(tmp_path: Path) -> None:
         ({"label_words": ["a", "b"], "head": "linear"}, "go together, but head is 'linear'"),
         ({"labels": ["a", "b"], "head": "label-words"}, "go together, but head is 'label-words'"),
         ({"head": "label-words"}, "go together"),
-        ({"labels": ["a", "b"], "max_tokens": 1}, "max_tokens = 1 must be from 2 to"),
-        ({"labels": ["a", "b"], "template": "no place"}, "does not contain {text}"),
+        ({"labels": ["a", "b"], "max_tokens": 1}, "max_tokens = 1 must be from 2 to 1048576"),
+        ({"labels": ["a", "a"]}, "label 'a' is there more than once"),
+        ({"label_words": ["a", "b", "a"]}, "label 'a' is there more than once"),
+        ({"labels": ["a", " "]}, "label 1, ' ', must be a text that is not empty"),
+        ('["\\ud800", "b"]', "label 0, '\\ud800', must be a text"),
+        ({"label_count": 100_000_000}, "label_count = 100000000 must be from 0 to 65536"),
+        ({"labels": ["a", "b"], "template": "{text} \ud800"}, "is no text that contains {text}"),
+        ({"labels": ["a", "b"], "template": "no place"}, "is no text that contains {text}"),
         ({"labels": ["a", "b"], "haed": "linear"}, "unknown key 'haed'; did you mean 'head'?"),
         ({"labels": ["a", "b"], "head": "prototype"}, "did you mean 'prototypes'?"),
         ({"labels": "a, b"}, "labels must be a list"),
         ({"labels": ["a", 2]}, "labels[1] must be a text in quotes, not 2"),
         (3, "must be a table"),
         ("{", "is no valid task file"),
+        ("[" * 100_000, "is no valid task file"),
         ("", "is no valid task file"),
     ],
 )
@@ -99,7 +106,15 @@ def test_a_missing_file_is_named_with_its_flag(tmp_path: Path) -> None:
         task.read(tmp_path / "none.json")
 
 
-def test_a_mistake_on_the_command_line_is_not_blamed_on_a_file() -> None:
-    with pytest.raises(ConfigError) as caught:
-        task.read(None, 1)
-    assert "None" not in str(caught.value)
+def test_a_mistake_on_the_command_line_is_not_blamed_on_a_file(tmp_path: Path) -> None:
+    for most in (1, 10**12):
+        with pytest.raises(ConfigError) as caught:
+            task.read(write(tmp_path, ["a", "b"]), most)
+        assert str(caught.value) == f"--max-tokens: max_tokens = {most} must be from 2 to 1048576"
+
+
+@pytest.mark.parametrize("name", ["task.json", "task.TOML"])
+def test_a_byte_order_mark_and_a_suffix_in_capitals_are_no_problem(name: str, tmp_path: Path) -> None:
+    content = '{"labels": ["a", "b"]}' if name.endswith("json") else 'labels = ["a", "b"]'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert task.read(tmp_path / name).labels == ("a", "b")

@@ -13,8 +13,8 @@ from conftest import Bundles
 from safetensors.numpy import load_file, save_file
 
 from zo import manifest as manifest_file
-from zo.bundle import TOKENIZER, TRAINABLE, Bundle, check_name, file_digest, open_bundle, open_whole, pack, unpack
-from zo.errors import BundleError, ConfigError
+from zo.bundle import TOKENIZER, TRAINABLE, Bundle, check_name, file_digest, open_bundle, open_whole, pack, save_tensors, unpack
+from zo.errors import BundleError, ConfigError, StorageError
 from zo.manifest import FILE
 
 UNFIT_NAMES = ["../up", "a/b", "/etc/passwd", "..", ".", "", ".hidden", "a\\b", "a\nb", "a\x00b", "a/", "./a"]
@@ -205,8 +205,7 @@ def test_an_archive_with_anything_but_plain_files_is_refused_and_writes_nothing(
     said = refusal(archive(tmp_path / "a.tar", bad), lambda path: unpack(path, tmp_path / "out"))
     assert "do not use this bundle" in said
     assert repr(bad.name) in said
-    assert list((tmp_path / "out").iterdir()) == []
-    assert not (tmp_path / "escaped").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive" * 100])
@@ -220,10 +219,40 @@ def test_an_archive_cut_short_is_refused(bert_bundle: Bundle, tmp_path: Path) ->
     content = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(content[: len(content) // 2])
     refusal(tmp_path / "a.tar", lambda path: unpack(path, tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+    pack(bert_bundle, tmp_path / "b.tar")
+    assert unpack(tmp_path / "b.tar", tmp_path / "out").digest == bert_bundle.digest
+
+
+def test_an_archive_of_no_bundle_is_refused_by_its_name_and_leaves_nothing(copy: Path, tmp_path: Path) -> None:
+    said = refusal(archive(tmp_path / "a.tar", member("file")), lambda path: unpack(path, tmp_path / "out"))
+    assert said.startswith(f"{tmp_path / 'a.tar'} is not a bundle: it has no manifest.json")
+    bundle = open_bundle(copy)
+    (copy / TOKENIZER).write_bytes(b"x")
+    pack(bundle, tmp_path / "b.tar")
+    said = refusal(tmp_path / "b.tar", lambda path: unpack(path, tmp_path / "out"))
+    assert said.startswith(f"{tmp_path / 'b.tar' / TOKENIZER} does not have the digest")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "b.tar", "copy"}
+
+
+def test_files_have_the_permissions_of_any_new_file(bert_bundle: Bundle, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    usual = (tmp_path / "new").stat().st_mode
+    assert {path.stat().st_mode for path in bert_bundle.folder.iterdir()} == {usual}
+    for path in copy.iterdir():
+        path.chmod(0o600)
+    pack(open_bundle(copy), tmp_path / "a.tar")
+    assert {path.stat().st_mode for path in unpack(tmp_path / "a.tar", tmp_path / "out").folder.iterdir()} == {usual}
+
+
+def test_tensors_that_cannot_be_written_are_told_with_their_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"folder cannot be written \(.*\); check the room there"):
+        save_tensors({"a": np.zeros(9, np.float32)}, tmp_path / "folder")
 
 
 def test_an_archive_that_is_absent_is_refused(tmp_path: Path) -> None:
-    assert "cannot be unpacked" in refusal(tmp_path / "absent.tar", lambda path: unpack(path, tmp_path / "out"))
+    assert "absent.tar does not exist; give the .tar" in refusal(tmp_path / "absent.tar", lambda path: unpack(path, tmp_path / "out"))
 
 
 # --- several bases ---

@@ -20,6 +20,11 @@ class Inner:
 
     goal: int = setting("reports", 1)
     share: float | None = setting("of them", None)
+    least: int = setting("reports", 0)
+
+    def __post_init__(self) -> None:
+        if self.least > self.goal:
+            raise ValueError(f"least = {self.least} is above goal = {self.goal}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,9 @@ def test_an_optional_setting_can_be_given_in_every_way(file: Path) -> None:
         ("name = 'a'\nround = 3", "round must be a table, not 3"),
         ("name = 'a'\ncount = -1", "count = -1 must not be negative"),
         ("count = 1", "key 'name' is missing"),
+        ("name = 'a'\npatience = nan", "patience must be a number, not nan"),
         ("name = ", "is not valid TOML"),
+        ("name = " + "[" * 100_000, "is not valid TOML"),
     ],
 )
 def test_what_does_not_fit_is_named_with_the_file(content: str, said: str, file: Path) -> None:
@@ -118,6 +125,36 @@ def test_a_bad_value_is_told_with_the_flag_or_variable_that_gave_it() -> None:
     assert refusal("--name=a", "--count=x") == "--count: count must be a whole number, not 'x'"
     assert refusal("--name=a", COUNT="x") == "EDGE_COUNT: count must be a whole number, not 'x'"
     assert refusal("--name=a", ROUND_GOAL="x") == "EDGE_ROUND_GOAL: round.goal must be a whole number, not 'x'"
+
+
+def test_what_a_dataclass_refuses_is_blamed_on_the_flags_and_variables_that_gave_it(file: Path) -> None:
+    file.write_text("name = 'file'\ncount = 5\n")
+    said = "count = -1 must not be negative"
+    assert refusal("--count=-1", "--patience=3", file=file) == f"--count: {said}"
+    assert refusal(file=file, COUNT="-1", PATIENCE="3") == f"EDGE_COUNT: {said}"
+    assert refusal("--name=a", "--count=-1") == f"--count: {said}"
+    file.write_text("name = 'file'\ncount = -1\n")
+    assert refusal("--patience=3", file=file) == f"{file}: {said}"
+    assert load("--count=1", file=file).count == 1
+    assert refusal("--round.goal=2", "--round.least=3", "--name=a") == "--round.goal, --round.least: round: least = 3 is above goal = 2"
+    assert refusal("--name=a", ROUND_LEAST="3") == "EDGE_ROUND_LEAST: round: least = 3 is above goal = 1"
+
+
+def test_a_setting_that_is_missing_is_told_with_its_flag(file: Path) -> None:
+    assert refusal("--count=1") == "configuration: key 'name' is missing; give it with --name"
+    file.write_text("count = 1")
+    assert refusal(file=file) == f"{file}: key 'name' is missing; give it with --name"
+
+
+def test_no_number_is_a_number_wherever_it_comes_from() -> None:
+    assert refusal("--name=a", "--patience=NaN") == "--patience: patience must be a number, not nan"
+    assert refusal("--name=a", ROUND_SHARE="NaN").startswith("EDGE_ROUND_SHARE: round.share must be a number, not nan")
+    assert refusal("--name=a", "--count=" + "[" * 100_000).startswith("--count: count must be a whole number")
+
+
+def test_a_byte_order_mark_is_no_problem(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbfname = 'a'\n")
+    assert load(file=file) == Outer("a")
 
 
 def test_flags_that_are_in_order_are_not_blamed_for_others() -> None:
@@ -161,6 +198,15 @@ def test_every_setting_of_both_commands_has_a_help_text(kind: type, name: str, h
         ("probe.examples", "5000"),
         ("rate.body", "-1"),
         ("rate.head", "NaN"),
+        ("rate.head", "1e7"),
+        ("rate.final", "1.5"),
+        ("blocks_slack", "10"),
+        ("blocks_slack", "NaN"),
+        ("least_gain", "NaN"),
+        ("split.kept", "NaN"),
+        ("tiles.every", "Infinity"),
+        ("name", ""),
+        ("name", "r\udcff"),
         ("rounds", "0"),
         ("digest_every", "0"),
     ],

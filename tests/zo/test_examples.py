@@ -50,6 +50,12 @@ def test_a_folder_is_read_in_order_of_name_and_only_its_jsonl(tmp_path: Path) ->
     assert [example.text for example in read(tmp_path, TASK).examples] == ["a.jsonl", "b.jsonl"]
 
 
+def test_a_folder_named_like_a_file_inside_the_folder_is_skipped(tmp_path: Path) -> None:
+    file(tmp_path, GOOD)
+    (tmp_path / "b.jsonl").mkdir()
+    assert [example.text for example in read(tmp_path, TASK).examples] == ["fine"]
+
+
 def test_a_megabyte_on_one_line_is_an_example(tmp_path: Path) -> None:
     long = "word " * 200_000
     path = file(tmp_path, json.dumps({"text": long, "label": 0}).encode(), GOOD)
@@ -154,6 +160,6 @@ def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
     assert read(file(tmp_path, b"\xef\xbb\xbf" + GOOD), TASK).examples == [Example("fine", 1)]
 
 
-def test_a_folder_named_like_a_file_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_file_alone_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
-    assert "a.jsonl cannot be read" in refusal(tmp_path)
+    assert "holds no *.jsonl files" in refusal(tmp_path)

@@ -28,13 +28,32 @@ EXAMPLE = Manifest(
         "int8": Base(
             "int8.safetensors",
             2**40,
-            (Stage("stage_0.onnx", ("input_ids",), ("hidden",), (0,)), Stage("stage_1.onnx", ("hidden",), ("loss",), (1,))),
+            (
+                Stage("stage_0.onnx", ("input_ids",), ("hidden",), (0,)),
+                Stage("stage_1.onnx", ("hidden", "labels"), ("loss", "logits"), (1,)),
+            ),
             (Calibration("body", -2, 0.125, 1e-30, -0.1, 3e20, 0.99),),
         ),
-        "fp32": Base("fp32.safetensors", 7, (Stage("fp32.stage_0.onnx", ("input_ids",), ("loss",), (0, 1)),)),
+        "fp32": Base(
+            "fp32.safetensors",
+            7,
+            (
+                Stage("fp32.stage_0.onnx", ("input_ids",), ("hidden",), (0,)),
+                Stage("fp32.stage_1.onnx", ("hidden",), ("loss", "logits"), (1,)),
+            ),
+        ),
     },
     files=dict.fromkeys(
-        ("fp32.safetensors", "int8.safetensors", "stage_0.onnx", "stage_1.onnx", "fp32.stage_0.onnx", "tokenizer.json"), "00" * 32
+        (
+            "fp32.safetensors",
+            "int8.safetensors",
+            "stage_0.onnx",
+            "stage_1.onnx",
+            "fp32.stage_0.onnx",
+            "fp32.stage_1.onnx",
+            "tokenizer.json",
+        ),
+        "00" * 32,
     ),
 )
 
@@ -80,7 +99,7 @@ def test_a_bundle_is_looked_at_through_one_base_after_another(tmp_path: Path) ->
 
 def test_a_base_needs_its_own_files_and_the_shared_ones() -> None:
     assert EXAMPLE.needed == ("int8.safetensors", "stage_0.onnx", "stage_1.onnx", "tokenizer.json")
-    assert EXAMPLE.at("fp32").needed == ("fp32.safetensors", "fp32.stage_0.onnx", "tokenizer.json")
+    assert EXAMPLE.at("fp32").needed == ("fp32.safetensors", "fp32.stage_0.onnx", "fp32.stage_1.onnx", "tokenizer.json")
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:

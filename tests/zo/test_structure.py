@@ -71,6 +71,8 @@ def test_a_wrong_choice_lists_the_choices_and_the_nearest() -> None:
         ("rate", "2", "a number"),
         ("rate", True, "a number"),
         ("rate", None, "a number"),
+        ("rate", float("nan"), "a number"),
+        ("rate", 10**400, "a number"),
         ("verbose", 1, "true or false"),
         ("proxy", 3, "a text in quotes"),
         ("links", {"address": "a"}, "a list"),

@@ -11,6 +11,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.30 and late
 
 import onnxruntime as ort
 
+from zo import ranks
 from zo.bundle import Bundle
 from zo.engine import external
 from zo.errors import BundleError
@@ -48,7 +49,19 @@ class Stages:
         stage, folder = self._bundle.manifest.stages[number], self._bundle.folder
         file = inactive / stage.inactive if inactive else folder / stage.file
         reads = (CODES, VALUES) if inactive else (self._bundle.manifest.base.file,)
-        self._stages[number] = _Stage(file, reads, stage.outputs, self._threads)
+        opened = _Stage(file, reads, stage.outputs, self._threads)
+        tensors = self._tensors(number)
+        unknown = set(opened.ranks) - set(stage.inputs) - tensors
+        unused = set() if inactive else tensors - set(opened.ranks)
+        if unknown or unused:
+            raise BundleError(f"{file} does not take what its manifest states: {min(unknown | unused)!r}; build the bundle again")
+        self._stages[number] = opened
+
+    def _tensors(self, number: int) -> set[str]:
+        """Trainable tensors of a stage, as its graph names them."""
+        stage, manifest = self._bundle.manifest.stages[number], self._bundle.manifest
+        names = {tensor.name for group in manifest.groups if group.id in stage.groups for tensor in group.tensors}
+        return {name[1] if manifest.ranks and (name := ranks.SLICED.fullmatch(each)) else each for each in names}
 
     def close(self, number: int) -> None:
         """Let go of a stage, with all that it is bound to."""
@@ -75,6 +88,8 @@ class _Stage:
         self.ranks = {given.name: len(given.shape) for given in self._session.get_inputs()}
         self._outputs = outputs
         shapes = {given.name: given.shape for given in self._session.get_outputs()}
+        if unknown := set(outputs) - shapes.keys():
+            raise BundleError(f"{file} does not put out {min(unknown)!r}, as its manifest states; build the bundle again")
         self.classes: int = shapes["logits"][-1] if "logits" in shapes else 0
         self._binding, self._bound = self._session.io_binding(), Values()
 

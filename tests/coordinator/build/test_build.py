@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from coordinator.architectures import ARCHITECTURES
 from coordinator.architectures.bert import Bert
 from coordinator.bench import tiny_models
-from coordinator.build import chain, head
+from coordinator.build import chain, dimensions, head
 from coordinator.build.build import BATCH, BATCHES, build, calibration_batches, prove_live
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
@@ -475,7 +475,7 @@ def test_a_task_that_the_architecture_cannot_do_is_refused(model: str, task: Tas
 def test_more_tokens_than_positions_are_refused(model: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
     task = dataclasses.replace(task_of(model), max_tokens=49)
     said = refusal(lambda: build(folders(model), tmp_path / "out", task, Training(), ()))
-    assert said == "max_tokens = 49 is more than the 48 positions of the model"
+    assert said == "max_tokens = 49 is more than the 48 positions of the model; give --max-tokens 48"
 
 
 @pytest.mark.parametrize(
@@ -516,9 +516,17 @@ def test_frozen_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     refusal(lambda: build(folder, tmp_path / "out", task, Training(rank=1), ()))
 
 
-@pytest.mark.parametrize("rank", [0, -1])
-def test_adapters_of_no_rank_are_refused(rank: int, folders: Callable[[str], Path], tmp_path: Path) -> None:
-    refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training(rank=rank), ()))
+@pytest.mark.parametrize("rank", [0, -1, 33, 100_000_000])
+def test_adapters_of_no_rank_or_one_beyond_the_models_width_are_refused(rank: int, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training(rank=rank), ()))
+    assert f"rank {rank}" in said
+    assert ("of 32 x 32; give a smaller --rank" in said) == (rank > 0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, np.nan, np.inf, 1e30])
+def test_adapters_of_an_impossible_alpha_are_refused(alpha: float, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training(alpha=alpha), ()))
+    assert said == f"adapters of alpha {alpha} cannot be; give more than 0, and at most 1e+06"
 
 
 def test_names_of_saved_tensors_may_be_spread_over_several_files(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -530,9 +538,40 @@ def test_names_of_saved_tensors_may_be_spread_over_several_files(folders: Callab
     assert chain.digests(halves.folder) == chain.digests(whole.folder)
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size"])
-def test_config_values_of_the_wrong_type_are_refused(key: str, changed: Callable[..., Path], tmp_path: Path) -> None:
-    refusal(lambda: build(changed("bert", **{key: "three"}), tmp_path / "out", task_of("bert"), Training(), ()))
+@pytest.mark.parametrize("value", ["three", "32", 0, -1, 1.5, True, [3], 10**30])
+@pytest.mark.parametrize("key", dimensions.NEEDED)
+def test_dimensions_that_cannot_be_are_refused(key: str, value: Any, changed: Callable[..., Path], tmp_path: Path) -> None:
+    said = refusal(lambda: build(changed("bert", **{key: value}), tmp_path / "out", task_of("bert"), Training(), ()))
+    assert f"config.json cannot be a bert model: {key} must be a whole number from 1 to " in said
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "said"),
+    [
+        ("bert", {"num_attention_heads": 5}, "hidden_size = 32 is not divisible by num_attention_heads = 5"),
+        ("bert", {"layer_norm_eps": float("nan")}, "layer_norm_eps must be a number above 0, not nan"),
+        ("bert", {"layer_norm_eps": "small"}, "layer_norm_eps must be a number above 0, not 'small'"),
+        ("bert", {"hidden_act": {"a": 1}}, "config.json cannot be a bert model"),
+        ("bert", {"model_type": ["bert"]}, "architecture ['bert'] is not known"),
+        ("llama", {"num_key_value_heads": 3}, "num_attention_heads = 4 is not divisible by num_key_value_heads = 3"),
+        ("llama", {"num_attention_heads": 6}, "hidden_size = 32 is not divisible by num_attention_heads = 6"),
+        ("llama", {"head_dim": 7}, "head_dim = 7 is not divisible by halves of a rotation = 2"),
+        ("llama", {"head_dim": "8"}, "head_dim must be a whole number"),
+        ("llama", {"rope_theta": "x"}, "rope_theta must be a number above 0, not 'x'"),
+        ("llama", {"rope_scaling": [1]}, "rotary scaling must be a table, not [1]"),
+        ("llama", {"num_hidden_layers": 2**31 - 1}, "num_hidden_layers must be a whole number from 1 to 65536"),
+    ],
+)
+def test_config_values_that_do_not_fit_are_named(
+    model: str, changes: dict[str, Any], said: str, changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert said in refusal(lambda: build(changed(model, **changes), tmp_path / "out", task_of(model), Training(), ()))
+
+
+def test_a_config_that_is_nested_without_end_is_refused(changed: Callable[..., Path], tmp_path: Path) -> None:
+    model = changed("bert")
+    (model / "config.json").write_text("[" * 100_000)
+    assert "config.json cannot be read" in refusal(lambda: build(model, tmp_path / "out", task_of("bert"), Training(), ()))
 
 
 def test_the_manifest_says_what_was_asked_for(bundles: Callable[..., Bundle]) -> None:

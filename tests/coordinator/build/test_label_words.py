@@ -102,7 +102,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_keeps_the_question(dr
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("no", "yes"), "label word 'yes' is not one token of the model"),
+        (("no", "yes"), "label word 'yes' is no token of the model, which reads it as '[UNK]'; choose another"),
         (("no", "ba bee"), "label word 'ba bee' is not one token of the model, but 2"),
         (("", "no"), "label word '' is not one token of the model, but 0"),
         (("no", " no"), "label word ' no' is the same token as another"),
