@@ -109,8 +109,8 @@ class AgentConfig:
         scheme, mark, _ = self.tiles.partition("://")
         if mark and scheme not in ("http", "https"):
             raise ValueError(f"tiles = {self.tiles!r} must be an http:// or https:// address, or a folder")
-        if self.link_speed <= 0 or self.disk_bytes_per_day < 0:
-            raise ValueError("link_speed must be positive, disk_bytes_per_day not negative")
+        if self.link_speed <= 0 or not 0 <= self.disk_bytes_per_day < math.inf:
+            raise ValueError("link_speed must be positive, disk_bytes_per_day finite and not negative")
         if self.held_out_most < 0:
             raise ValueError(f"held_out_most = {self.held_out_most} must not be negative")
         check_windows(self.windows)
