@@ -35,7 +35,7 @@ def test_a_stop_changes_no_bit_of_what_comes_after(make_rounds: Make) -> None:
     assert terms
 
 
-@pytest.mark.parametrize("rate", [1e6, 1e300])
+@pytest.mark.parametrize("rate", [1e5, 1e6])
 def test_a_round_beyond_the_lattice_changes_nothing_but_goes_on(rate: float, make_rounds: Make) -> None:
     rounds = make_rounds(rate=Rate(rate, rate), round=Round(1, 1, 30.0))
     before = rounds.ledger.parameters.digest()

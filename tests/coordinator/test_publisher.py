@@ -291,7 +291,7 @@ def test_a_store_from_an_older_backup_does_not_take_back_what_was_published(
     ("given", "part"),
     [
         ({"tiles.listen": "127.0.0.1:7601"}, "listen = '127.0.0.1:7601' needs a folder"),
-        ({"tiles.folder": "t", "tiles.every": "-1"}, "every = -1.0 must not be negative"),
+        ({"tiles.folder": "t", "tiles.every": "-1"}, "every = -1.0 must be a number of seconds, and not negative"),
         ({"tiles.folder": "t", "keep_entries": str(2 * TILE - 1)}, f"keep_entries = {2 * TILE - 1} must be 0, or at least {2 * TILE}"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_plan_is_refused_or_can_be_worked(engine: Engine, dataset: Dataset, pl
     except RunRefused:
         return
     if plan.root.scalars * plan.examples < 1000:
-        work(plan, engine, dataset, lambda: None)
+        work(plan, engine, dataset, Guest(threading.Event()))
     assert engine.parameters.digest() == before
 
 
