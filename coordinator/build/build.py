@@ -111,22 +111,23 @@ def calibration_batches(bundle: Bundle, examples: Sequence[Example]) -> list[Bat
 
 
 def prove_live(bundle: Bundle, batch: Batch) -> None:
-    """BundleError unless a change of every single trainable tensor changes the loss, at a random point."""
+    """BundleError unless a change of every single trainable tensor changes what the model says, at the start.
+
+    A tensor of zeros is a random one there, lest it hides another; a larger part would be changed beyond what attention can tell apart.
+    """
     generator = np.random.default_rng(1)
-    tensors = {}
-    for name, values in bundle.initial_tensors().items():
-        spread = float(np.abs(values).max()) or 0.25
-        tensors[name] = values + generator.choice([-0.25, 0.25], values.shape) * spread
+    start = bundle.initial_tensors()
+    tensors = {name: values if values.any() else generator.choice([-0.0625, 0.0625], values.shape) for name, values in start.items()}
     parameters = _at(bundle, tensors)
     engine = Engine(bundle, parameters)
-    before = engine.forward(batch)[0]
-    for name in tensors:
+    before = engine.forward(batch)[1]
+    for name, values in tensors.items():
         live = parameters.tensor(name)
         kept = live.copy()
-        live += np.linspace(0.125, 0.25, live.size, dtype=np.float32).reshape(live.shape)
-        if engine.forward(batch)[0] == before:
+        live += np.linspace(0.25, 0.5, live.size, dtype=np.float32).reshape(live.shape) * float(np.abs(values).max())
+        if np.array_equal(engine.forward(batch)[1], before):
             raise BundleError(
-                f"changing trainable tensor {name!r} does not change the loss; this is an error in the architecture's builder"
+                f"changing trainable tensor {name!r} does not change the logits; this is an error in the architecture's builder"
             )
         live[...] = kept
 
