@@ -39,7 +39,7 @@ from zo.recipe import Probe, Rate
 DEVICES = 8
 ROOMS = (1, 1, 2, 2, 3, 3, 6, 6)  # blocks that a device has room for
 LOWEST = (0, 0, 1, 2, 3, 4, 5, 5)  # block below which a device is too slow
-RATES = (1, 2, 4, 8)  # times the default
+RATES = (4, 8, 16)  # times the default
 RATE_SEEDS = (1000, 1001, 1002)  # by which rates are chosen
 MOST = 1.3  # of all-active's rounds
 DEADLINE = 60.0
@@ -51,7 +51,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
     parser.add_argument("--rounds", type=int, default=50, help="of 8 devices with all blocks, 2 probes each [50]")
     parser.add_argument("--seeds", type=int, default=8, help="[8]")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="times the default, of all sides [1 2 4 8]")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="times the default, of all sides [4 8 16]")
 
 
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
