@@ -1,13 +1,13 @@
-"""The command `edge-coordinator`. While its modules are imported, Ctrl-C ends it without a word (zo.cli takes it from there)."""
+"""The command `edge-coordinator`."""
 
-import signal
 import sys
+
+from zo import startup
 
 
 def main() -> int:
     """Entry point; returns the exit code."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    startup.end_on_interrupt()
     from coordinator import cli
 
     return cli.main()

@@ -37,10 +37,10 @@ class Blocks:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._manifest, self._slack, self._note, self._clock = manifest, config.blocks_slack, note, clock
-        self._free = config.blocks == "all" or config.aggregation != "mean" or config.rate.body == 0 or not blocks(manifest)
+        self._compared = config.aggregation != "mean"
+        self._free = config.blocks == "all" or self._compared or config.rate.body == 0 or not blocks(manifest)
         self._gone = max(GONE, 2 * config.round.deadline)
         self.asked = asked(config)
-        self._compared = config.aggregation != "mean"
         self._trained, self._parked = trained(config, manifest), dict[int, tuple[int, ...]]()
         self._groups, self._head = blocks(manifest), tuple(group.id for group in manifest.groups if group.kind != "body")
         self._known = known(summaries)

@@ -130,11 +130,11 @@ def unpack(archive: Path, folder: Path) -> Bundle:
         made.mkdir()
         _extract(archive, made)
         try:
-            open_whole(made)
+            opened = open_whole(made)
         except BundleError as error:
             raise BundleError(str(error).replace(str(made), str(archive))) from None
         made.rename(folder)
-    return open_whole(folder)
+    return replace(opened, folder=folder)
 
 
 def _extract(archive: Path, folder: Path) -> None:

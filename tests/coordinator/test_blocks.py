@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from zo.bundle import Bundle
 from zo.errors import ConfigError
 from zo.memory import PUBLISHED
 from zo.messages import Profile, Verdict
+from zo.plan import WorkPlan
 from zo.recipe import Rate
 
 FULL = manifest_of("bert-base")
@@ -280,6 +281,18 @@ def slow(rounds: Rounds) -> Profile:
     return Profile(0, (int(each),) * 3, (int(each),) * 3)
 
 
+def steps_after(rounds: Rounds, plans: Sequence[WorkPlan | None]) -> dict[int, int]:
+    """How many steps the entry of round 1 has for each group, once every plan was answered."""
+    for device, plan in enumerate(plans):
+        assert plan is not None
+        scalars = tuple(range(300, 300 + plan.root.scalars))
+        assert rounds.accept(report(device, 1, scalars, plan=plan.id, shape=plan.shape)) is Verdict.ACCEPTED
+    assert rounds.close_if_due()
+    (entry,) = rounds.store.entries(1)
+    groups = [group.id for group in rounds.bundle.manifest.groups]
+    return {group: sum(term.steps.size for term in entry.terms if group in term.groups) for group in groups}
+
+
 def test_a_slow_devices_report_counts_for_its_blocks_and_is_taken_after_a_restart_too(make: Make) -> None:
     rounds = make()
     *body, head = (group.id for group in rounds.bundle.manifest.groups)
@@ -291,13 +304,7 @@ def test_a_slow_devices_report_counts_for_its_blocks_and_is_taken_after_a_restar
     assert plans[1].groups == tuple(group for stage in stages[1:] for group in stage.groups)
     assert plans[1].root.stage == 1
     rounds = make()
-    for device, plan in enumerate(plans):
-        assert plan is not None
-        scalars = tuple(range(300, 300 + plan.root.scalars))
-        assert rounds.accept(report(device, 1, scalars, plan=plan.id, shape=plan.shape)) is Verdict.ACCEPTED
-    assert rounds.close_if_due()
-    (entry,) = rounds.store.entries(1)
-    steps = {group: sum(term.steps.size for term in entry.terms if group in term.groups) for group in (*body, head)}
+    steps = steps_after(rounds, plans)
     assert steps[body[0]] < steps[body[-1]] == steps[head]
 
 
@@ -306,13 +313,7 @@ def test_a_device_that_parks_the_body_is_asked_for_the_head_alone_and_its_report
     *body, head = (group.id for group in rounds.bundle.manifest.groups)
     plans = [rounds.work(device, "fp32", Profile(parked=tuple(body) if device else ())) for device in range(2)]
     assert [plan.groups for plan in plans if plan] == [(), (head,)]
-    for device, plan in enumerate(plans):
-        assert plan is not None
-        scalars = tuple(range(300, 300 + plan.root.scalars))
-        assert rounds.accept(report(device, 1, scalars, plan=plan.id, shape=plan.shape)) is Verdict.ACCEPTED
-    assert rounds.close_if_due()
-    (entry,) = rounds.store.entries(1)
-    steps = {group: sum(term.steps.size for term in entry.terms if group in term.groups) for group in (*body, head)}
+    steps = steps_after(rounds, plans)
     assert {steps[group] for group in body} == {steps[head] // 2}
 
 
