@@ -6,6 +6,7 @@ the last half minute or so. When there are too many, the oldest half is dropped,
 """
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -66,7 +67,10 @@ class Sent:
         record = HEAD.pack(len(content), time.time(), len(name)) + name.encode() + content
         try:
             with self.path.open("ab", buffering=0) as file:
-                file.write(record)
+                end = file.tell()
+                if file.write(record) < len(record):  # a disk that fills takes the beginning, without an error
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if file.tell() > self._most / 2:
                     self._turn_over()
         except OSError as error:

@@ -395,7 +395,7 @@ def test_an_agent_whose_disk_is_full_says_so_and_trains_on_and_saves_when_there_
     fleet = processes(rounds=100000, round__goal=1, probe__directions=2)
     state = mounted(fleet.folder / "a/state", "-t", "tmpfs", "-o", "size=2m", "tmpfs")
     fleet.coordinator()
-    agent = fleet.agent("a", f"--bundle={fleet.bundle.folder}")
+    agent = fleet.agent("a", f"--bundle={fleet.bundle.folder}", "--audit-bytes=0")
     wait_until(lambda: len(fleet.summaries()) >= 3)
     filler = fill(state)
     wait_until(lambda: "No space left on device; training goes on" in fleet.log("a"))
@@ -409,7 +409,7 @@ def test_an_agent_whose_disk_is_full_says_so_and_trains_on_and_saves_when_there_
     assert agent.wait(SOON) == 0
     stopped_at = fleet.status("a")["entry"]
     assert stopped_at >= reached + 5
-    fleet.agent("a", f"--bundle={fleet.bundle.folder}")
+    fleet.agent("a", f"--bundle={fleet.bundle.folder}", "--audit-bytes=0")
     wait_until(lambda: len(fleet.summaries()) > stopped_at + 2)
     assert "Traceback" not in fleet.log("a")
     assert "corrupt" not in fleet.log("a")

@@ -1,6 +1,8 @@
 """The record of what was sent is what was sent: complete, readable, bounded."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +121,29 @@ def test_a_torn_end_is_cut_and_what_follows_can_be_read(tmp_path: Path) -> None:
     Sent(tmp_path, 1e6).add("B", b"two")
     assert sent.unreadable(tmp_path) == []
     assert [(each.name, each.content) for each in sent.messages(tmp_path)] == [("A", b"one"), ("B", b"two")]
+
+
+def test_on_a_disk_that_fills_no_record_is_cut_off(tmp_path: Path) -> None:
+    # a limit on the size of files takes the beginning of a record, and the rest is lost, as on a full disk
+    code = f"""
+import pathlib, resource
+from edge_agent.sent import Sent
+from zo.errors import StorageError
+sent, said = Sent(pathlib.Path({str(tmp_path)!r}), 1e6), []
+for most in (100, resource.RLIM_INFINITY):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    for number in range(5):
+        try:
+            sent.add("Report", bytes([number]) * 20)
+        except StorageError as error:
+            said.append(str(error))
+print(*said, sep="\\n")
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 3
+    assert all("nothing is sent that is not noted there: make room" in line for line in said)
+    assert sent.unreadable(tmp_path) == []
+    assert [each.content[0] for each in sent.messages(tmp_path)] == [0, 1, 0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("place", [1, 3, 12, 13])  # in the length, in the length of the name, in the name
