@@ -57,5 +57,6 @@ class Aggregator:
 
     def told(self, answers: Answers) -> dict[str, Any]:
         """What a round's summary keeps of them."""
-        found = summary(answers.reports, answers.nodes, self._manifest, self._plans.grid, self._config.aggregation)
+        known = self._course.planner.slopes()
+        found = summary(answers.reports, answers.nodes, self._manifest, self._plans.grid, self._config.aggregation, known)
         return found | ({"tempered": list(answers.tempered)} if answers.tempered else {})

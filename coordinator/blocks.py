@@ -3,10 +3,10 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from coordinator.allocation import Allocation, Asked, Asking, allocate, blocks, moved
+from coordinator.allocation import Allocation, Asked, Asking, allocate, blocks, by_block, turn
 from coordinator.config import RunConfig
 from coordinator.planner import trained
 from zo.manifest import Manifest
@@ -48,12 +48,13 @@ class Blocks:
         self._planned, self._allocation, self._round, self._kept = dict[int, Asking](), Allocation({}, {}), 0, dict(self._known)
         self.too_small, self._uncovered = dict[int, str](), tuple[int, ...]()
 
-    def among(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...] | None:
+    def among(self, device: int, asking: Asking, round_number: int, slopes: Mapping[int, float]) -> tuple[int, ...] | None:
         """Groups that a device is to try in a round; empty: all of them. None where it can take no block.
 
-        Without those that it has parked, unless that is all that there is. ConfigError where the bundle has no such base.
+        Without those that it has parked, unless that is all that there is. slopes: mean squared ones by group, as far as they are
+        known. ConfigError where the bundle has no such base.
         """
-        tried = self._allotted(device, asking, round_number)
+        tried = self._allotted(device, asking, round_number, slopes)
         return tried if tried is None or self._compared else self._heard(device, asking.profile.parked, tried)
 
     def _heard(self, device: int, parked: tuple[int, ...], tried: tuple[int, ...]) -> tuple[int, ...]:
@@ -65,7 +66,7 @@ class Blocks:
         left = tuple(group for group in tried or self._trained if group not in parked)
         return left if parked and any(group in self._trained for group in left) else tried
 
-    def _allotted(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...] | None:
+    def _allotted(self, device: int, asking: Asking, round_number: int, slopes: Mapping[int, float]) -> tuple[int, ...] | None:
         self._seen[device] = self._clock()
         if self._free:
             return ()
@@ -73,17 +74,16 @@ class Blocks:
         if device not in self._known or _differs(self._known[device], asking):
             self._known[device] = asking
         self._solve(round_number)
-        made, turn = self._allocation, round_number
+        made, place = self._allocation, round_number
         if self._planned.get(device) != self._known[device]:
-            made, turn = allocate({device: self._known[device]}, self._manifest, self.asked, self._slack), round_number + device
+            made, place = allocate({device: self._known[device]}, self._manifest, self.asked, self._slack), round_number + device
             self.too_small.pop(device, None)
             self.too_small |= made.too_small
         if device not in made.shares:
             return None
-        windows, place = divmod(turn, made.window)
-        tried = made.shares[device].blocks[place]
+        tried = made.shares[device].blocks[place % made.window]
         if made.moves:
-            tried = moved(tried, windows, len(self._groups))
+            tried = turn(by_block(self._groups, slopes), len(tried), round_number, device)
         if len(tried) == len(self._groups):
             return ()
         return tuple(sorted((*(group for block in tried for group in self._groups[block]), *self._head)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import replay
-from coordinator.allocation import Allocation, Asked, Asking, Base, allocate, blocks
+from coordinator.allocation import Allocation, Asked, Asking, Base, allocate, blocks, turn
 from coordinator.blocks import known
 from coordinator.config import place
 from coordinator.sqlite_store import SqliteStore
@@ -98,18 +98,19 @@ def _check(row: Kind, where: str, stages: int) -> None:
 
 def described(made: Allocation, devices: dict[int, Asking], manifest: Manifest, asked: Asked) -> dict[str, Any]:
     """The allocation as plain data (JSON), with what it takes of each device: MiB of the model at the peak, seconds of a round of MeZO."""
-    rows = []
+    rows, count = [], len(blocks(manifest))
     for device, share in made.shares.items():
         base, profile = Base(manifest.at(share.precision), asked), devices[device].profile
         branches, examples = base.runs(profile, share.active)
-        takes = max(base.seconds(profile)[base.stages[0 if made.moves else turn[0]]] for turn in share.blocks)
-        row: dict[str, Any] = {"device": device, "precision": share.precision, "blocks": [list(turn) for turn in share.blocks]}
+        takes = max(base.seconds(profile)[base.stages[0 if made.moves else tried[0]]] for tried in share.blocks)
+        tried = [turn([1.0] * count, share.active, 1, device)] if made.moves else share.blocks
+        row: dict[str, Any] = {"device": device, "precision": share.precision, "blocks": [list(each) for each in tried]}
         row |= {"branches": branches, "examples": examples, "memory_mib": profile.memory_mib, "seconds": round(takes, 3)}
         if manifest.model:
             row["need_mib"] = -(-base.needed(share.active, branches * examples * manifest.task.max_tokens) >> 20)
         rows.append(row)
     too_small = {str(device): why for device, why in made.too_small.items()}
-    found = {"count": len(blocks(manifest)), "window": made.window, "proxy": round(made.proxy, 1), "exact": made.exact, "moves": made.moves}
+    found = {"count": count, "window": made.window, "proxy": round(made.proxy, 1), "exact": made.exact, "moves": made.moves}
     return found | {"devices": rows, "too_small": too_small}
 
 
@@ -132,7 +133,7 @@ def told(found: dict[str, Any]) -> str:
     )
     best = "the best there is" if found["exact"] else "no better one was found"
     if found["moves"]:
-        rounds += f"; after each {'window' if found['window'] > 1 else 'round'} all go on to the block above"
+        rounds = "blocks go round the devices, those where the loss slopes most more often; above, one round where all slope alike"
     return "\n".join([*lines, f"{rounds}; sum of values over contributors {found['proxy']:,.0f}, {best}"])
 
 

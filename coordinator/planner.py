@@ -106,7 +106,15 @@ class Planner:
         manifest = self._manifest.at(precision)
         probe, count = self._config.probe, directions(self._config.algorithm, self._config.probe)
         log2_eps, clean = sizes(probe, manifest), self._config.split.clean
-        return split.plan_table(manifest, log2_eps, count, stage_ns, self._mean(), self._fits, clean, tried)
+        return split.plan_table(manifest, log2_eps, count, stage_ns, self.slopes(), self._fits, clean, tried)
+
+    def slopes(self) -> dict[int, float]:
+        """Mean squared slope by group over the last entries; of groups whose slopes could be told from others'."""
+        found: dict[int, list[float]] = {}
+        for slopes in self._slopes:
+            for group, square in slopes.items():
+                found.setdefault(int(group), []).append(square)
+        return {group: float(np.mean(squares)) for group, squares in found.items()}
 
     @lru_cache(maxsize=256)  # noqa: B019
     def tree(self, precision: Precision, shape: Shape) -> Node:
@@ -128,14 +136,6 @@ class Planner:
         self._learnt += 1
         if self._learnt % LOOK_BACK == 0:
             self._planned.cache_clear()
-
-    def _mean(self) -> dict[int, float]:
-        """Mean squared slope by group over the last entries; of groups whose slopes could be told from others'."""
-        found: dict[int, list[float]] = {}
-        for slopes in self._slopes:
-            for group, square in slopes.items():
-                found.setdefault(int(group), []).append(square)
-        return {group: float(np.mean(squares)) for group, squares in found.items()}
 
     def _fits(self, shape: Shape) -> bool:
         try:

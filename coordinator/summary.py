@@ -1,17 +1,17 @@
 """What `status`, the planner and the autopilot are told of a round: from its reports, without their scalars."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from zo.aggregation import by_level, combined
 from zo.estimators import Grid
+from zo.group import Group
 from zo.manifest import Manifest
 from zo.messages import Report
 from zo.plan import Node
-from zo.planning import groups_of_its_size
 from zo.recipe import Aggregation
 
 # of a round without reports, as a way back is
@@ -28,14 +28,16 @@ NOTHING_DONE: dict[str, Any] = {
 }
 
 
-def summary(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid, how: Aggregation) -> dict[str, Any]:
-    """nodes: what each report answers. looks, held_out: nats, by device and mean."""
+def summary(
+    reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid, how: Aggregation, known: Mapping[int, float]
+) -> dict[str, Any]:
+    """nodes: what each report answers. known: as `slopes` takes it. looks, held_out: nats, by device and mean."""
     looks = {str(report.device): grid.values(np.array(report.held_out)).tolist() for report in reports if report.held_out}
     return {
         "reports": len(reports),
         "probes": sum(2 * node.count for node in nodes),
         "scalars": sum(report.scalars.size for report in reports),
-        "slopes": slopes(reports, nodes, manifest, grid, how),
+        "slopes": slopes(reports, nodes, manifest, grid, how, known),
         **({"ranks": dict(Counter(str(node.rank) for node in nodes))} if manifest.ranks else {}),
         "dropped": sum(report.dropped for report in reports),
         "half_difference": float(np.sqrt(np.mean(np.concatenate([grid.values(report.scalars) for report in reports]) ** 2))),
@@ -46,8 +48,14 @@ def summary(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest
     }
 
 
-def slopes(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid, how: Aggregation = "mean") -> dict[str, float]:
-    """Mean squared slope of every group (by its id, as text) that was probed with none of another kind: what the planner learns from."""
+def slopes(
+    reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid, how: Aggregation, known: Mapping[int, float]
+) -> dict[str, float]:
+    """Mean squared slope of every group (by its id, as text) that was probed with none of another kind: what the planner learns from.
+
+    The square that groups show together is parted as their squares go that are `known` from before, or else as their values do.
+    Where they are not always tried together this comes, entry by entry, to what bears out all squares (expectation maximisation).
+    """
     found: dict[int, list[float]] = {}
     groups = {group.id: group for group in manifest.groups}
     for report, node in zip(reports, nodes, strict=True):
@@ -59,6 +67,14 @@ def slopes(reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest,
             eps = {group: size.log2_e + groups[group].log2_unit for level in levels for size in level.probe_sizes for group in size.groups}
             if len({groups[group].kind for group in eps}) == 1:  # one kind has one eps
                 square = float(np.mean(np.ldexp(each, -next(iter(eps.values()))) ** 2))
-                for group, alike in groups_of_its_size(groups[group] for group in eps).items():
-                    found.setdefault(group, []).append(square / alike)
+                for group, part in _parts([groups[group] for group in eps], known).items():
+                    found.setdefault(group, []).append(square * part)
     return {str(group): float(combined(np.array(each)[:, None], how)[0]) for group, each in sorted(found.items())}
+
+
+def _parts(tried: Sequence[Group], known: Mapping[int, float]) -> dict[int, float]:
+    """By group id: its part of the square that they show together."""
+    squares = [known.get(group.id, 0.0) for group in tried]
+    if not all(squares):
+        squares = [float(group.size) for group in tried]
+    return {group.id: square / sum(squares) for group, square in zip(tried, squares, strict=True)}

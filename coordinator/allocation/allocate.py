@@ -1,7 +1,7 @@
 """From profiles and a manifest to what each device trains: a pure function, the same for the same input."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -49,7 +49,7 @@ class Allocation:
     """shares: by device. too_small: devices that cannot take a block, and why. window: rounds in which every block has its turn.
 
     uncovered: blocks that no device can take; they are left out. proxy: of the others, over the window. exact: whether it is proven
-    the best. moves: whether all devices go on to other blocks from window to window, as `moved` has it: where there are others,
+    the best. moves: whether blocks go round the devices instead, by `turns`, each device with as many at a time: where not all try all,
     changing costs a device nothing, and none is too slow for some.
     """
 
@@ -106,11 +106,6 @@ def allocate(devices: Mapping[int, Asking], manifest: Manifest, asked: Asked, sl
     moves = manifest.trainable != "full" and not any(each.lowest for each in able.values()) and not held.all()
     uncovered, is_exact = tuple(range(bottom)), best is not None or not slack
     return Allocation(shares, too_small, window, uncovered, proxy(sizes[bottom:], held), is_exact, moves)
-
-
-def moved(tried: Iterable[int], times: int, count: int) -> tuple[int, ...]:
-    """Blocks, of `count`, each so many further up and round again: so that none is always taught by the same few devices."""
-    return tuple(sorted((int(block) + times) % count for block in tried))
 
 
 def _fit(asking: Asking, bases: Mapping[Precision, Base]) -> Fit:

@@ -1,28 +1,25 @@
 """`scripts/bench activation`: some blocks a device against all on every device, with a frozen head (ZorBA, arXiv 2603.04436).
 
-The rule, fixed before the runs: simulated fleets with the same shares, batches and probe sizes, rates falling as in any run. Each
-side's rate is the one of a sweep that ends lowest in the mean of seeds which count for nothing else, at its count of rounds.
-All-active has so many rounds, the others as many, and once more MOST times as many. What counts is the loss on the whole
-validation file at the end, less all-active's of the same seed: its mean and standard error.
+The rule, fixed before the runs: simulated fleets with the same shares and batches, all under the autopilot, as runs are, from one rate
+(the default, unless another is given for all). All-active has so many rounds, the others as many, and once more MOST times as many.
+What counts is the loss on the whole validation file at the end, less all-active's of the same seed: its mean and standard error.
 """
 
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from coordinator import task as task_file
-from coordinator.allocation import Base, in_turns, moved
-from coordinator.allocation.problem import Capacity
+from coordinator.allocation import Base, blocks, by_block, turn
 from coordinator.bench import workload
-from coordinator.bench.standard_error import standard_error
+from coordinator.bench.standard_error import compared
 from coordinator.blocks import asked
 from coordinator.build.layers import Training
 from coordinator.config import Round, RunConfig
@@ -39,8 +36,6 @@ from zo.recipe import Probe, Rate
 DEVICES = 8
 ROOMS = (1, 1, 2, 2, 3, 3, 6, 6)  # blocks that a device has room for
 LOWEST = (0, 0, 1, 2, 3, 4, 5, 5)  # block below which a device is too slow
-RATES = (4, 8, 16)  # times the default
-RATE_SEEDS = (1000, 1001, 1002)  # by which rates are chosen
 MOST = 1.3  # of all-active's rounds
 DEADLINE = 60.0
 
@@ -51,35 +46,33 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
     parser.add_argument("--rounds", type=int, default=50, help="of 8 devices with all blocks, 2 probes each [50]")
     parser.add_argument("--seeds", type=int, default=8, help="[8]")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="times the default, of all sides [4 8 16]")
+    parser.add_argument("--rate", type=float, default=1.0, help="that all sides begin with, times the default [1]")
 
 
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model, task = workload.model(given), task_file.read(given.data / "labels.json", 64)
     bundle = workload.build_bundle(model, folder / "bundle", given.data, task, Training("lora-fa", given.precision), 6)
-    return measure(Fleets(bundle, given.data, given.rounds), given.seeds, given.rates)
+    return measure(Fleets(bundle, given.data, given.rounds, given.rate), given.seeds)
 
 
 class Roomy(Simulation):
     """Devices that have room for so many blocks each, whatever they tell: memory of adapters hardly differs by block."""
 
-    held: np.ndarray  # bool [devices, blocks], in round 0
-    body: Sequence[int]  # ids of the blocks' groups
-
     def work(self, device: int, precision: Precision) -> WorkPlan | None:
-        tried = moved(np.flatnonzero(self.held[device]), self.rounds.round, len(self.body))
-        return self.rounds.plan(device, precision, self._profiles[device].stage_ns, tuple(self.body[block] for block in tried))
+        groups = blocks(self.engine.manifest)
+        room = min(ROOMS[device], len(groups))
+        tried = turn(by_block(groups, self.rounds.course.planner.slopes()), room, self.rounds.round, device)
+        return self.rounds.plan(device, precision, self._profiles[device].stage_ns, tuple(id for block in tried for id in groups[block]))
 
 
 Make = Callable[[RunConfig, int], Simulation]
 
 
 class Job(NamedTuple):
-    """One run. multiple: of the rounds of all-active. rate: times the default."""
+    """One run. multiple: of the rounds of all-active."""
 
     side: str
     multiple: float
-    rate: float
     seed: int
 
 
@@ -87,35 +80,35 @@ SIDES = (("all", 1.0), ("by memory", 1.0), ("by memory", MOST), ("by time", 1.0)
 
 
 class Fleets:
-    """Runs with one bundle on one data set."""
+    """Runs with one bundle on one data set. rate: that they begin with, times the default."""
 
-    def __init__(self, bundle: Bundle, data: Path, rounds: int) -> None:
-        self.bundle, self.data, self.rounds = bundle, data, rounds
+    def __init__(self, bundle: Bundle, data: Path, rounds: int, rate: float = 1.0) -> None:
+        self.bundle, self.data, self.rounds, self.rate = bundle, data, rounds, rate
         self._private = examples.read(data / "train.jsonl", bundle.manifest.task).examples
         self._validation = evaluation.batches(bundle, data / "validation.jsonl", 0)
         self.sides: dict[str, Make] = {"all": self._all, "by memory": self._by_memory, "by time": self._by_time}
 
     def loss(self, job: Job) -> float:
         """That a run ends at."""
-        *_, last = self.side(job.side, job.seed, job.rate, job.multiple).run(self._validation, ())
+        *_, last = self.side(job).run(self._validation, ())
         return float(last.metrics["loss"])
 
     def start(self) -> float:
         """The loss before any round."""
-        return float(next(iter(self.side("all", 0, 1.0, 1.0).run(self._validation, ()))).metrics["loss"])
+        return float(next(iter(self.side(Job("all", 1.0, 0)).run(self._validation, ()))).metrics["loss"])
 
-    def side(self, name: str, seed: int, rate: float, multiple: float) -> Simulation:
+    def side(self, job: Job) -> Simulation:
         """A fleet that has not begun."""
         config = RunConfig(
             str(self.bundle.folder),
-            rounds=max(1, round(self.rounds * multiple)),
-            held_out_every=0,  # the autopilot leaves rates and the run as they are
+            rounds=max(1, round(self.rounds * job.multiple)),
+            least_gain=0.0,  # all rounds, however little they bring
             round=Round(DEVICES, DEVICES, DEADLINE),
             algorithm="mezo",
             probe=Probe(directions=1),
-            rate=Rate(body=rate * default_rate(self.bundle.manifest.task), head=0.0),
+            rate=Rate(body=self.rate * default_rate(self.bundle.manifest.task), head=0.0),
         )
-        return self.sides[name](config, seed)
+        return self.sides[job.side](config, job.seed)
 
     def _shares(self, seed: int) -> list[Any]:
         return shares.divide(self._private, DEVICES, seed)
@@ -124,11 +117,7 @@ class Fleets:
         return Simulation(self.bundle, dataclasses.replace(config, blocks="all"), self._shares(seed), seed)
 
     def _by_memory(self, config: RunConfig, seed: int) -> Simulation:
-        made = Roomy(self.bundle, config, self._shares(seed), seed)
-        body = [group for group in self.bundle.manifest.groups if group.kind == "body"]
-        _, made.held = in_turns(tuple(group.size for group in body), [Capacity(most) for most in ROOMS])
-        made.body = [group.id for group in body]
-        return made
+        return Roomy(self.bundle, config, self._shares(seed), seed)
 
     def _by_time(self, config: RunConfig, seed: int) -> Simulation:
         base = Base(self.bundle.manifest, asked(config))
@@ -143,54 +132,43 @@ def _slow(base: Base, stages: int, lowest: int) -> Profile:
     return Profile(0, each, each)
 
 
-def measure(fleets: Fleets, seeds: int, rates: Sequence[float] = RATES) -> dict[str, Any]:
+def measure(fleets: Fleets, seeds: int) -> dict[str, Any]:
     """All figures; as many runs at once as there are processors."""
-    sweep = [Job(side, multiple, rate, seed) for side, multiple in SIDES for rate in rates for seed in RATE_SEEDS]
-    arguments = (fleets.bundle.folder, fleets.data, fleets.rounds)
+    jobs = [Job(side, multiple, seed) for side, multiple in SIDES for seed in range(seeds)]
+    arguments = (fleets.bundle.folder, fleets.data, fleets.rounds, fleets.rate)
     with ProcessPoolExecutor(cpu_count(), get_context("spawn"), _open, arguments) as pool:
-        tried = dict(zip(sweep, pool.map(_loss, sweep), strict=True))
-        best = best_rates(tried)
-        jobs = [Job(side, multiple, rate, seed) for (side, multiple), rate in best.items() for seed in range(seeds)]
         found = dict(zip(jobs, pool.map(_loss, jobs), strict=True))
-    setting = {"rounds": fleets.rounds, "devices": DEVICES, "rooms": ROOMS, "lowest": LOWEST, "start": round(fleets.start(), 4)}
-    return setting | summed(found) | {"tried": [[*job[:3], job.seed, round(loss, 4)] for job, loss in tried.items()]}
-
-
-def best_rates(tried: Mapping[Job, float]) -> dict[tuple[str, float], float]:
-    """The rate with the least mean loss, of every side and multiple."""
-    by_rate: dict[tuple[str, float], dict[float, list[float]]] = {}
-    for job, loss in tried.items():
-        by_rate.setdefault(job[:2], {}).setdefault(job.rate, []).append(loss)
-    return {side: min(found, key=lambda rate: statistics.fmean(found[rate])) for side, found in by_rate.items()}
+    setting = {"rounds": fleets.rounds, "devices": DEVICES, "rooms": ROOMS, "lowest": LOWEST, "rate": fleets.rate}
+    return setting | {"start": round(fleets.start(), 4)} | summed(found)
 
 
 def summed(found: Mapping[Job, float]) -> dict[str, Any]:
-    """Losses by side and seed, and how much higher than all-active's of the same seed: mean and standard error."""
+    """Losses by side and seed, and how much higher than all-active's of the same seed: mean, standard error, and two of them above."""
     by_seed: dict[tuple[str, float], dict[int, float]] = {}
-    rates = {}
     for job, loss in found.items():
         by_seed.setdefault(job[:2], {})[job.seed] = loss
-        rates[job[:2]] = job.rate
     told: dict[str, Any] = {}
     for (side, multiple), losses in by_seed.items():
         name = side.replace(" ", "_") + (f"_{multiple:g}" if multiple != 1 else "")
-        told[f"loss_{name}"] = {"mean": round(statistics.fmean(losses.values()), 4), "rate": rates[side, multiple]}
+        told[f"loss_{name}"] = {"mean": round(statistics.fmean(losses.values()), 4)}
         told[f"loss_{name}"]["seeds"] = [round(losses[seed], 4) for seed in sorted(losses)]
         if side != "all":
-            more = [loss - by_seed["all", 1.0][seed] for seed, loss in losses.items()]
-            told[f"excess_{name}"] = {"mean": round(statistics.fmean(more), 4), "se": round(standard_error(more), 4)}
+            ours = sorted(losses)
+            told[f"excess_{name}"] = compared([losses[seed] for seed in ours], [by_seed["all", 1.0][seed] for seed in ours])
     return told
 
 
 _fleets: dict[str, Fleets] = {}  # of a process of the pool
 
 
-def _open(folder: Path, data: Path, rounds: int) -> None:
-    _fleets["all"] = Fleets(open_bundle(folder), data, rounds)
+def _open(folder: Path, data: Path, rounds: int, rate: float) -> None:
+    _fleets["all"] = Fleets(open_bundle(folder), data, rounds, rate)
 
 
 def _loss(job: Job) -> float:
-    return _fleets["all"].loss(job)
+    loss = _fleets["all"].loss(job)
+    print(f"{job}: {loss:.4f}", file=sys.stderr, flush=True)  # runs take long: where they stand
+    return loss
 
 
 def told(found: dict[str, Any]) -> str:
@@ -198,7 +176,7 @@ def told(found: dict[str, Any]) -> str:
     probes = 2 * DEVICES * found["rounds"]
     every = found["loss_all"]
     lines = [
-        f"validation loss {found['start']} -> {every['mean']} after {probes} probes of all blocks on every device, rate x {every['rate']:g}"
+        f"validation loss {found['start']} -> {every['mean']} after {probes} probes of all blocks on every device, rate x {found['rate']:g}"
     ]
     for name, text in (
         ("by_memory", f"room for {list(found['rooms'])} blocks"),
@@ -208,6 +186,6 @@ def told(found: dict[str, Any]) -> str:
         for multiple, end in ((1.0, ""), (MOST, f"_{MOST:g}")):
             loss, more = found[f"loss_{name}{end}"], found[f"excess_{name}{end}"]
             lines.append(
-                f"  after {multiple * probes:.0f} probes {loss['mean']}, rate x {loss['rate']:g}: {more['mean']:+} +- {more['se']}"
+                f"  after {multiple * probes:.0f} probes {loss['mean']}: {more['mean']:+} +- {more['se']} (upper {more['upper']:+})"
             )
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from coordinator.bench import rank_costs, workload
 from coordinator.bench.rank_fleets import BATCH, UNEVEN, Fleets, build_bundles
 from coordinator.bench.rank_search import TUNING_SEEDS, Fly, Job, Losses, Search, search
 from coordinator.bench.rank_sides import BY_OWNERS, DEVICES, FLAT, RANKS, SIDES, PaddingByOwners
-from coordinator.bench.standard_error import standard_error
+from coordinator.bench.standard_error import compared
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from zo.bundle import open_bundle
@@ -126,13 +126,6 @@ def differences(found: Mapping[str, Sequence[Losses]]) -> dict[str, Any]:
     }
     losses = {name: [round(loss, 4) for loss in each] for name, each in full.items()}
     return {**against, "prefix_losses": prefix, "losses": losses}
-
-
-def compared(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Mean difference, its standard error, and the mean with two of them on top; paired by seed."""
-    differences = [a - b for a, b in zip(one, other, strict=True)]
-    mean, error = statistics.fmean(differences), standard_error(differences)
-    return {"mean": round(mean, 4), "se": round(error, 4), "upper": round(mean + 2 * error, 4)}
 
 
 def told(found: dict[str, Any]) -> str:

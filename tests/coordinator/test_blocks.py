@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Heard:
     def ask(self, device: int, round_number: int, most: float = 12, **told: Any) -> tuple[int, ...] | None:
         """Blocks that a device with memory for `most` gets."""
         asking = Asking(Profile(room(most), **told), "w4")
-        found = self.blocks.among(device, asking, round_number)
+        found = self.blocks.among(device, asking, round_number, {})
         return tuple(range(12)) if found == () else None if found is None else tuple(block for block in found if block != HEAD)
 
 
@@ -64,12 +65,12 @@ def room(blocks: float) -> int:
 
 def test_a_device_with_memory_for_all_gets_all_and_no_list_of_groups() -> None:
     heard = Heard()
-    assert heard.blocks.among(0, Asking(Profile(room(12)), "w4"), 1) == ()
-    assert heard.blocks.among(1, Asking(Profile(), "w4"), 1) == ()
+    assert heard.blocks.among(0, Asking(Profile(room(12)), "w4"), 1, {}) == ()
+    assert heard.blocks.among(1, Asking(Profile(), "w4"), 1, {}) == ()
 
 
 def test_a_smaller_one_gets_what_fits_and_the_head() -> None:
-    found = Heard().blocks.among(0, Asking(Profile(room(2)), "w4"), 1)
+    found = Heard().blocks.among(0, Asking(Profile(room(2)), "w4"), 1, {})
     assert found is not None
     assert len(found) == 3
     assert found[-1] == HEAD
@@ -100,12 +101,23 @@ def test_with_adapters_a_device_meets_every_block_unless_one_is_too_slow_for_som
         made, met = Blocks(CONFIG, manifest, [], lambda kind, text: None), set[int]()
         for number in range(1, 14):
             for device, profile in enumerate((small, other)):
-                found = made.among(device, Asking(profile, "w4"), number)
+                found = made.among(device, Asking(profile, "w4"), number, {})
                 assert found is not None
                 if device == 0 and number > 1:
                     assert len(found) == 4
                     met |= set(found) - {HEAD}
         assert len(met) == wanted
+
+
+def test_with_adapters_blocks_have_their_turns_as_the_slopes_of_the_run_say() -> None:
+    manifest = dataclasses.replace(FULL, trainable="lora")
+    small = Asking(Profile((Base(manifest, asked(CONFIG)).needed(3) >> 20) + 1), "w4")
+    made, tried = Blocks(CONFIG, manifest, [], lambda kind, text: None), Counter[int]()
+    slopes = {block: 6.0 if block == 7 else 1.0 for block in range(12)}
+    for number in range(1, 201):
+        tried.update(made.among(0, small, number, slopes) or ())
+    assert tried[HEAD] == 200
+    assert [tried[block] / 200 for block in range(12)] == pytest.approx([1.0 if block == 7 else 2 / 11 for block in range(12)], abs=0.02)
 
 
 def test_noise_of_memory_and_of_times_changes_nothing() -> None:
@@ -117,7 +129,7 @@ def test_noise_of_memory_and_of_times_changes_nothing() -> None:
     for number in range(3, 9):
         noisy = (10**6 * (10 + number) // 12,) * len(FULL.stages)
         memory = [Asking(Profile(round(room(most) * (0.97 + 0.03 * number)), noisy, noisy), "w4") for most in (2, 10)]
-        groups = [heard.blocks.among(device, asking, number) for device, asking in enumerate(memory)]
+        groups = [heard.blocks.among(device, asking, number, {}) for device, asking in enumerate(memory)]
         assert [tuple(each for each in found or () if each != HEAD) for found in groups] == first
 
 
@@ -186,7 +198,7 @@ def test_a_slack_saves_memory() -> None:
 def test_a_base_that_the_bundle_has_not_is_refused_and_forgotten() -> None:
     heard = Heard()
     with pytest.raises(ConfigError, match="no base of precision 'int8'"):
-        heard.blocks.among(0, Asking(Profile(), "int8"), 1)
+        heard.blocks.among(0, Asking(Profile(), "int8"), 1, {})
     assert heard.ask(1, 2, 12) == tuple(range(12))
 
 
@@ -232,7 +244,7 @@ def test_what_a_device_has_parked_it_is_not_asked_for_and_the_event_says_so_once
     heard, body = Heard(), tuple(range(HEAD))
 
     def among(round_number: int, *parked: int, most: float = 12) -> tuple[int, ...] | None:
-        return heard.blocks.among(0, Asking(Profile(room(most), parked=parked), "w4"), round_number)
+        return heard.blocks.among(0, Asking(Profile(room(most), parked=parked), "w4"), round_number, {})
 
     assert [among(number, *body) for number in (1, 2)] == [(HEAD,), (HEAD,)]
     assert among(3, HEAD) == body
@@ -248,9 +260,9 @@ def test_what_a_device_has_parked_it_is_not_asked_for_and_the_event_says_so_once
 
 def test_nothing_is_left_out_where_it_is_all_that_is_trained_or_devices_are_compared() -> None:
     noisy = Asking(Profile(parked=tuple(range(HEAD))), "w4")
-    assert Heard(rate=Rate(head=0.0)).blocks.among(0, noisy, 1) == ()
-    assert Heard(aggregation="median", seeds=Seeds(shared=True)).blocks.among(0, noisy, 1) == ()
-    assert Heard(blocks="all").blocks.among(0, noisy, 1) == (HEAD,)
+    assert Heard(rate=Rate(head=0.0)).blocks.among(0, noisy, 1, {}) == ()
+    assert Heard(aggregation="median", seeds=Seeds(shared=True)).blocks.among(0, noisy, 1, {}) == ()
+    assert Heard(blocks="all").blocks.among(0, noisy, 1, {}) == (HEAD,)
 
 
 # --- the rounds of a run ---

@@ -151,7 +151,8 @@ def test_where_blocks_go_round_it_says_so_and_counts_the_longest_round() -> None
     found = plan_command.described(allocate(devices, manifest, asked), devices, manifest, asked)
     assert found["moves"]
     assert found["devices"][0]["seconds"] == round(base.seconds(small)[0], 3)
-    assert "after each round all go on to the block above" in plan_command.told(found)
+    assert [len(tried) for tried in found["devices"][0]["blocks"]] == [3]
+    assert "blocks go round the devices, those where the loss slopes most more often" in plan_command.told(found)
     whole = {0: Asking(Profile(), "w4")}
     assert not plan_command.described(allocate(whole, manifest, asked), whole, manifest, asked)["moves"]
     assert not plan_command.described(allocate(devices, FULL, asked), devices, FULL, asked)["moves"]

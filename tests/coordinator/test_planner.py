@@ -299,23 +299,37 @@ def test_slopes_are_told_of_kinds_that_were_tried_apart_from_others(bert_bundle:
     )
     manifest = bert_bundle.manifest
     assert eps == 2.0 ** manifest.log2_eps("head")
-    assert slopes([report(0, [300, -200])], [plain], manifest, grid) == {}
-    assert slopes([report(0, [300, -200])], [joint], manifest, grid) == {}
+    assert slopes([report(0, [300, -200])], [plain], manifest, grid, "mean", {}) == {}
+    assert slopes([report(0, [300, -200])], [joint], manifest, grid, "mean", {}) == {}
     body = (300 * level / eps) ** 2 / 3
-    found = slopes([report(0, [300, 30, -40])], [head], manifest, grid)
+    found = slopes([report(0, [300, 30, -40])], [head], manifest, grid, "mean", {})
     assert found == pytest.approx({"0": body, "1": body, "2": body, "3": (900 + 1600) / 2 * (level / eps) ** 2})
-    found = slopes([report(0, [300, 30])], [middle], manifest, grid)
+    found = slopes([report(0, [300, 30])], [middle], manifest, grid, "mean", {})
     assert found == pytest.approx({"0": (300 * level / eps) ** 2})
-    both = slopes([report(0, [300, 30, -40]), report(1, [100, 30])], [head, middle], manifest, grid)
+    both = slopes([report(0, [300, 30, -40]), report(1, [100, 30])], [head, middle], manifest, grid, "mean", {})
     assert both["0"] == pytest.approx((body + (100 * level / eps) ** 2) / 2)
 
 
 def test_slopes_of_one_kind_alone_are_those_of_plain_mezo_in_the_joint_form_too(llama_bundle: Bundle) -> None:
     plain, joint = nodes(llama_bundle, [Shape((2,)), Shape((2, 1), (1,), joint=True)])
     grid, manifest = Grid(14, 2.0), llama_bundle.manifest
-    expected = slopes([report(0, [300, -200])], [plain], manifest, grid)
+    expected = slopes([report(0, [300, -200])], [plain], manifest, grid, "mean", {})
     assert set(expected) == {"0", "1", "2"}
-    assert slopes([report(0, [300, -200])], [joint], manifest, grid) == expected
+    assert slopes([report(0, [300, -200])], [joint], manifest, grid, "mean", {}) == expected
+
+
+def test_what_groups_show_together_is_parted_by_what_each_showed_before(bert_bundle: Bundle) -> None:
+    """Where they are not always tried together, that comes to the squares that they have."""
+    manifest, grid, true = bert_bundle.manifest, Grid(14, 2.0), np.array([1.0, 3.0, 8.0])
+    tried = [(0,), (0, 1), (0, 1, 2), (1, 2)]
+    roots = nodes(bert_bundle, [Shape((1,), groups=each) for each in tried])
+    eps = [2.0 ** (root.probe_sizes[0].log2_e + manifest.groups[0].log2_unit) for root in roots]
+    scalars = [round(0.01 * np.sqrt(true[list(each)].sum()) * size * 2**14) for each, size in zip(tried, eps, strict=True)]
+    known: dict[int, float] = {}
+    for _ in range(60):
+        told = slopes([report(place, [scalar]) for place, scalar in enumerate(scalars)], roots, manifest, grid, "mean", known)
+        known = {int(group): square for group, square in told.items()}
+    assert np.array([known[group] for group in range(3)]) / known[0] == pytest.approx(true, rel=0.1)
 
 
 def test_what_rounds_told_moves_the_plan_after_a_while(bert_bundle: Bundle) -> None:

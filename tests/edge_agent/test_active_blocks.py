@@ -1,7 +1,7 @@
 """Blocks that come and go on a device: exact at every change, in few bits meanwhile, and within what may be written."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +241,7 @@ def test_no_room_anywhere_is_told(bundle: Bundle, tmp_path: Path) -> None:
 class ByTurns(AllocatedBlocks):
     """Every device has one block, another in each round."""
 
-    def among(self, device: int, asking: Asking, round_number: int) -> tuple[int, ...]:
+    def among(self, device: int, asking: Asking, round_number: int, slopes: Mapping[int, float]) -> tuple[int, ...]:
         return ((round_number + device) % 3, 3)
 
 
