@@ -10,8 +10,10 @@ WHOLE = 1 << 32  # a turn, in whole numbers, which add up
 
 
 def by_block(blocks: Sequence[Sequence[int]], slopes: Mapping[int, float]) -> list[float]:
-    """Mean squared slope of each block, from those of its groups; where they are not known yet, that of the other blocks."""
-    found = [sum(slopes[group] for group in groups) if slopes.keys() >= set(groups) else None for groups in blocks]
+    """Mean squared slope of each block, from those of its groups that are known (no device may bear its last rank slices); where none
+    is yet, that of the other blocks.
+    """
+    found = [sum(slopes[group] for group in groups if group in slopes) if slopes.keys() & set(groups) else None for groups in blocks]
     known = [each for each in found if each is not None]
     if not any(known):
         return [1.0] * len(found)

@@ -59,7 +59,9 @@ def test_in_every_round_the_devices_share_the_blocks_out_evenly() -> None:
         assert max(counted.values()) <= 3
 
 
-def test_a_blocks_slope_is_its_groups_together_and_what_is_not_known_counts_as_the_others() -> None:
+def test_a_blocks_slope_is_that_of_its_known_groups_together_and_what_is_not_known_counts_as_the_others() -> None:
     assert by_block([(0,), (1,), (2,)], {}) == [1.0, 1.0, 1.0]
     assert by_block([(0,), (1,), (2,)], {0: 0.0, 1: 0.0, 2: 0.0}) == [1.0, 1.0, 1.0]
-    assert by_block([(0, 3), (1, 4), (2, 5)], {0: 1.0, 3: 2.0, 1: 4.0, 4: 1.0, 2: 9.0}) == [3.0, 5.0, 4.0]
+    slices = [(0, 3), (1, 4), (2, 5)]
+    assert by_block(slices, {0: 1.0, 3: 2.0, 1: 4.0, 4: 1.0}) == [3.0, 5.0, 4.0]
+    assert by_block(slices, {0: 1.0, 1: 4.0, 2: 7.0}) == [1.0, 4.0, 7.0]
