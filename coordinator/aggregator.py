@@ -57,6 +57,6 @@ class Aggregator:
 
     def told(self, answers: Answers) -> dict[str, Any]:
         """What a round's summary keeps of them."""
-        known = self._course.planner.slopes()
-        found = summary(answers.reports, answers.nodes, self._manifest, self._plans.grid, self._config.aggregation, known)
+        slopes = self._course.planner.slopes
+        found = summary(answers.reports, answers.nodes, self._manifest, self._plans.grid, self._config.aggregation, slopes)
         return found | ({"tempered": list(answers.tempered)} if answers.tempered else {})

@@ -74,14 +74,14 @@ class Blocks:
         if device not in self._known or _differs(self._known[device], asking):
             self._known[device] = asking
         self._solve(round_number)
-        made, place = self._allocation, round_number
+        made, number = self._allocation, round_number
         if self._planned.get(device) != self._known[device]:
-            made, place = allocate({device: self._known[device]}, self._manifest, self.asked, self._slack), round_number + device
+            made, number = allocate({device: self._known[device]}, self._manifest, self.asked, self._slack), round_number + device
             self.too_small.pop(device, None)
             self.too_small |= made.too_small
         if device not in made.shares:
             return None
-        tried = made.shares[device].blocks[place % made.window]
+        tried = made.shares[device].blocks[number % made.window]
         if made.moves:
             tried = turn(by_block(self._groups, slopes), len(tried), round_number, device)
         if len(tried) == len(self._groups):

@@ -31,13 +31,15 @@ class ShapeRefused(ConfigError):
 class Planner:
     """The shapes and trees of a run. ConfigError where its settings fit the bundle's stages or the devices' memory in no way.
 
-    summaries: of the entries so far, oldest first.
+    summaries: of the entries so far, oldest first. slopes: mean squared one by group over the last of them; of groups whose slopes could
+    be told from others'.
     """
 
     def __init__(self, config: RunConfig, manifest: Manifest, summaries: Sequence[dict[str, Any]] = ()) -> None:
         self._config, self._manifest = config, manifest
         truncation.check(manifest, config.ranks.probabilities)
-        self._slopes = [summary.get("slopes", {}) for summary in summaries[-LOOK_BACK:]]
+        self._recent = [summary.get("slopes", {}) for summary in summaries[-LOOK_BACK:]]
+        self.slopes = _means(self._recent)
         self._told, self._learnt = set[Shape](), 0
         self._tried, self._every = trained(config, manifest), tuple(group.id for group in manifest.groups)
         self._fixed = stated_shape(config.algorithm, config.probe, config.split)
@@ -106,15 +108,7 @@ class Planner:
         manifest = self._manifest.at(precision)
         probe, count = self._config.probe, directions(self._config.algorithm, self._config.probe)
         log2_eps, clean = sizes(probe, manifest), self._config.split.clean
-        return split.plan_table(manifest, log2_eps, count, stage_ns, self.slopes(), self._fits, clean, tried)
-
-    def slopes(self) -> dict[int, float]:
-        """Mean squared slope by group over the last entries; of groups whose slopes could be told from others'."""
-        found: dict[int, list[float]] = {}
-        for slopes in self._slopes:
-            for group, square in slopes.items():
-                found.setdefault(int(group), []).append(square)
-        return {group: float(np.mean(squares)) for group, squares in found.items()}
+        return split.plan_table(manifest, log2_eps, count, stage_ns, self.slopes, self._fits, clean, tried)
 
     @lru_cache(maxsize=256)  # noqa: B019
     def tree(self, precision: Precision, shape: Shape) -> Node:
@@ -132,7 +126,8 @@ class Planner:
 
     def learn(self, slopes: dict[str, float]) -> None:
         """Take in the slopes of a committed round."""
-        self._slopes = [*self._slopes[1 - LOOK_BACK :], slopes]
+        self._recent = [*self._recent[1 - LOOK_BACK :], slopes]
+        self.slopes = _means(self._recent)
         self._learnt += 1
         if self._learnt % LOOK_BACK == 0:
             self._planned.cache_clear()
@@ -161,6 +156,14 @@ class Planner:
 
     def _kept(self, shape: Shape) -> int:
         return kept_bytes(self._manifest, shape, self._config.probe.examples)
+
+
+def _means(told: Sequence[dict[str, float]]) -> dict[int, float]:
+    found: dict[int, list[float]] = {}
+    for slopes in told:
+        for group, square in slopes.items():
+            found.setdefault(int(group), []).append(square)
+    return {group: float(np.mean(squares)) for group, squares in found.items()}
 
 
 def trained(config: RunConfig, manifest: Manifest) -> tuple[int, ...]:

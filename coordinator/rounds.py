@@ -89,7 +89,7 @@ class Rounds:
         if self._has_nothing_for(device):
             return None
         try:
-            among = self.blocks.among(device, Asking(profile, precision), self.round, self.course.planner.slopes())
+            among = self.blocks.among(device, Asking(profile, precision), self.round, self.course.planner.slopes)
         except ConfigError as error:
             raise ReportRefused(str(error)) from None
         return None if among is None else self.plan(device, precision, profile.stage_ns, among, rank)

@@ -41,10 +41,9 @@ def turn(slopes: Sequence[float], count: int, round_number: int, device: int) ->
     devices of any round.
     """
     often = shares(slopes, count)
-    drawn = np.flatnonzero(often < 1)
+    tried = often >= 1
     start = int((round_number + device) * GOLDEN % 1 * WHOLE)
-    ends = start + np.rint(np.cumsum(often[drawn]) * WHOLE).astype(np.int64)
-    if len(ends):
-        ends[-1] = start + (count - int((often >= 1).sum())) * WHOLE
-    hit = np.diff(ends // WHOLE, prepend=0) > 0
-    return tuple(sorted((*map(int, np.flatnonzero(often >= 1)), *map(int, drawn[hit]))))
+    ends = start + np.rint(np.cumsum(often[~tried]) * WHOLE).astype(np.int64)
+    ends[-1:] = start + (count - int(tried.sum())) * WHOLE
+    tried[~tried] = np.diff(ends // WHOLE, prepend=0) > 0
+    return tuple(map(int, np.flatnonzero(tried)))

@@ -61,7 +61,7 @@ class Roomy(Simulation):
     def work(self, device: int, precision: Precision) -> WorkPlan | None:
         groups = blocks(self.engine.manifest)
         room = min(ROOMS[device], len(groups))
-        tried = turn(by_block(groups, self.rounds.course.planner.slopes()), room, self.rounds.round, device)
+        tried = turn(by_block(groups, self.rounds.course.planner.slopes), room, self.rounds.round, device)
         return self.rounds.plan(device, precision, self._profiles[device].stage_ns, tuple(id for block in tried for id in groups[block]))
 
 
