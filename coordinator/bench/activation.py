@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
@@ -136,8 +137,8 @@ def measure(fleets: Fleets, seeds: int) -> dict[str, Any]:
     """All figures; as many runs at once as there are processors."""
     jobs = [Job(side, multiple, seed) for side, multiple in SIDES for seed in range(seeds)]
     arguments = (fleets.bundle.folder, fleets.data, fleets.rounds, fleets.rate)
-    with ProcessPoolExecutor(cpu_count(), get_context("spawn"), _open, arguments) as pool:
-        found = dict(zip(jobs, pool.map(_loss, jobs), strict=True))
+    with ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
+        found = dict(zip(jobs, pool.map(partial(_loss, arguments), jobs), strict=True))
     setting = {"rounds": fleets.rounds, "devices": DEVICES, "rooms": ROOMS, "lowest": LOWEST, "rate": fleets.rate}
     return setting | {"start": round(fleets.start(), 4)} | summed(found)
 
@@ -150,23 +151,20 @@ def summed(found: Mapping[Job, float]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for (side, multiple), losses in by_seed.items():
         name = side.replace(" ", "_") + (f"_{multiple:g}" if multiple != 1 else "")
-        told[f"loss_{name}"] = {"mean": round(statistics.fmean(losses.values()), 4)}
-        told[f"loss_{name}"]["seeds"] = [round(losses[seed], 4) for seed in sorted(losses)]
+        seeds = sorted(losses)
+        told[f"loss_{name}"] = {"mean": round(statistics.fmean(losses.values()), 4), "seeds": [round(losses[seed], 4) for seed in seeds]}
         if side != "all":
-            ours = sorted(losses)
-            told[f"excess_{name}"] = compared([losses[seed] for seed in ours], [by_seed["all", 1.0][seed] for seed in ours])
+            told[f"excess_{name}"] = compared([losses[seed] for seed in seeds], [by_seed["all", 1.0][seed] for seed in seeds])
     return told
 
 
-_fleets: dict[str, Fleets] = {}  # of a process of the pool
+@lru_cache(maxsize=1)  # once for all jobs of a process
+def _opened(folder: Path, data: Path, rounds: int, rate: float) -> Fleets:
+    return Fleets(open_bundle(folder), data, rounds, rate)
 
 
-def _open(folder: Path, data: Path, rounds: int, rate: float) -> None:
-    _fleets["all"] = Fleets(open_bundle(folder), data, rounds, rate)
-
-
-def _loss(job: Job) -> float:
-    loss = _fleets["all"].loss(job)
+def _loss(arguments: tuple[Path, Path, int, float], job: Job) -> float:
+    loss = _opened(*arguments).loss(job)
     print(f"{job}: {loss:.4f}", file=sys.stderr, flush=True)  # runs take long: where they stand
     return loss
 

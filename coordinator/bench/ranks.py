@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
@@ -48,8 +49,8 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     build_bundles(model, folder, given.data, task, given.precision)
     arguments = (folder, given.data, given.rounds)
     fleets = Fleets(*arguments)
-    with ProcessPoolExecutor(cpu_count(), get_context("spawn"), _open, arguments) as pool:
-        found = measure(lambda jobs: pool.map(_losses, jobs), given.seeds)
+    with ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
+        found = measure(lambda jobs: pool.map(partial(_losses, arguments), jobs), given.seeds)
     found = _setting(fleets) | found | {"by_rank": rank_costs.measure(fleets.bundles[RANKS], given.repeats)}
     if not given.model:
         build(model, folder / "large", task, Training(precision=given.precision, ranks=LARGE), [])
@@ -57,21 +58,17 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return found
 
 
-_fleets: dict[str, Fleets] = {}  # of a process of the pool
+_opened = lru_cache(maxsize=1)(Fleets)  # once for all jobs of a process
 
 
-def _open(folder: Path, data: Path, rounds: int) -> None:
-    _fleets["all"] = Fleets(folder, data, rounds)
-
-
-def _losses(job: Job) -> Losses:
-    fleets = _fleets["all"]
+def _losses(arguments: tuple[Path, Path, int], job: Job) -> Losses:
+    fleets = _opened(*arguments)
     if job.side == FLEX:
         found = fleets.flex(job.seed, job.rate)
     else:
         side = SIDES[job.side]
         found = fleets.run(side, side.kinds[job.kind], job.seed, job.rate)
-    _say(f"{job}: {found}")
+    print(f"{job}: {found}", file=sys.stderr, flush=True)  # runs take long: where they stand
     return found
 
 
@@ -148,8 +145,3 @@ def told(found: dict[str, Any]) -> str:
 
 def _mean(losses: Sequence[float]) -> float:
     return round(statistics.fmean(losses), 4)
-
-
-def _say(line: str) -> None:
-    """Runs take long: where they stand, for whoever waits."""
-    print(line, file=sys.stderr, flush=True)
