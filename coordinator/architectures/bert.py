@@ -24,6 +24,12 @@ class Bert:
         dimensions.divisible("hidden_size", self.width, "num_attention_heads", self.heads)
         self.epsilon = dimensions.positive(config, "layer_norm_eps")
         self.positions: int = config["max_position_embeddings"]
+        for tensor, rows in (
+            ("embeddings.word_embeddings.weight", "vocab_size"),
+            ("embeddings.position_embeddings.weight", "max_position_embeddings"),
+            ("encoder.layer.0.intermediate.dense.weight", "intermediate_size"),
+        ):
+            dimensions.match(self.weights, tensor, {rows: config[rows], "hidden_size": self.width})
         if config["hidden_act"] not in ACTIVATIONS:
             raise BundleError(f"activation {config['hidden_act']!r} is not known for BERT; known are {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[config["hidden_act"]]

@@ -28,6 +28,13 @@ class Llama:
         self.epsilon = dimensions.positive(config, "rms_norm_eps")
         self.positions: int = config["max_position_embeddings"]
         self.vocabulary: int = config["vocab_size"]
+        for tensor, name, rows in (
+            ("embed_tokens", "vocab_size", self.vocabulary),
+            ("layers.0.self_attn.q_proj", "num_attention_heads x head_dim", self.heads * self.head_width),
+            ("layers.0.self_attn.k_proj", "num_key_value_heads x head_dim", self.kv_heads * self.head_width),
+            ("layers.0.mlp.up_proj", "intermediate_size", config["intermediate_size"]),
+        ):
+            dimensions.match(self.weights, f"{tensor}.weight", {name: rows, "hidden_size": self.width})
         self.tied: bool = config.get("tie_word_embeddings", False)
         self.theta = _rope_theta(config)
         if config.get("hidden_act", "silu") != "silu":

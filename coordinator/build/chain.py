@@ -91,6 +91,8 @@ def _check_ranks(training: Training) -> None:
         raise BundleError(f"--{error}") from None
     if training.ranks and training.trainable not in ("lora", "lora-fa"):
         raise BundleError(f"trainable {training.trainable!r} has no adapters; --ranks needs 'lora-fa' or 'lora'")
+    if training.ranks and training.top_blocks == 0:
+        raise BundleError("the head alone has no adapters; --ranks needs a block that is trained")
 
 
 def _check_tokenizer(checkpoint: Checkpoint, known: int) -> None:

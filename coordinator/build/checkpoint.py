@@ -56,10 +56,14 @@ class Checkpoint:
         """The tensor, or None where the model has none of that name."""
         return self[name] if name in self else None  # noqa: SIM401  a Checkpoint has no other get
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, from its file's header."""
+        full = self._found(name)
+        with safe_open(self._place[full], "numpy") as file:
+            return tuple(file.get_slice(full).get_shape())
+
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._full:
-            raise BundleError(f"{self.folder} holds no tensor {name!r}, which a {self.config.get('model_type')} model needs")
-        full = self._full[name]
+        full = self._found(name)
         with safe_open(self._place[full], "numpy") as file:
             kind = file.get_slice(full).get_dtype()
             if kind not in _READABLE:
@@ -67,6 +71,12 @@ class Checkpoint:
             if kind == "BF16":
                 return _widened(self._place[full], full)
             return file.get_tensor(full).astype(np.float32)
+
+    def _found(self, name: str) -> str:
+        """What the file calls it."""
+        if name not in self._full:
+            raise BundleError(f"{self.folder} holds no tensor {name!r}, which a {self.config.get('model_type')} model needs")
+        return self._full[name]
 
 
 def _modern(name: str) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from coordinator.build.checkpoint import Checkpoint
 from zo.consistency import MOST_BLOCKS
 
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
@@ -23,6 +24,14 @@ def divisible(name: str, value: int, by: str, parts: int) -> None:
     """ValueError, naming both, where a dimension does not fall into that many equal parts."""
     if value % parts:
         raise ValueError(f"{name} = {value} is not divisible by {by} = {parts}")
+
+
+def match(weights: Checkpoint, tensor: str, said: Mapping[str, int]) -> None:
+    """ValueError, naming both, where a tensor is not as large as the config says. said: its dimensions in order, by what they are there."""
+    shape = weights.shape(tensor)
+    if shape != tuple(said.values()):
+        claimed = ", ".join(f"{name} = {value}" for name, value in said.items())
+        raise ValueError(f"{claimed}, but tensor {tensor!r} of the model is {' x '.join(map(str, shape))}")
 
 
 def positive(config: Mapping[str, Any], key: str, default: float | None = None) -> float:

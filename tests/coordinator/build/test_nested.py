@@ -79,6 +79,12 @@ def test_ranks_that_cannot_be_are_refused_by_name(
     assert found == said
 
 
+def test_ranks_of_the_head_alone_are_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    training = Training(top_blocks=0, ranks=(2, 4))
+    found = refusal(lambda: build(folders("bert"), tmp_path / "out", tiny_models.CLASSIFICATION, training, ()))
+    assert found == "the head alone has no adapters; --ranks needs a block that is trained"
+
+
 def test_the_command_builds_it(folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "labels.json").write_text(json.dumps(tiny_models.LABELS))
     command = [
