@@ -12,7 +12,7 @@ from coordinator.demo import shares
 from coordinator.simulation import Simulation
 from zo import evaluation, examples
 from zo.bundle import Bundle, open_bundle
-from zo.manifest import Precision, Task
+from zo.manifest import Precision, Task, TrainableSet
 from zo.rates import decay, default_rate
 from zo.recipe import Probe, Rate
 
@@ -20,12 +20,16 @@ BATCH, VALIDATION, UNEVEN = 4, 256, 0.3
 TRAINED_A = "trained-a"
 
 
-def build_bundles(model: Path, folder: Path, data: Path, task: Task, precision: Precision) -> None:
+def build_bundles(model: Path, folder: Path, data: Path, task: Task, precision: Precision, top_blocks: int) -> None:
     """All that the sides train, with adapters at a scale of 1: one bundle by ranks, and one whose A is trained as well."""
     rows = examples.read(data / "validation.jsonl", task).examples
     for ranks in dict.fromkeys(side.bundle for side in SIDES.values()):
-        build(model, folder / _name(ranks), task, Training("lora-fa", precision, ranks=ranks, alpha=float(ranks[-1])), rows)
-    build(model, folder / TRAINED_A, task, Training("lora", precision, ranks=RANKS, alpha=float(RANKS[-1])), rows)
+        build(model, folder / _name(ranks), task, _training("lora-fa", precision, ranks, top_blocks), rows)
+    build(model, folder / TRAINED_A, task, _training("lora", precision, RANKS, top_blocks), rows)
+
+
+def _training(trainable: TrainableSet, precision: Precision, ranks: tuple[int, ...], top_blocks: int) -> Training:
+    return Training(trainable, precision, alpha=float(ranks[-1]), top_blocks=top_blocks, ranks=ranks)
 
 
 def _name(ranks: tuple[int, ...]) -> str:

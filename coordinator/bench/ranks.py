@@ -39,6 +39,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     workload.add_model(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="[int8]")
     parser.add_argument("--max-tokens", type=int, default=32, help="[32]")
+    parser.add_argument("--top-blocks", type=int, default=1, help="blocks that have adapters, those nearest the output [1]")
     parser.add_argument("--seeds", type=int, default=12, help="[12]")
     parser.add_argument("--rounds", type=int, default=80, help="of 8 devices, 2 probes each [80]")
     parser.add_argument("--repeats", type=int, default=25, help="of the steps that are timed, by rank [25]")
@@ -46,12 +47,14 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model, task = workload.model(given), task_file.of_data(given.data, given.max_tokens)
-    build_bundles(model, folder, given.data, task, given.precision)
+    build_bundles(model, folder, given.data, task, given.precision, given.top_blocks)
     arguments = (folder, given.data, given.rounds)
     fleets = Fleets(*arguments)
     with ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
         found = measure(lambda jobs: pool.map(partial(_losses, arguments), jobs), given.seeds)
-    found = _setting(fleets) | found | {"by_rank": rank_costs.measure(fleets.bundles[RANKS], given.repeats)}
+    found = (
+        {"top_blocks": given.top_blocks} | _setting(fleets) | found | {"by_rank": rank_costs.measure(fleets.bundles[RANKS], given.repeats)}
+    )
     if not given.model:
         build(model, folder / "large", task, Training(precision=given.precision, ranks=LARGE), [])
         found["by_large_rank"] = rank_costs.measure(open_bundle(folder / "large"), given.repeats)
