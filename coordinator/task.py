@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zo.consistency import MOST_LABELS, MOST_TOKENS
-from zo.errors import ConfigError
+from zo.errors import ConfigError, DataError
 from zo.manifest import Task
 from zo.structure import StructureError, encodable, from_plain
 
@@ -31,7 +31,9 @@ class TaskFile:
 
 
 def of_data(folder: Path, max_tokens: int) -> Task:
-    """The task of a folder of examples: of its labels.json; language modelling where it has none."""
+    """The task of a folder of examples: of its labels.json; language modelling where it has none. DataError where there is no folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give one with train.jsonl and validation.jsonl")
     labels = folder / "labels.json"
     return read(labels if labels.exists() else None, max_tokens)
 

@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -62,8 +63,17 @@ def _run(benchmark: ModuleType, given: argparse.Namespace) -> int:
         found = benchmark.run(given, folder)
     print(getattr(benchmark, "told", _listed)(found))
     if given.json:
-        print(json.dumps(found))
+        print(json.dumps(_finite(found), allow_nan=False))
     return int(hasattr(benchmark, "failed") and benchmark.failed(found))
+
+
+def _finite(found: Any) -> Any:
+    """The figures as JSON can hold them: it has no nan, which the standard error of a single seed is."""
+    if isinstance(found, Mapping):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def _listed(found: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    model, task = workload.model(given), task_file.read(given.data / "labels.json", 64)
+    model, task = workload.model(given), task_file.of_data(given.data, 64)
     bundle = workload.build_bundle(model, folder / "bundle", given.data, task, Training("lora-fa", given.precision), 6)
     return measure(Fleets(bundle, given.data, given.rounds, given.rate), given.seeds)
 

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator import task
 from coordinator.task import DEFAULT_MAX_TOKENS
-from zo.errors import ConfigError
+from zo.errors import ConfigError, DataError
 from zo.manifest import Task
 
 
@@ -104,6 +104,11 @@ def test_a_file_that_is_no_text_is_named(content: bytes, tmp_path: Path) -> None
 def test_a_missing_file_is_named_with_its_flag(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none.json cannot be read: No such file or directory; check the path after --task"):
         task.read(tmp_path / "none.json")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere is no folder; give one with train.jsonl and validation.jsonl"):
+        task.of_data(tmp_path / "nowhere", 32)
 
 
 def test_a_mistake_on_the_command_line_is_not_blamed_on_a_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`scripts/bench` as a command: every benchmark can be asked for, and what it finds becomes text, JSON and an exit code."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -74,6 +75,11 @@ class Barred(Kept):
 def test_figures_without_a_text_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench._run(Kept("kept"), Namespace(lost=3, json=False)) == 0
     assert capsys.readouterr().out == "lost commits  3\nseconds       1.5\n"
+
+
+def test_what_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench._run(Kept("kept"), Namespace(lost=({"se": math.nan}, [1.5, math.inf]), json=True)) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["lost_commits"] == [{"se": None}, [1.5, None]]
 
 
 @pytest.mark.parametrize("lost", [0, 3])
