@@ -1,15 +1,13 @@
 """The store in one SQLite file (write-ahead log, synced at every commit)."""
 
-import contextlib
 import json
-import os
 import secrets
-import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from coordinator.sqlite_file import SqliteFile
 from coordinator.store import Compacted, Conflict, Cost, RunRow, Store
 from zo import wire
 from zo.checkpoint import Checkpoint
@@ -34,44 +32,13 @@ CREATE TABLE evaluations (run INTEGER NOT NULL, entry INTEGER NOT NULL, split TE
                           PRIMARY KEY (run, entry, split)) WITHOUT ROWID;
 CREATE TABLE events (run INTEGER NOT NULL, at REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
 """
-MAGIC = b"SQLite format 3\0"  # what every database begins with
-UNIT = 512  # bytes that every page of a database is a multiple of; SQLite takes a shorter file for an empty one and writes over it
 
 
-class SqliteStore(Store):
+class SqliteStore(SqliteFile, Store):
     """See Store. create: make the file where there is none, and look through all of it first. disk: the seam for faults."""
 
     def __init__(self, path: Path, *, create: bool = False, disk: Disk | None = None) -> None:
-        self.path, self._disk = path, disk or Disk()
-        self._log = path.with_name(path.name + "-wal")
-        self._named = False  # the log's name is on the disk
-        _check_file(path, create)
-        only_read = not create and not (os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK))
-        with self._errors():
-            self._db = sqlite3.connect(self._uri(only_read), isolation_level=None, timeout=10, uri=True)
-            if path.stat().st_size % UNIT and not (self._log.exists() and self._log.stat().st_size):
-                raise sqlite3.DatabaseError("it has been cut off")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if version != SCHEMA_VERSION and not (version == 0 and empty and create):
-                raise StorageError(f"{path} is not a store that this version knows (version {version}); give another with --store")
-            if create and (found := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(found.splitlines()[-1])
-            if not only_read:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")  # COMMIT writes the log, `_sync` syncs it
-        if version == 0:
-            with self._errors():
-                self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
-        if create:  # also what a process that was killed has written, but not synced
-            self._sync()
-
-    def _uri(self, only_read: bool) -> str:
-        alone = "" if self._log.exists() else "&immutable=1"  # else SQLite has to make a log, even to read
-        return self.path.absolute().as_uri() + (f"?mode=ro{alone}" if only_read else "")
-
-    def close(self) -> None:
-        self._db.close()
+        super().__init__(path, SCHEMA, SCHEMA_VERSION, create, disk)
 
     def open_run(self, name: str, bundle: Path, bundle_digest: bytes) -> RunRow:
         made = genesis(bundle_digest, secrets.token_bytes(16))
@@ -210,10 +177,6 @@ class SqliteStore(Store):
     def events(self, run: int) -> list[tuple[float, str, str]]:
         return [(at, kind, text) for at, kind, text in self._rows("SELECT at, kind, text FROM events WHERE run = ? ORDER BY rowid", (run,))]
 
-    def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        with self._errors():
-            return self._db.execute(query, values).fetchall()
-
     def _decoded(self, kind: type, body: bytes) -> Any:
         return self._parsed(wire.decoder(kind), body)
 
@@ -225,61 +188,3 @@ class SqliteStore(Store):
             return parse(stored)
         except (ValueError, TypeError) as error:
             raise StorageError(f"{self.path}: a row cannot be read ({error}); restore the file from a backup") from None
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._write()
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        self._sync()
-
-    def _write(self) -> None:
-        self._db.execute("COMMIT")
-
-    def _sync(self) -> None:
-        """The log on the disk, the first time also its name in the folder: only then may anyone hear of what was written."""
-        try:
-            self._disk.sync(self._log)
-            if not self._named:
-                self._disk.sync_folder(self.path.absolute().parent)
-                self._named = True
-        except OSError as error:
-            self.unsafe = True
-            raise StorageError(
-                f"{self.path} cannot be synced ({error.strerror}); what was written last may be lost in a power cut"
-            ) from None
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        if self.unsafe:
-            raise StorageError(f"{self.path} could not be synced; start again when the disk is well")
-        try:
-            yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", None)
-            if code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise StorageError(f"store {self.path}: another process writes to it; try again, or stop that one") from None
-            if isinstance(error, sqlite3.OperationalError) and code is not None:  # it has none where text is no UTF-8
-                raise StorageError(f"store {self.path}: {error}; check disk space and permissions") from None
-            raise StorageError(f"store {self.path} is damaged ({error}); it is left as it is: restore it from a backup") from None
-
-
-def _check_file(path: Path, create: bool) -> None:
-    """StorageError where the path cannot be a store's."""
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder; give the file of a store with --store")
-    if not create and not path.is_file():
-        raise StorageError(f"{path} does not exist; give the store of a coordinator with --store")
-    if not path.absolute().parent.is_dir():
-        raise StorageError(f"the folder of store {path} does not exist; make it, or give another store with --store")
-    if path.exists():
-        with path.open("rb") as file:
-            start = file.read(len(MAGIC))
-        if not MAGIC.startswith(start):
-            raise StorageError(f"{path} is no store of edge-coordinator; give another with --store")
