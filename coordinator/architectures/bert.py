@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.build import dimensions, head
+from coordinator.build import adapters, dimensions, head
 from coordinator.build.layers import Layers
 from zo.errors import BundleError
 from zo.manifest import Task
@@ -84,9 +84,9 @@ class Bert:
         def split(y: str, order: list[int]) -> str:
             return g.op("Transpose", g.op("Reshape", y, g.indices(0, 0, 0, self.heads, width)), perm=order)
 
-        query = split(layers.linear(x, f"{name}.query", adapter=True), [0, 1, 3, 2, 4])
+        query = split(adapters.linear(layers, x, f"{name}.query"), [0, 1, 3, 2, 4])
         key = split(layers.linear(x, f"{name}.key", bias_matters=False), [0, 1, 3, 4, 2])
-        value = split(layers.linear(x, f"{name}.value", adapter=True), [0, 1, 3, 2, 4])
+        value = split(adapters.linear(layers, x, f"{name}.value"), [0, 1, 3, 2, 4])
         scores = g.op("Mul", g.op("MatMul", query, key), g.constant(1 / math.sqrt(width)))
         mixed = g.op("MatMul", g.op("Softmax", g.op("Add", scores, layers.once("padding", self._padding)), axis=-1), value)
         return g.op("Reshape", g.op("Transpose", mixed, perm=[0, 1, 3, 2, 4]), g.indices(0, 0, 0, self.width))

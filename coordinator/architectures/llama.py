@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.build import dimensions, head
+from coordinator.build import adapters, dimensions, head
 from coordinator.build.layers import Layers
 from zo.errors import BundleError
 from zo.manifest import Task
@@ -90,9 +90,9 @@ class Llama:
         def split(y: str, *heads: int) -> str:  # -> [P, batch, kv heads, query heads a kv head, tokens, head width]
             return g.op("Transpose", g.op("Reshape", y, g.indices(0, 0, 0, *heads, self.head_width)), perm=[0, 1, 3, 4, 2, 5])
 
-        query = self._rotate(split(layers.linear(x, f"{name}.q_proj", adapter=True), self.kv_heads, shared))
+        query = self._rotate(split(adapters.linear(layers, x, f"{name}.q_proj"), self.kv_heads, shared))
         key = self._rotate(split(layers.linear(x, f"{name}.k_proj"), self.kv_heads, 1))
-        value = split(layers.linear(x, f"{name}.v_proj", adapter=True), self.kv_heads, 1)
+        value = split(adapters.linear(layers, x, f"{name}.v_proj"), self.kv_heads, 1)
         scores = g.op("MatMul", query, g.op("Transpose", key, perm=[0, 1, 2, 3, 5, 4]))
         scores = g.op(
             "Add", g.op("Mul", scores, g.constant(1 / math.sqrt(self.head_width))), layers.once("future", lambda: self._future(x))

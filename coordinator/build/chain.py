@@ -76,7 +76,7 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int, e
     with layers.group("head"):
         model.head(x)
     given = training.adapter
-    if given and (left := sorted(given.layers.keys() - layers.begun)):
+    if given and (left := sorted(given.layers.keys() - set(layers.adapted))):
         raise BundleError(f"the adapter in {given.folder} has layer {left[0]!r}, for which the bundle trains none")
     if not layers.groups:
         raise BundleError(f"nothing would be trained: the head has nothing for {training.trainable!r}; train a block, or 'norms' or 'full'")

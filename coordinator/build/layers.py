@@ -13,11 +13,8 @@ import numpy as np
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.graph import CONTRIB, FLOAT, INT64, Frozen, Graph
 from coordinator.peft import Adapter
-from zo import directions, quantised, ranks
-from zo.errors import BundleError
+from zo import quantised, ranks
 from zo.manifest import Precision, TrainableSet
-
-ADAPTER_A_GROUP = 2**32 - 1  # the direction stream from which frozen A matrices are drawn
 
 
 @dataclass
@@ -65,9 +62,8 @@ class Layers:
         self._open: DraftGroup | None = None
         self._slices: list[DraftGroup] = []
         self.sliced: set[str] = set()
-        self.begun: set[str] = set()
+        self.adapted: list[str] = []
         self._made: dict[tuple[int, str], str] = {}
-        self._adapters = 0
 
     @property
     def graph(self) -> Graph:
@@ -96,6 +92,11 @@ class Layers:
         self.groups += [draft for draft in (self._open, *self._slices) if draft.tensors]
         self._open = None
 
+    @property
+    def trainable(self) -> TrainableSet | None:
+        """What is trained of the layers that come next; None outside groups."""
+        return self.training.trainable if self._open else None
+
     def once(self, name: str, make: Callable[[], str]) -> str:
         """A value that one stage needs in several places."""
         place = (len(self.graphs), name)
@@ -114,16 +115,23 @@ class Layers:
         lead = [] if self._in_place else [f"branches of {name}"]
         return self.graph.input(name, [*lead, *values.shape])
 
+    def trained_in_slices(self, name: str, values: np.ndarray) -> str:
+        """A trainable tensor [rank, width], rank dimension by rank dimension in the slices' groups: one graph input of any rank."""
+        for number, (start, stop) in enumerate(ranks.spans(self.training.ranks)):
+            self._slices[number].tensors[f"{name}.{number}"] = values[start:stop]
+        self.sliced.add(name)
+        return self.graph.input(name, [f"branches of {name}", "rank", values.shape[1]])
+
     @property
     def _in_place(self) -> bool:
         return self.training.trainable == "full" and self._open is not None and self._open.kind == "body"
 
-    def linear(self, x: str, name: str, adapter: bool = False, bias_matters: bool = True) -> str:
-        """x @ weight.T + bias of `name`, with a low-rank adapter where `adapter` and the trainable set say so.
+    def linear(self, x: str, name: str, bias_matters: bool = True) -> str:
+        """x @ weight.T + bias of `name`.
 
         bias_matters: False where the model's output does not depend on the bias, which is then never trained.
         """
-        g, trainable = self.graph, self.training.trainable if self._open else None
+        g, trainable = self.graph, self.trainable
         weight = self.checkpoint[f"{name}.weight"].T
         bias = self.checkpoint.optional(f"{name}.bias")
         held = None if bias_matters and trainable in ("norms", "full") else bias
@@ -134,8 +142,6 @@ class Layers:
             y = self.frozen_linear(x, f"{name}.weight", weight, held)
         if bias is not None and held is None:
             y = g.op("Add", y, self.row(f"{name}.bias", bias))
-        if adapter and trainable in ("lora", "lora-fa"):
-            y = g.op("Add", y, self._adapter(x, name, weight.shape[0], weight.shape[1]))
         return y
 
     def frozen_linear(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
@@ -191,59 +197,3 @@ class Layers:
             return row
         body = self._open is not None and self._open.kind == "body"
         return self.graph.op("Unsqueeze", row, self.graph.indices(1, 2) if body else self.graph.indices(1))
-
-    def _adapter(self, x: str, name: str, width: int, out: int) -> str:
-        """scale * x A B for x [P, batch, tokens, in]. A is +-1/sqrt(in), frozen and pre-scaled in `lora-fa`; B starts at zero."""
-        if self.training.largest_rank > min(width, out):
-            flag = "smaller --ranks" if self.training.ranks else "a smaller --rank"
-            raise BundleError(f"rank {self.training.largest_rank} is larger than layer {name!r} of {width} x {out}; give {flag}")
-        if self.training.ranks:
-            return self._nested(x, name, width, out)
-        g, rank, scale = self.graph, self.training.rank, self.training.alpha / self.training.rank
-        signs = directions.signs(self.training.run_key, ADAPTER_A_GROUP, np.array([self._adapters], np.uint64), 0, width * rank)
-        a, b = self._begun(name, signs.reshape(width, rank) / np.sqrt(np.float32(width)), out)
-        self._adapters += 1
-        if self.training.trainable == "lora":
-            branches_a = g.op("Unsqueeze", self.trained(f"{name}.lora_A", a), g.indices(1))
-            low = g.op("Mul", g.op("MatMul", x, branches_a), g.constant(scale))
-        else:
-            low = g.op("MatMul", x, g.weight(f"{name}.lora_A", a * np.float32(scale)))
-        branches_b = self.trained(f"{name}.lora_B", b)
-        return g.op("MatMul", low, g.op("Unsqueeze", branches_b, g.indices(1)))
-
-    def _begun(self, name: str, a: np.ndarray, out: int) -> tuple[np.ndarray, np.ndarray]:
-        """What A [in, rank] and B [rank, out] of a layer begin as: drawn and zero, or as the adapter that is given has them."""
-        given = self.training.adapter
-        if given is None:
-            return a, np.zeros((a.shape[1], out), np.float32)
-        if name not in given.layers:
-            raise BundleError(f"the adapter in {given.folder} has nothing for layer {name!r}")
-        found = given.layers[name]
-        if found[0].shape != a.shape or found[1].shape != (a.shape[1], out):
-            raise BundleError(f"the adapter in {given.folder} is not of this model: its layer {name!r} has other dimensions")
-        self.begun.add(name)
-        return found
-
-    def _nested(self, x: str, name: str, width: int, out: int) -> str:
-        """The same in slices: the rank that is bound decides how many dimensions are computed. A is drawn dimension by dimension."""
-        g, rank, scale = self.graph, self.training.largest_rank, self.training.alpha / self.training.largest_rank
-        signs = directions.signs(self.training.run_key, ADAPTER_A_GROUP, np.array([self._adapters], np.uint64), 0, width * rank)
-        drawn, b = self._begun(name, signs.reshape(rank, width).T / np.sqrt(np.float32(width)), out)
-        a = drawn.T
-        self._adapters += 1
-        branches_b = self._in_slices(f"{name}.lora_B", b)
-        if self.training.trainable == "lora":
-            branches_a = g.op("Transpose", self._in_slices(f"{name}.lora_A", a), perm=[0, 2, 1])
-            low = g.op("Mul", g.op("MatMul", x, g.op("Unsqueeze", branches_a, g.indices(1))), g.constant(scale))
-        else:
-            held = g.weight(f"{name}.lora_A", (a * np.float32(scale)).T)
-            bound = g.op("Shape", branches_b, start=1, end=2)
-            low = g.op("MatMul", x, g.op("Slice", held, g.indices(0), bound, g.indices(1)))
-        return g.op("MatMul", low, g.op("Unsqueeze", branches_b, g.indices(1)))
-
-    def _in_slices(self, name: str, values: np.ndarray) -> str:
-        """A trainable tensor [rank, width], rank dimension by rank dimension in the slices' groups: one graph input of any rank."""
-        for number, (start, stop) in enumerate(ranks.spans(self.training.ranks)):
-            self._slices[number].tensors[f"{name}.{number}"] = values[start:stop]
-        self.sliced.add(name)
-        return self.graph.input(name, [f"branches of {name}", "rank", values.shape[1]])

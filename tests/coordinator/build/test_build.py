@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from coordinator.architectures import ARCHITECTURES
 from coordinator.architectures.bert import Bert
 from coordinator.bench import tiny_models
-from coordinator.build import chain, dimensions, head
+from coordinator.build import adapters, chain, dimensions, head
 from coordinator.build.build import BATCH, BATCHES, build, calibration_batches, prove_live
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import Training
@@ -208,7 +208,7 @@ class Forgetful(Bert):
 
     def block(self, number: int, x: str) -> str:
         if number == self.blocks - 1:
-            self.layers.linear(x, "encoder.layer.0.attention.self.key", adapter=True)
+            adapters.linear(self.layers, x, "encoder.layer.0.attention.self.key")
         return super().block(number, x)
 
 
