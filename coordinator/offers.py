@@ -8,7 +8,6 @@ from zo.checkpoint import Checkpoint, signs
 from zo.messages import FileChunk, Offer, Way
 from zo.replica import Replica
 
-LARGEST_ENTRY = 1 << 19  # bytes; a device is not sent what is more, as a long way back may be
 RENEWED_AFTER = 64  # entries; until then the checkpoints made last are offered, and the few entries after them
 
 
@@ -23,6 +22,8 @@ class _Ready:
 
 class Offers:
     """What devices that lag behind are offered. replica: the fleet's, at the last entry."""
+
+    LARGEST_ENTRY = 1 << 19  # bytes; a device is not sent what is more, as a long way back may be
 
     def __init__(self, store: Store, run: int, replica: Replica) -> None:
         self.store, self.run, self.replica = store, run, replica
@@ -43,7 +44,7 @@ class Offers:
             if at == self._entry > entry:
                 offers.append(Offer(way, at, len(ready.body) + rest.size, ready.signs + rest.signs, ready.digest))
         cost = self.store.cost(self.run, entry)
-        if entry >= self.store.compacted(self.run) and cost.largest <= LARGEST_ENTRY:
+        if entry >= self.store.compacted(self.run) and cost.largest <= self.LARGEST_ENTRY:
             offers.append(Offer(Way.ENTRIES, last, cost.size, cost.signs, digest))
         return tuple(offers)
 
@@ -54,7 +55,12 @@ class Offers:
 
     def _renew(self) -> None:
         entry = self.replica.entry
-        if self._entry < 0 or entry - self._entry > RENEWED_AFTER or self._entry < self.store.compacted(self.run):
+        if (
+            self._entry < 0
+            or entry - self._entry > RENEWED_AFTER
+            or self._entry < self.store.compacted(self.run)
+            or self.store.cost(self.run, self._entry).largest > self.LARGEST_ENTRY  # none can go on from there
+        ):
             self._ready = {key: ready for key, ready in self._ready.items() if key[1] == self._entry}
             self._entry = entry
             fold = self.replica.checkpoint()

@@ -29,12 +29,12 @@ class Fleet:
     def fresh(self) -> Replica:
         return Replica(self.bundle.parameters(), self.run.genesis, self.bundle.initial_tensors)
 
-    def go_on(self, entries: int, seeds: int = 0) -> None:
+    def go_on(self, entries: int, seeds: int = 0, directions: int = 4) -> None:
         """Some entries more, on seeds of their own or from so many."""
         for _ in range(entries):
             number = self.replica.entry + 1
             first = number % seeds * 4 if seeds else number << 32
-            terms = (Term(tuple(self.replica.sizes), first, np.array([number, -2, 1, 700])),)
+            terms = (Term(tuple(self.replica.sizes), first, np.resize([number, -2, 1, 700], directions)),)
             entry = Entry(number, number, 1, terms)
             self.replica.parameters.add(terms)
             cost = signs(terms, self.replica.sizes)
@@ -94,6 +94,24 @@ def test_every_way_costs_what_was_said_and_leads_to_the_same_parameters(later: i
         assert (replica.entry, replica.head) == (10 + later, fleet.replica.head)
     assert found[Way.ENTRIES].digest == fleet.replica.parameters.digest()
     assert len({offer.size for offer in found.values()}) == 3
+
+
+class Narrow(Offers):
+    """Sends small entries only."""
+
+    LARGEST_ENTRY = 2000
+
+
+def test_who_is_just_before_an_entry_that_is_too_large_is_offered_what_is_beyond_it(fleet: Fleet) -> None:
+    fleet.offers = Narrow(fleet.store, fleet.run.id, fleet.replica)
+    fleet.go_on(3)
+    fleet.ways(0)
+    fleet.go_on(1, directions=2000)
+    for entry in (0, 3):
+        assert {way: offer.entry for way, offer in fleet.ways(entry).items()} == {Way.FOLD: 4, Way.SNAPSHOT: 4}
+    fleet.go_on(1)
+    assert fleet.ways(4).keys() == {Way.ENTRIES}
+    assert fleet.ways(3)[Way.SNAPSHOT].entry == 4
 
 
 def test_nothing_is_offered_where_nothing_is_missing(fleet: Fleet) -> None:
