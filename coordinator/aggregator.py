@@ -55,8 +55,8 @@ class Aggregator:
             self._note("refused", f"round {number} changed nothing: {error}")
             return ()
 
-    def told(self, answers: Answers) -> dict[str, Any]:
-        """What a round's summary keeps of them."""
-        slopes = self._course.planner.slopes
-        found = summary(answers.reports, answers.nodes, self._manifest, self._plans.grid, self._config.aggregation, slopes)
+    def told(self, answers: Answers, waited: float) -> dict[str, Any]:
+        """What a round's summary keeps of them. waited: seconds that it was open."""
+        slopes, looked = self._course.planner.slopes, self._course.looks(answers.reports[0].round)
+        found = summary(answers.reports, answers.nodes, self._manifest, self._plans.grid, self._config.aggregation, slopes, waited, looked)
         return found | ({"tempered": list(answers.tempered)} if answers.tempered else {})

@@ -41,7 +41,7 @@ class Blocks:
         self._free = config.blocks == "all" or self._compared or config.rate.body == 0 or not blocks(manifest)
         self._gone = max(GONE, 2 * config.round.deadline)
         self.asked = asked(config)
-        self._trained, self._parked = trained(config, manifest), dict[int, tuple[int, ...]]()
+        self._trained, self._parked = trained(config, manifest), dict[int, tuple[tuple[int, ...], int]]()
         self._groups, self._head = blocks(manifest), tuple(group.id for group in manifest.groups if group.kind != "body")
         self._known = known(summaries)
         self._seen = dict.fromkeys(self._known, clock())
@@ -55,11 +55,12 @@ class Blocks:
         known. ConfigError where the bundle has no such base.
         """
         tried = self._allotted(device, asking, round_number, slopes)
-        return tried if tried is None or self._compared else self._heard(device, asking.profile.parked, tried)
+        return tried if tried is None or self._compared else self._heard(device, asking.profile.parked, tried, round_number)
 
-    def _heard(self, device: int, parked: tuple[int, ...], tried: tuple[int, ...]) -> tuple[int, ...]:
-        if parked != self._parked.get(device, ()):
-            self._parked[device] = parked
+    def _heard(self, device: int, parked: tuple[int, ...], tried: tuple[int, ...], round_number: int) -> tuple[int, ...]:
+        noted, at = self._parked.get(device, ((), 0))
+        if parked != noted and at != round_number:  # told once a round, however often it asks
+            self._parked[device] = parked, round_number
             kinds = {group.kind for group in self._manifest.groups if group.id in parked}
             why = f"leaves out the {' and the '.join(sorted(kinds))}: probes there are mostly noise" if kinds else "tries all again"
             self._note("parked", f"device {device} {why}")

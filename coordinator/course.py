@@ -34,6 +34,10 @@ class Course:
         self.planner.learn(summary.get("slopes", {}))
         return self.autopilot.learn(summary)
 
+    def looks(self, round_number: int) -> bool:
+        """Whether the devices of the next round, of this number, are to measure held-out losses."""
+        return self.autopilot.looks or (self._config.held_out_every > 0 and round_number == self._config.rounds)
+
     def factors(self, round_number: int) -> dict[str, float]:
         """What the rates are multiplied with in a round, by kind."""
         share = decay(self._config.rate, round_number, self._config.rounds)

@@ -7,10 +7,10 @@ from zo.messages import Report
 
 
 class OpenRound:
-    """reports: by device. limits: goal, minimum and deadline. clock: gives seconds."""
+    """reports: by device. diverged: devices that hold other parameters. limits: goal, minimum and deadline. clock: gives seconds."""
 
     def __init__(self, number: int, limits: Round, clock: Callable[[], float]) -> None:
-        self.number, self.reports = number, dict[int, Report]()
+        self.number, self.reports, self.diverged = number, dict[int, Report](), set[int]()
         self._limits, self._clock, self._opened = limits, clock, clock()
 
     @property

@@ -53,7 +53,7 @@ class Plans:
             entry=entry,
             root=root,
             examples=config.probe.examples,
-            measure_held_out=autopilot.looks or (config.held_out_every > 0 and round_number == config.rounds),
+            measure_held_out=self._course.looks(round_number),
             stride=autopilot.stride,
             want_digest=round_number % config.digest_every == 0,
             grid=self.grid,
@@ -97,3 +97,5 @@ class Plans:
             raise ReportRefused(f"a scalar is beyond the clip of {self.grid.limit}")
         if not 1 <= report.examples <= self._config.probe.examples:
             raise ReportRefused(f"{report.examples} examples are not between 1 and {self._config.probe.examples}")
+        if len(report.held_out) > (most := 1 + 2 * len(self._course.rates.by_kind)):
+            raise ReportRefused(f"{len(report.held_out)} held-out losses are more than the {most} that are ever asked for")

@@ -17,7 +17,7 @@ from coordinator.plans import Plans, ReportRefused
 from coordinator.run_ledger import RunLedger
 from coordinator.store import Compacted, Conflict, RunRow, Store
 from zo.bundle import Bundle
-from zo.errors import ConfigError
+from zo.errors import ConfigError, StorageError
 from zo.lattice import RangeError
 from zo.manifest import Precision
 from zo.messages import Profile, Report, Verdict
@@ -140,9 +140,10 @@ class Rounds:
             return Verdict.LATE
         self.plans.check(report, root)
         if report.digest is not None and report.digest != self.ledger.digest(report.shape.groups if report.shape else ()):
-            self.note(
-                "diverged", f"device {report.device} holds other parameters at entry {self.ledger.entry}; it was told to rebuild them"
-            )
+            if report.device not in self.open.diverged:
+                self.open.diverged.add(report.device)
+                where = f"at entry {self.ledger.entry}; it was told to rebuild them"
+                self.note("diverged", f"device {report.device} holds other parameters {where}")
             return Verdict.DIVERGED
         return Verdict.ACCEPTED
 
@@ -161,12 +162,12 @@ class Rounds:
 
         Where somebody else has appended to the ledger, nothing is committed; `follow` takes that in.
         """
-        number, devices = self.round, sorted(self.reports)
+        number, devices, waited = self.round, sorted(self.reports), self.open.waited
         answers = self.aggregator.answers([self.reports[device] for device in devices])
         told = {
             "round": number,
-            "seconds": round(self.open.waited, 3),
-            **self.aggregator.told(answers),
+            "seconds": round(waited, 3),
+            **self.aggregator.told(answers, waited),
             **self.course.told(number),
             **self.blocks.news(),
         }
@@ -241,6 +242,9 @@ class Rounds:
         return not self.finished and self.open.overdue
 
     def note(self, kind: str, text: str) -> None:
-        """An event for the log and the store."""
+        """An event for the log and the store. Nothing depends on it: where it cannot be stored, the log has it."""
         log.warning("%s: %s", kind, text)
-        self.store.add_event(self.run.id, kind, text)
+        try:
+            self.store.add_event(self.run.id, kind, text)
+        except StorageError as error:
+            log.error("%s", error)

@@ -29,10 +29,21 @@ NOTHING_DONE: dict[str, Any] = {
 
 
 def summary(
-    reports: Sequence[Report], nodes: Sequence[Node], manifest: Manifest, grid: Grid, how: Aggregation, known: Mapping[int, float]
+    reports: Sequence[Report],
+    nodes: Sequence[Node],
+    manifest: Manifest,
+    grid: Grid,
+    how: Aggregation,
+    known: Mapping[int, float],
+    waited: float,
+    looked: bool,
 ) -> dict[str, Any]:
-    """nodes: what each report answers. known: as `slopes` takes it. looks, held_out: nats, by device and mean."""
-    looks = {str(report.device): grid.values(np.array(report.held_out)).tolist() for report in reports if report.held_out}
+    """nodes: what each report answers. known: as `slopes` takes it. looks, held_out: nats, by device and mean.
+
+    waited: seconds from the first plan to the last report; no device has worked longer, whatever it says. looked: whether devices
+    were asked to measure held-out losses; what was not asked for does not count.
+    """
+    looks = {str(report.device): grid.values(np.array(report.held_out)).tolist() for report in reports if report.held_out and looked}
     return {
         "reports": len(reports),
         "probes": sum(2 * node.count for node in nodes),
@@ -43,7 +54,7 @@ def summary(
         "half_difference": float(np.sqrt(np.mean(np.concatenate([grid.values(report.scalars) for report in reports]) ** 2))),
         "looks": looks,
         "held_out": float(np.mean([each[0] for each in looks.values()])) if looks else None,
-        "device_seconds": sum(report.spent.milliseconds for report in reports) / 1000,
+        "device_seconds": sum(min(report.spent.milliseconds / 1000, waited) for report in reports),
         "peak_memory_mib": max(report.spent.peak_memory_mib for report in reports),
     }
 

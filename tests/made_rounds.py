@@ -75,6 +75,11 @@ class FailingStore(SqliteStore):
             raise StorageError("disk ill")
         return kept
 
+    def add_event(self, run: int, kind: str, text: str) -> None:
+        if self.failing == "add_event":
+            raise StorageError("disk full")
+        super().add_event(run, kind, text)
+
     def set_state(self, run: int, state: str) -> None:
         if self.failing == "set_state":
             raise StorageError("disk full")

@@ -49,7 +49,7 @@ def test_a_round_beyond_the_lattice_changes_nothing_but_goes_on(rate: float, mak
 
 
 def test_the_summary_tells_what_the_reports_held(make_rounds: Make) -> None:
-    rounds = make_rounds()
+    rounds = make_rounds(held_out_every=16)
     rounds.accept(answer(rounds, 0, dropped=1, held_out=(2**14,)))
     rounds.accept(answer(rounds, 1, held_out=(3 * 2**14,)))
     rounds.close_if_due()

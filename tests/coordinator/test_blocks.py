@@ -250,6 +250,7 @@ def test_what_a_device_has_parked_it_is_not_asked_for_and_the_event_says_so_once
     assert among(3, HEAD) == body
     assert len(among(4, HEAD, most=2) or ()) == 2
     assert among(5, *body, HEAD) == among(6) == ()  # better than nothing
+    assert among(6, HEAD) == body  # what changes again within a round is heard, and told in the next
     assert heard.notes == [
         ("parked", "device 0 leaves out the body: probes there are mostly noise"),
         ("parked", "device 0 leaves out the head: probes there are mostly noise"),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from local_coordinator import answer
-from made_rounds import CHEAP_HEAD, CUT, PLANNED, SHAPES, Make, append_rollback, comes_to, kinds, shaped, state
+from made_rounds import CHEAP_HEAD, CUT, PLANNED, SHAPES, Clock, Make, append_rollback, comes_to, kinds, shaped, state
 
 from coordinator import history
 from coordinator.config import Rate, Round
@@ -82,11 +82,12 @@ def test_after_three_ways_back_the_run_pauses_until_it_is_started_again(make_rou
     assert again.store.run("run").state == "running"
 
 
-def test_a_run_that_gains_nothing_stops_and_stays_stopped(make_rounds: Make) -> None:
+def test_a_run_that_gains_nothing_stops_and_stays_stopped(make_rounds: Make, clock: Clock) -> None:
     rounds = make_rounds(2, rounds=200, least_gain=0.001, held_out_every=16)
     for number in range(1, 200):
         if rounds.finished:
             break
+        clock.now += 9
         for device in range(2):
             plan = rounds.plan(device, "fp32")
             assert plan is not None

@@ -13,6 +13,7 @@ from made_rounds import (
     SHAPES,
     Clock,
     Make,
+    close,
     kinds,
     shaped,
     state,
@@ -21,7 +22,7 @@ from made_rounds import (
 from coordinator.config import Rate, Round, Seeds
 from coordinator.plans import ReportRefused
 from zo.errors import StorageError
-from zo.messages import Verdict
+from zo.messages import Spent, Verdict
 from zo.recipe import Split
 from zo.seeds import MOST_DEVICES, SEEDS_PER_ROUND
 
@@ -179,6 +180,7 @@ def test_a_report_after_the_end_is_late(make_rounds: Make) -> None:
         ({"scalars": np.array([1, 2, -(2**31)])}, "a scalar is beyond the clip of 32768"),
         ({"examples": 0}, "0 examples are not between 1 and 4"),
         ({"examples": 5}, "5 examples are not between 1 and 4"),
+        ({"held_out": (1,) * 6}, "6 held-out losses are more than the 5 that are ever asked for"),
     ],
 )
 def test_what_is_no_answer_to_a_plan_is_refused(wrong: dict[str, Any], said: str, make_rounds: Make) -> None:
@@ -201,6 +203,44 @@ def test_other_parameters_are_found_by_their_digest(make_rounds: Make) -> None:
     assert rounds.reports == {}
     assert kinds(rounds) == ["diverged"]
     assert rounds.accept(answer(rounds, 0, digest=rounds.ledger.parameters.digest())) is Verdict.ACCEPTED
+
+
+def test_who_holds_other_parameters_is_told_so_each_time_and_the_event_once_a_round(make_rounds: Make) -> None:
+    rounds = make_rounds()
+    for _ in range(3):
+        assert rounds.accept(answer(rounds, 2, digest=bytes(32))) is Verdict.DIVERGED
+    close(rounds, 2)
+    assert rounds.accept(answer(rounds, 2, digest=bytes(32))) is Verdict.DIVERGED
+    assert kinds(rounds) == ["diverged"] * 2
+
+
+def test_what_a_device_says_unasked_or_cannot_have_spent_does_not_count(make_rounds: Make, clock: Clock) -> None:
+    rounds = make_rounds(rounds=9, held_out_every=16)
+    for looked in (True, False):
+        plan = rounds.plan(0, "fp32")
+        assert plan is not None
+        assert plan.measure_held_out == looked
+        clock.now += 5
+        for device, spent in enumerate((Spent(milliseconds=2**32 - 1), Spent(milliseconds=3000))):
+            rounds.accept(answer(rounds, device, held_out=(2**14,), spent=spent))
+        rounds.close_if_due()
+        told = rounds.store.summaries(rounds.run.id)[-1]
+        assert told["device_seconds"] == 8.0
+        assert list(told["looks"]) == (["0", "1"] if looked else [])
+
+
+def test_where_events_cannot_be_stored_a_round_counts_once_all_the_same(make_rounds: Make, caplog: pytest.LogCaptureFixture) -> None:
+    rounds = make_rounds(round=Round(3, 3, 30.0), rounds=9)
+    rounds.store.failing = "add_event"
+    assert rounds.accept(answer(rounds, 0, digest=bytes(32))) is Verdict.DIVERGED
+    for number in range(1, 9):
+        for device, most in enumerate((100, 100, 2**15)):
+            assert rounds.accept(answer(rounds, device, scalars=(most, -most, most))) is Verdict.ACCEPTED
+        assert rounds.close_if_due()
+        assert (rounds.round, rounds.reports) == (number + 1, {})
+    assert [entry.round for entry in rounds.store.entries(rounds.run.id)] == list(range(1, 9))
+    assert "device 2 reports slopes of more than" in caplog.text
+    assert kinds(rounds) == []
 
 
 # --- going on after a stop ---
