@@ -75,6 +75,11 @@ class FailingStore(SqliteStore):
             raise StorageError("disk ill")
         return kept
 
+    def add_evaluation(self, run: int, entry: int, split: str, metrics: dict[str, Any]) -> None:
+        if self.failing == "add_evaluation":
+            raise StorageError("disk full")
+        super().add_evaluation(run, entry, split, metrics)
+
     def add_event(self, run: int, kind: str, text: str) -> None:
         if self.failing == "add_event":
             raise StorageError("disk full")
