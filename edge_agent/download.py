@@ -28,7 +28,7 @@ def bundle(ask: Ask, joined: JoinReply, state: Path, chooser: Chooser, config: A
     ask: a call to the coordinator. Where the settings name a folder that should hold it already, with one base at least,
     nothing is downloaded.
     """
-    given, room = config.bundle, Room(config.bundle_bytes)
+    given = config.bundle
     if len(joined.bundle_digest) != 32:
         raise BundleError("the coordinator announces no digest of its bundle; run the same release on both sides")
     try:
@@ -39,7 +39,7 @@ def bundle(ask: Ask, joined: JoinReply, state: Path, chooser: Chooser, config: A
         for name in joined.bundle_files:
             check_name(name)
         folder = state / "bundles" / joined.bundle_digest.hex()
-        known = folder.is_dir()
+        known, room = folder.is_dir(), Room(folder, config.bundle_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             return _complete(ask, joined, folder, chooser, room)
@@ -57,19 +57,42 @@ def bundle(ask: Ask, joined: JoinReply, state: Path, chooser: Chooser, config: A
 
 
 class Room:
-    """Bytes that a bundle may take. StorageError where a file would be too many, or the disk has no room for it."""
+    """Bytes that bundles may take. folder: of the one that is fetched; those of other runs, beside it, make way, oldest first.
 
-    def __init__(self, most: float) -> None:
-        self.most, self._taken = most, dict[Path, int]()
+    StorageError where a file would be too many, or the disk has no room for it.
+    """
+
+    def __init__(self, folder: Path, most: float) -> None:
+        self.folder, self.most, self._noted = folder, most, (folder, 0)
 
     def take(self, path: Path, size: int) -> None:
-        """Note that a file will have this size."""
-        self._taken[path] = size
-        if sum(self._taken.values()) > self.most:
+        """Note that a file of the folder will have this size."""
+        if self._noted == (path, size):
+            return
+        self._noted = path, size
+        own = sum((_sizes(self.folder) | {path: size}).values())
+        if own > self.most:
             raise StorageError(f"the bundle takes more than {self.most / 1e6:.0f} MB; allow more with --bundle-bytes if that is right")
+        self._make_way(own)
         missing = size - (path.stat().st_size if path.exists() else 0)
         if missing > (free := shutil.disk_usage(path.parent).free):
             raise StorageError(f"{path.parent} has {free / 1e6:.0f} MB left, and {path.name} needs {missing / 1e6:.0f} MB; make room")
+
+    def _make_way(self, own: int) -> None:
+        """Remove bundles of other runs until all that are left take no more than one may."""
+        others = [each for each in self.folder.parent.iterdir() if each.is_dir() and each != self.folder]
+        sizes = {each: sum(_sizes(each).values()) for each in sorted(others, key=lambda each: each.stat().st_mtime)}
+        for each, size in sizes.items():
+            if own + sum(sizes.values()) <= self.most:
+                return
+            log.info("the bundle %s of an earlier run makes way: %.0f MB", each.name[:12], size / 1e6)
+            shutil.rmtree(each)
+            sizes[each] = 0
+
+
+def _sizes(folder: Path) -> dict[Path, int]:
+    """Bytes by file."""
+    return {path: path.stat().st_size for path in folder.iterdir()}
 
 
 def _complete(ask: Ask, joined: JoinReply, folder: Path, chooser: Chooser, room: Room) -> Bundle:

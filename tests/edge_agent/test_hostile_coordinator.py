@@ -97,6 +97,16 @@ def test_a_file_that_grows_while_it_is_fetched_ends_at_the_limit(state: Path) ->
     assert liar.sent <= 1e6 + PIECE
 
 
+def test_bundles_that_are_announced_one_after_the_other_take_no_more_than_one_may(state: Path) -> None:
+    liar = Liar({"manifest.json": bytes(40_000)})
+    for number in range(5):
+        with pytest.raises(BundleError):
+            fetched(liar, state, digest=bytes([number] * 32), bundle_bytes=100_000)
+        held = [path for path in (state / "bundles").rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in held) == min(2, number + 1) * 40_000
+        assert bytes([number] * 32).hex() in {path.parent.name for path in held}
+
+
 def test_another_manifest_than_the_one_announced_is_refused(bert_bundle: Bundle, state: Path) -> None:
     files = {"manifest.json": (bert_bundle.folder / "manifest.json").read_bytes()}
     with pytest.raises(BundleError, match="is not the bundle that the coordinator announced"):
