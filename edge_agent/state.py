@@ -93,12 +93,12 @@ class State:
         """Save it, if the budget allows."""
         return self._save(MEMORY, json.dumps(found).encode())
 
-    def traffic(self) -> tuple[float | None, float, float]:
-        """What the process before this one left of the network's bytes, when, and what it had counted; nothing where that is not known."""
+    def traffic(self) -> dict[str, float]:
+        """The record of the network's bytes that the process before this one has left; empty where that is not known."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads((self.folder / STATUS).read_text(encoding="utf-8"))["traffic"]
-            return float(record["left"]), float(record["at"]), float(record["spent"])
-        return None, 0.0, 0.0
+            return {name: float(record[name]) for name in ("left", "at", "spent")}
+        return {}
 
     def tiles_head(self) -> bytes:
         """The signed head of the tiles that were followed last; empty where there is none."""

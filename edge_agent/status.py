@@ -29,6 +29,8 @@ class Status:
     def __init__(self, folder: State) -> None:
         self._folder, self._written, self._saved = folder, 0.0, time.monotonic()
         self.facts: dict[str, Any] = {"state": "joining", "pid": os.getpid()}
+        if traffic := folder.traffic():  # this file is where it is kept, also while nothing is sent
+            self.facts["traffic"] = traffic
 
     def update(self, **facts: Any) -> None:
         """Note facts; written at once where the state changes, else at intervals."""

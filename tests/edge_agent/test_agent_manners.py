@@ -34,7 +34,7 @@ from edge_agent.solo_config import SoloConfig
 from edge_agent.status import told as told_status
 from edge_agent.windows import parse
 from zo.bundle import Bundle
-from zo.errors import DoesNotFit
+from zo.errors import DataError, DoesNotFit
 from zo.manifest import FILE
 from zo.messages import FileChunk, FileRequest, Report, ReportReply
 from zo.recipe import Probe
@@ -276,6 +276,23 @@ def test_what_is_sent_and_received_is_counted_and_goes_on_after_a_restart(bert_b
         assert again.traffic.spent == pytest.approx(first)
         again.run()
         assert 0 < again.traffic.spent - first < size / 2
+
+
+def test_starts_that_send_nothing_keep_the_count_of_the_network(bert_bundle: Bundle, make: Make, tmp_path: Path) -> None:
+    agent = make("127.0.0.1:1", House(), network=Network(1e6))
+    agent.contact.spend(400_000)
+    agent.status.write()
+    agent.state.close()
+    for _ in range(2):
+        failing = make("127.0.0.1:1", House(), network=Network(1e6), data=str(tmp_path / "nowhere"))
+        with pytest.raises(DataError):
+            failing.run()
+    given = {"data": str(tmp_path / "nowhere"), "bundle": str(bert_bundle.folder), "state": str(agent.state.folder), "rounds": 3}
+    with pytest.raises(DataError):
+        Solo(SoloConfig(**given), threading.Event()).run()
+    left = make("127.0.0.1:1", House(), network=Network(1e6)).traffic
+    assert left.spent == 400_000
+    assert left.left == pytest.approx(100_000, abs=1000)
 
 
 def test_a_device_alone_minds_its_house_too(bert_bundle: Bundle, tmp_path: Path) -> None:
