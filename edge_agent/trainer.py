@@ -17,14 +17,19 @@ from edge_agent.rank import bearable
 from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.work import work
+from zo.batches import Batch
 from zo.bundle import Bundle
+from zo.manifest import Task
 from zo.memory import process
 from zo.memory.engine import Device
 from zo.messages import Profile, Report
 from zo.plan import WorkPlan
 from zo.replica import Replica
+from zo.timing import random_batch
 
 log = logging.getLogger(__name__)
+
+EXAMPLES, TOKENS = 4, 32  # that stages are timed on
 
 
 class Trainer:
@@ -63,8 +68,8 @@ class Trainer:
         planned = govern()
         self._device = planned.device if planned else self._device
         status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
-        self._parking = Parking(self.engine, partial(self.dataset.draw, 4), status, guest.go_on)
-        self.profiler = profiler(self.engine, self.dataset.draw(4), config, planned.device if planned else Device())
+        self._parking = Parking(self.engine, partial(self.dataset.draw, EXAMPLES), status, guest.go_on)
+        self.profiler = profiler(self.engine, self._timed(bundle.manifest.task), config, planned.device if planned else Device())
         self._meter = meter()
 
     def choose_rank(self) -> None:
@@ -76,8 +81,13 @@ class Trainer:
             self._status.update(rank=rank)
 
     def profile(self) -> Profile:
-        """What this device can do now, as it found."""
-        return replace(self.profiler.now(), parked=self._parking.groups)
+        """What this device can do now, as it found. Under `dp` nothing in it is measured on its examples."""
+        parked = () if self._config.dp.clip else self._parking.groups
+        return replace(self.profiler.now(), parked=parked)
+
+    def _timed(self, task: Task) -> Batch:
+        """A batch to time stages on."""
+        return random_batch(task, 1, EXAMPLES, min(TOKENS, task.max_tokens)) if self._config.dp.clip else self.dataset.draw(EXAMPLES)
 
     def take_on(self, plan: WorkPlan) -> str:
         """Hold the blocks that a plan tries; why not, where they do not fit now. Raises as `plan_limits.check` and `Blocks.take_on`."""
