@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -84,6 +85,21 @@ def test_its_help_asks_for_no_examples(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(ConfigError, match="data"):
         from_texts(AgentConfig, {})
     assert from_texts(JoinConfig, {}).data == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_signal_ends_it_at_once_and_nothing_is_left(number: int, code: int, served: Serving, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"--coordinator=127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "edge_agent.cli", "join", served[0].create_token(1, 60).text, f"--state={tmp_path / 'a'}", address]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        silent.settimeout(20)
+        silent.accept()
+        process.send_signal(number)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == code
+    assert "internal error" not in said
+    assert identity.load(tmp_path / "a") is None
 
 
 def test_joining_again_makes_another_device_of_it(served: Serving, tmp_path: Path) -> None:
