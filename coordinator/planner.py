@@ -41,6 +41,7 @@ class Planner:
         self._recent = [summary.get("slopes", {}) for summary in summaries[-LOOK_BACK:]]
         self.slopes = _means(self._recent)
         self._told, self._learnt = set[Shape](), 0
+        self._times: dict[int, tuple[int, tuple[int, ...]]] = {}  # by device: a round, and what its stages cost by then
         self._tried, self._every = trained(config, manifest), tuple(group.id for group in manifest.groups)
         self._fixed = stated_shape(config.algorithm, config.probe, config.split)
         if self._fixed:
@@ -68,10 +69,17 @@ class Planner:
         """
         if self._config.aggregation == "mean":
             drawn = truncation.drawn(self._manifest, self._config.ranks.probabilities, round_number, device, rank)
-            return self.shape(precision, stage_ns, among, drawn)
+            return self.shape(precision, self._once(round_number, device, stage_ns), among, drawn)
         if rank not in (0, *self._manifest.ranks[-1:]):
             raise ConfigError(f"aggregation = {self._config.aggregation!r} compares devices of one rank; this one bears rank {rank}")
         return self.usual
+
+    def _once(self, round_number: int, device: int, stage_ns: tuple[int, ...]) -> tuple[int, ...]:
+        """What a device says of its stages counts once a round, since to plan for it takes this process a while."""
+        known = self._times.get(device)
+        if known is None or known[0] != round_number:
+            known = self._times[device] = round_number, stage_ns
+        return known[1]
 
     def node(self, round_number: int, device: int, precision: Precision, shape: Shape | None = None) -> Node:
         """The `tree` of a device in a round, with seeds of its own next to those of its neighbours.

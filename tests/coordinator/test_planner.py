@@ -115,6 +115,14 @@ def test_the_shape_is_the_best_row_of_the_table_up_to_how_exactly_times_are_meas
         assert split.predict(chosen, known, 0).ratio <= 1.25 * min(row.ratio for row in rows)
 
 
+def test_a_device_is_planned_for_once_a_round_whatever_it_says_of_its_times(bert_bundle: Bundle) -> None:
+    made = planner(bert_bundle, ENERGY_IN_THE_HEAD)
+    dear, cheap = made.shape("fp32", DEAR_HEAD), made.shape("fp32", CHEAP_HEAD)
+    assert dear != cheap
+    told = [(1, 0, DEAR_HEAD), (1, 0, CHEAP_HEAD), (1, 1, CHEAP_HEAD), (2, 0, CHEAP_HEAD), (2, 0, DEAR_HEAD)]
+    assert [made.asked(number, device, "fp32", times, (), 0) for number, device, times in told] == [dear, dear, cheap, cheap, cheap]
+
+
 def test_clean_shapes_are_planned_where_that_is_allowed_and_only_there(bert_bundle: Bundle) -> None:
     allowed, not_allowed = planner(bert_bundle, ENERGY_BELOW, split=Split(clean=True)), planner(bert_bundle, ENERGY_BELOW)
     chosen = allowed.shape("fp32", DEAR_HEAD)

@@ -22,6 +22,7 @@ from edge_agent import sent
 from edge_agent.cli import main
 from edge_agent.config import AgentConfig, Privacy
 from edge_agent.daemon import Daemon
+from edge_agent.flash import WriteBudget
 from edge_agent.sent import Sent, messages
 from zo import wire
 from zo.address import free_port
@@ -104,6 +105,12 @@ def test_with_noise_only_the_noisy_scalars_leave_and_the_budget_ends_it(tap: Tap
 def test_without_room_for_it_no_record_is_kept(tmp_path: Path) -> None:
     Sent(tmp_path / "nowhere", 0).add("Report", b"content")
     assert not list(messages(tmp_path))
+
+
+def test_what_is_noted_is_counted_even_where_no_budget_is_left(tmp_path: Path) -> None:
+    budget = WriteBudget(0.0)
+    Sent(tmp_path, 1e6, budget).add("Report", bytes(5000))
+    assert budget.written >= 5000
 
 
 def test_what_cannot_be_noted_is_not_sent(tap: Tap, tmp_path: Path) -> None:
