@@ -1,6 +1,7 @@
 """Where a run stands, from its store alone."""
 
 import time
+from collections import Counter
 from typing import Any
 
 from coordinator.replay import best_entry
@@ -20,6 +21,8 @@ def of(store: Store, run: RunRow) -> dict[str, Any]:
         "probes": sum(summary["probes"] for summary in summaries),
         "dropped": sum(summary["dropped"] for summary in summaries),
         "seconds": sum(summary["seconds"] for summary in summaries),
+        "device_seconds": sum(summary.get("device_seconds", 0.0) for summary in summaries),
+        "joules": dict(sum((Counter(summary.get("joules", {})) for summary in summaries), Counter())),
         "last_round": summaries[-1] if summaries else None,
         "best_entry": best_entry(store, run.id),
         "validation": store.evaluations(run.id, "validation"),
@@ -34,6 +37,9 @@ def told(found: dict[str, Any]) -> str:
         f"run {found['run']!r} is {found['state']}: {found['rounds']} rounds, {found['devices']} devices, {found['probes']} probes",
         f"entry {found['entry']} (chain {found['head'][:16]}), best by validation: entry {found['best_entry']}",
     ]
+    if found["device_seconds"]:
+        drawn = ", ".join(f"{joules / 1000:.1f} kJ by {source}" for source, joules in found["joules"].items())
+        lines.append(f"devices have worked {found['device_seconds'] / 60:.1f} minutes" + (f", and drew {drawn}" if drawn else ""))
     if found["last_round"]:
         last = found["last_round"]
         lines.append(f"round {last['round']}: {last['reports']} reports in {last['seconds']:.1f} s")

@@ -56,7 +56,17 @@ def summary(
         "held_out": float(np.mean([each[0] for each in looks.values()])) if looks else None,
         "device_seconds": sum(min(report.spent.milliseconds / 1000, waited) for report in reports),
         "peak_memory_mib": max(report.spent.peak_memory_mib for report in reports),
+        "joules": _joules(reports),
     }
+
+
+def _joules(reports: Sequence[Report]) -> dict[str, float]:
+    """What devices say that they drew, by where they know it from."""
+    found: dict[str, float] = {}
+    for report in reports:
+        if report.spent.energy != "none":
+            found[report.spent.energy] = found.get(report.spent.energy, 0.0) + report.spent.millijoules / 1000
+    return found
 
 
 def slopes(

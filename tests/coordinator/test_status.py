@@ -11,6 +11,7 @@ from coordinator.config import Round
 from coordinator.rounds import Rounds
 from coordinator.sqlite_store import SqliteStore
 from zo.bundle import Bundle
+from zo.messages import Spent
 
 METRICS = {"loss": 0.5, "accuracy": 0.75, "balanced_loss": 0.5, "balanced_accuracy": 0.7, "rows": 4}
 
@@ -36,13 +37,16 @@ def test_a_run_that_has_just_begun_is_told(rounds: Rounds) -> None:
 
 def test_counts_add_up_over_rounds(rounds: Rounds) -> None:
     for number in (1, 2):
-        rounds.accept(answer(rounds, 0, number, dropped=1))
+        spent = Spent(milliseconds=1, millijoules=4_500_000, energy="rapl" if number == 1 else "model")
+        rounds.accept(answer(rounds, 0, number, dropped=1, spent=spent))
         rounds.close_if_due()
     rounds.store.add_evaluation(rounds.run.id, 1, "validation", METRICS)
     rounds.store.add_evaluation(rounds.run.id, 0, "test", METRICS)
     rounds.note("diverged", "device 0 holds other parameters")
     found = of(rounds)
     assert (found["state"], found["entry"], found["rounds"], found["probes"], found["dropped"]) == ("finished", 2, 2, 12, 2)
+    assert found["joules"] == {"rapl": 4500.0, "model": 4500.0}
+    assert 0 < found["device_seconds"] <= 0.002
     assert found["head"] == rounds.ledger.replica.head.hex()
     assert found["best_entry"] == 1
     assert found["last_round"]["round"] == 2
@@ -51,6 +55,7 @@ def test_counts_add_up_over_rounds(rounds: Rounds) -> None:
     for part in (
         "is finished: 2 rounds",
         "best by validation: entry 1",
+        "devices have worked 0.0 minutes, and drew 4.5 kJ by rapl, 4.5 kJ by model",
         "round 2: 1 reports",
         "balanced accuracy 0.7000",
         "diverged: device 0",
