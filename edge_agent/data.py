@@ -23,12 +23,7 @@ log = logging.getLogger(__name__)
 
 def check(path: Path) -> None:
     """DataError unless it is a file, or a folder with *.jsonl files; nor may these be what keeps its reader waiting, as a pipe does."""
-    if not path.exists():
-        raise DataError(f"{path} does not exist; give a .jsonl file, or a folder of them")
-    files = [file for file in sorted(path.glob("*.jsonl")) if not file.is_dir()] if path.is_dir() else [path]
-    if not files:
-        raise DataError(f'{path} holds no *.jsonl files; put one there, with lines that hold a "text"')
-    for file in files:
+    for file in examples.files(path):
         if file.exists() and not file.is_file():
             raise DataError(f"{file} is no regular file; give a .jsonl file, or a folder of them")
 

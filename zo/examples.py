@@ -37,15 +37,20 @@ class Reading:
         return f"{len(self.examples)} examples{told}"
 
 
-def read(path: Path, task: Task) -> Reading:
-    """Examples of a JSONL file, or of every *.jsonl in a folder, in order of name. DataError if none is usable."""
+def files(path: Path, line: str = '{"text": "..."}') -> list[Path]:
+    """A JSONL file, or every *.jsonl in a folder, in order of name. DataError if there is none, which shows a line."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give a .jsonl file, or a folder of them")
-    files = sorted(file for file in path.glob("*.jsonl") if not file.is_dir()) if path.is_dir() else [path]
-    if not files:
-        raise DataError(f"{path} holds no *.jsonl files; put lines like {_sample(task)} into one")
+    found = sorted(file for file in path.glob("*.jsonl") if not file.is_dir()) if path.is_dir() else [path]
+    if not found:
+        raise DataError(f"{path} holds no *.jsonl files; put lines like {line} into one")
+    return found
+
+
+def read(path: Path, task: Task) -> Reading:
+    """Examples of the `files` of a path. DataError if none is usable."""
     reading = Reading()
-    for file in files:
+    for file in files(path, _sample(task)):
         _read_file(file, task, reading)
     if not reading.examples:
         why = " | ".join(reading.complaints) or "no lines"

@@ -2,11 +2,34 @@
 
 import numpy as np
 
-from coordinator.build.layers import Layers
-from zo import directions
+from coordinator.build.layers import Layers, Training
+from zo import directions, ranks
+from zo.consistency import MOST_ALPHA
 from zo.errors import BundleError
 
 A_GROUP = 2**32 - 1  # the direction stream from which A is drawn
+
+
+def check(training: Training) -> None:
+    """BundleError where no adapters can be as is asked for."""
+    if training.rank < 1:
+        raise BundleError(f"adapters of rank {training.rank} cannot be; give 1 or more")
+    if not 0 < training.alpha <= MOST_ALPHA:
+        raise BundleError(f"adapters of alpha {training.alpha} cannot be; give more than 0, and at most {MOST_ALPHA:g}")
+    try:
+        ranks.check(training.ranks)
+    except ValueError as error:
+        raise BundleError(f"--{error}") from None
+    if training.ranks and training.trainable not in ("lora", "lora-fa"):
+        raise BundleError(f"trainable {training.trainable!r} has no adapters; --ranks needs 'lora-fa' or 'lora'")
+    if training.ranks and training.top_blocks == 0:
+        raise BundleError("the head alone has no adapters; --ranks needs a block that is trained")
+    if training.adapter and training.trainable != "lora":
+        raise BundleError(
+            f"an adapter to begin with needs trainable 'lora', as both of its matrices are its own, not {training.trainable!r}"
+        )
+    if training.adapter and training.adapter.rank != training.largest_rank:
+        raise BundleError(f"the adapter in {training.adapter.folder} has rank {training.adapter.rank}, not {training.largest_rank}")
 
 
 def linear(layers: Layers, x: str, name: str) -> str:

@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 
 from coordinator.architectures import ARCHITECTURES
-from coordinator.build import dimensions
+from coordinator.build import adapters, dimensions
 from coordinator.build.checkpoint import Checkpoint
 from coordinator.build.layers import DraftGroup, Layers, Training
 from zo import bundle as bundle_files
-from zo import quantised, ranks
-from zo.consistency import MOST_ALPHA
+from zo import quantised
 from zo.errors import BundleError
 from zo.group import Group, Tensor
 from zo.inactive import layout
@@ -33,17 +32,7 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int, e
         raise BundleError(f"architecture {kind!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}")
     if training.trainable == "full" and training.precision == "int8":
         raise BundleError("trainable 'full' perturbs the weights themselves; it needs precision 'fp32', or 'w8' or 'w4' of inactive blocks")
-    if training.rank < 1:
-        raise BundleError(f"adapters of rank {training.rank} cannot be; give 1 or more")
-    if not 0 < training.alpha <= MOST_ALPHA:
-        raise BundleError(f"adapters of alpha {training.alpha} cannot be; give more than 0, and at most {MOST_ALPHA:g}")
-    _check_ranks(training)
-    if training.adapter and training.trainable != "lora":
-        raise BundleError(
-            f"an adapter to begin with needs trainable 'lora', as both of its matrices are its own, not {training.trainable!r}"
-        )
-    if training.adapter and training.adapter.rank != training.largest_rank:
-        raise BundleError(f"the adapter in {training.adapter.folder} has rank {training.adapter.rank}, not {training.largest_rank}")
+    adapters.check(training)
     layers = Layers(checkpoint, training)
     try:
         dimensions.check(checkpoint.config)
@@ -81,18 +70,6 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int, e
     if not layers.groups:
         raise BundleError(f"nothing would be trained: the head has nothing for {training.trainable!r}; train a block, or 'norms' or 'full'")
     return layers
-
-
-def _check_ranks(training: Training) -> None:
-    """BundleError where there are no such slices of adapters."""
-    try:
-        ranks.check(training.ranks)
-    except ValueError as error:
-        raise BundleError(f"--{error}") from None
-    if training.ranks and training.trainable not in ("lora", "lora-fa"):
-        raise BundleError(f"trainable {training.trainable!r} has no adapters; --ranks needs 'lora-fa' or 'lora'")
-    if training.ranks and training.top_blocks == 0:
-        raise BundleError("the head alone has no adapters; --ranks needs a block that is trained")
 
 
 def _check_tokenizer(checkpoint: Checkpoint, known: int) -> None:
