@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-FIRST, SLOWEST, FASTEST = (1.0, 2.0), 1 / 16, 16.0  # times the default
+FIRST, SLOWEST, FASTEST = (1.0, 2.0), 1 / 16, 256.0  # times the default
 TUNING_SEEDS = (1000, 1001, 1002)
 
 Losses = dict[int, float]  # by prefix

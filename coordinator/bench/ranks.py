@@ -6,6 +6,7 @@ shares, batches and seeds of directions as the others.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from coordinator.bench.standard_error import compared
 from coordinator.build.build import build
 from coordinator.build.layers import Training
 from zo.bundle import open_bundle
+from zo.lattice import RangeError
 from zo.manifest import PRECISIONS
 
 LARGE = (16, 64, 256)  # of which costs alone are measured
@@ -66,11 +68,14 @@ _opened = lru_cache(maxsize=1)(Fleets)  # once for all jobs of a process
 
 def _losses(arguments: tuple[Path, Path, int], job: Job) -> Losses:
     fleets = _opened(*arguments)
-    if job.side == FLEX:
-        found = fleets.flex(job.seed, job.rate)
-    else:
-        side = SIDES[job.side]
-        found = fleets.run(side, side.kinds[job.kind], job.seed, job.rate)
+    try:
+        if job.side == FLEX:
+            found = fleets.flex(job.seed, job.rate)
+        else:
+            side = SIDES[job.side]
+            found = fleets.run(side, side.kinds[job.kind], job.seed, job.rate)
+    except RangeError:  # values have run away
+        found = dict.fromkeys(RANKS, math.inf)
     print(f"{job}: {found}", file=sys.stderr, flush=True)  # runs take long: where they stand
     return found
 
