@@ -24,10 +24,10 @@ class SqliteFile:
     unsafe = False  # a sync has failed
 
     def __init__(self, path: Path, schema: str, version: int, create: bool, disk: Disk | None) -> None:
+        _check_file(path, create)
         self.path, self._disk = path, disk or Disk()
         self._log = path.with_name(path.name + "-wal")
         self._named = False  # the log's name is on the disk
-        _check_file(path, create)
         only_read = not create and not (os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK))
         with self._errors():
             self._db = sqlite3.connect(self._uri(only_read), isolation_level=None, timeout=10, uri=True)
