@@ -5,7 +5,7 @@ All that it knows are the summaries of the entries, so a restart finds it where 
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,12 +33,13 @@ class Advice:
 
 @dataclass(frozen=True)
 class Look:
-    """What devices measured at an entry: their losses (nats), what they had spent by then, and how much lower than at the best
-    look before it; and the error of that."""
+    """What devices measured at an entry: their losses (nats), what they had spent by then, how many of them could be compared with
+    the best look before it, how much lower they were, and the error of that."""
 
     entry: int
     losses: dict[str, float]
     minutes: float
+    compared: int = 0
     gain: float = 0.0
     error: float = 0.0
 
@@ -60,10 +61,10 @@ class Autopilot:
         self.told = "nothing has been measured yet"
         self._seldomest, self._least_gain = seldomest, least_gain
         self._in_force = deque[dict[str, float]](maxlen=MOST_ENTRIES)
-        self._entry = self._due = self._risen = self._returns = 0
+        self._entry = self._due = self._looked = self._risen = self._returns = 0
         self._minutes = 0.0
         self._best: Look | None = None
-        self._looks = deque[Look](maxlen=WINDOW + 1)  # since the last way back
+        self._looks = deque[Look](maxlen=WINDOW + 1)  # since the last way back, of those that could be compared
 
     @property
     def looks(self) -> bool:
@@ -78,8 +79,7 @@ class Autopilot:
     @property
     def stride(self) -> int:
         """Entries along which they should: those since the last look."""
-        since = self._entry - self._looks[-1].entry if self._looks else 0
-        return min(since, len(self._in_force)) if self.looks else 0
+        return min(self._entry - self._looked, len(self._in_force)) if self.looks else 0
 
     def learn(self, summary: dict[str, Any]) -> Advice:
         """Take in an entry. Its looks were taken before it."""
@@ -90,16 +90,17 @@ class Autopilot:
         if "rolled_back_to" in summary:
             self._in_force.clear()
             self._looks.clear()
-            self._due = self._entry
+            self._due = self._looked = self._entry
         return advice
 
     def _look(self, measured: dict[str, list[float]]) -> Advice:
         """Compare every device with itself, and go along at a better pace."""
         stride = self.stride
         look = self._compared({device: losses[0] for device, losses in measured.items()})
-        self._looks.append(look)
-        self._due = self._entry + min(max(self._entry, SOONEST), self._seldomest)
+        self._looked, self._due = self._entry, self._entry + min(max(self._entry, SOONEST), self._seldomest)
         self.told = f"held-out loss {look.mean:.4f} at entry {look.entry}"
+        if self._best is None or look.compared:
+            self._looks.append(look)
         if self._best is None or look.gain > 0:
             self._best, self._risen, self._returns = look, 0, 0
         elif -look.gain > min(max(SURE * look.error, WORSE * self._best.mean), RUIN * self._best.mean):
@@ -107,8 +108,9 @@ class Autopilot:
             self.told += f", {-look.gain:.4f} +- {look.error:.4f} higher than at entry {self._best.entry}"
             if self._risen >= 2:
                 return self._back(self._best.entry)
-        else:
+        elif look.compared:
             self._risen = 0
+        self._best = replace(self._best, losses=look.losses | self._best.losses)
         whole = [each for each in measured.values() if len(each) == 1 + 2 * len(self.pace.factors)]
         if stride and whole:
             recent = list(self._in_force)[-stride:]
@@ -117,10 +119,10 @@ class Autopilot:
         return self._judged()
 
     def _compared(self, losses: dict[str, float]) -> Look:
-        """A look, every device compared with what it measured at the best one."""
+        """A look, every device compared with what it measured at the best one; or at its first since, if it was not there."""
         best = self._best.losses if self._best else {}
         paired = np.array([best[device] - losses[device] for device in losses if device in best])
-        return Look(self._entry, losses, self._minutes, *(mean_and_error(paired) if len(paired) else ()))
+        return Look(self._entry, losses, self._minutes, len(paired), *(mean_and_error(paired) if len(paired) else ()))
 
     def _back(self, entry: int) -> Advice:
         self._risen, self._returns = 0, self._returns + 1
@@ -133,13 +135,15 @@ class Autopilot:
     def _judged(self) -> Advice:
         """Whether going on is worth the devices' time."""
         assert self._best is not None
+        if len(self._looks) <= WINDOW:
+            return Advice("go on", self.told)
         since = self._looks[0]
         minutes = self._minutes - since.minutes
-        if len(self._looks) <= WINDOW or self._entry - since.entry < WINDOW * self._seldomest or minutes <= 0:
-            return Advice("go on", self.told)
         paired = np.array([since.losses[device] - loss for device, loss in self._best.losses.items() if device in since.losses])
-        gain, error = mean_and_error(paired) if len(paired) else (0.0, 0.0)
-        self.expected = f"the last {minutes:.1f} minutes of devices gained {gain:.4f} +- {error:.4f} nats; as many more would gain less"
+        if self._entry - since.entry < WINDOW * self._seldomest or minutes <= 0 or not len(paired):
+            return Advice("go on", self.told)
+        gain, error = mean_and_error(paired)
         if gain + SURE * error < self._least_gain * minutes:
-            return Advice("stop", f"{self.told}; {self.expected}", self._best.entry)
+            gained = f"the last {minutes:.1f} minutes of devices gained {gain:.4f} +- {error:.4f} nats; as many more would gain less"
+            return Advice("stop", f"{self.told}; {gained}", self._best.entry)
         return Advice("go on", self.told)

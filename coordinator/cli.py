@@ -36,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export = _with_store(commands.add_parser("export", help="the trained model, as safetensors and ONNX"), _export)
     export.add_argument("run", help="name of the run")
     export.add_argument("out", type=Path, help="folder to make")
-    export.add_argument("--at", type=int, metavar="ROUND", help="the model when this round closed; the best by validation if left out")
+    export.add_argument(
+        "--at",
+        type=int,
+        metavar="ROUND",
+        help="the model when this round closed; the best if left out, by validation or else by what devices held out",
+    )
     export.add_argument("--rank", type=int, default=0, help="of the adapters, where the bundle has several [the largest]")
     export.add_argument("--peft", action="store_true", help="the adapter alone, as a folder that Hugging Face PEFT loads (docs/ranks.md)")
     ledger_commands.add(commands)

@@ -33,9 +33,10 @@ def of(store: Store, run: RunRow) -> dict[str, Any]:
 
 def told(found: dict[str, Any]) -> str:
     """The same for a person."""
+    by = "validation" if found["validation"] else "what devices held out"
     lines = [
         f"run {found['run']!r} is {found['state']}: {found['rounds']} rounds, {found['devices']} devices, {found['probes']} probes",
-        f"entry {found['entry']} (chain {found['head'][:16]}), best by validation: entry {found['best_entry']}",
+        f"entry {found['entry']} (chain {found['head'][:16]}), best by {by}: entry {found['best_entry']}",
     ]
     if found["device_seconds"]:
         drawn = ", ".join(f"{joules / 1000:.1f} kJ by {source}" for source, joules in found["joules"].items())

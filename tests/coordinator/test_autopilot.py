@@ -1,5 +1,6 @@
 """The autopilot looks at the right times, goes back when losses rise, pauses, and stops when nothing is gained."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -67,6 +68,39 @@ def test_every_device_is_compared_with_itself_whoever_takes_part() -> None:
     only_the_worst = {"looks": {"3": [4.5]}, "device_seconds": 1.0}
     assert pilot.learn(only_the_worst).act == "go on"
     assert "higher" not in pilot.told
+
+
+def fly_with(pilot: Autopilot, who: Callable[[int], Iterable[int]], loss: Callable[[int], float], entries: int) -> list[tuple[str, int]]:
+    """What is advised, where devices who(n) measure at the n-th look; and the entries that it names."""
+    advices, looks = [], 0
+    for entry in range(entries):
+        measured = {str(device): [loss(entry) + device] for device in who(looks)} if pilot.looks else {}
+        looks += pilot.looks
+        advices.append(pilot.learn({"looks": measured, "device_seconds": 60.0}))
+    return [(advice.act, advice.entry) for advice in advices if advice.act != "go on"]
+
+
+@pytest.mark.parametrize(
+    "who",
+    [lambda n: [n % 4], lambda n: [n // 3], lambda n: [0] if n < 2 else [1], lambda n: range(n, n + 2)],
+    ids=["one of four in turn", "each three times", "another from the third on", "overlapping"],
+)
+def test_a_run_whose_devices_change_goes_on_while_it_gains_and_its_best_entry_with_it(who: Callable[[int], Iterable[int]]) -> None:
+    pilot = autopilot(least_gain=0.001)
+    assert fly_with(pilot, who, lambda entry: 3.0 - entry / 100, 200) == []
+    assert pilot.best_entry is not None
+    assert pilot.best_entry > 120
+
+
+def test_where_nobody_measures_twice_nothing_is_judged() -> None:
+    pilot = autopilot(least_gain=10.0)
+    assert fly_with(pilot, lambda n: [n], lambda entry: 1.0 + entry % 3, 200) == []
+
+
+def test_a_rise_that_newcomers_alone_see_leads_back_too() -> None:
+    pilot = autopilot()
+    found = fly_with(pilot, lambda n: [0] if n < 3 else [1], lambda entry: 1.0 if entry < 20 else 2.0, 60)
+    assert found[0] == ("go back", pilot.best_entry)
 
 
 def test_after_so_many_ways_back_in_a_row_it_pauses() -> None:

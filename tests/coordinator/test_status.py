@@ -33,6 +33,7 @@ def test_a_run_that_has_just_begun_is_told(rounds: Rounds) -> None:
     found = of(rounds)
     assert (found["state"], found["entry"], found["rounds"], found["devices"], found["last_round"]) == ("running", 0, 0, 1, None)
     assert "run 'fleet' is running: 0 rounds, 1 devices, 0 probes" in status.told(found)
+    assert "best by what devices held out: entry 0" in status.told(found)
 
 
 def test_counts_add_up_over_rounds(rounds: Rounds) -> None:
