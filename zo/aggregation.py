@@ -12,11 +12,9 @@ from zo.manifest import Manifest
 from zo.messages import Report
 from zo.plan import Node, ProbeSize
 from zo.planning import enlarged, stretch
-from zo.rates import Rates
+from zo.rates import MOST_DIRECTIONS, Rates
 from zo.recipe import Aggregation
 from zo.terms import Term
-
-MOST_DIRECTIONS = 256  # the update grows with the count of directions up to here; beyond, more only steady it
 
 
 def aggregate(

@@ -60,8 +60,9 @@ def choose(measured: Sequence[Calibration]) -> tuple[Calibration, ...]:
     for kind, found in by_kind.items():
         usable = [m for m in _within(found, USABLE) if m.log2_eps <= own[kind].log2_eps]
         quiet = [m for m in usable if m.signal <= DROWNING * weakest] or [min(usable, key=lambda m: m.signal)]
-        apart = max(m.log2_eps for m in _within(found, NEAR_BEST_APART[kind]))
-        chosen.append(replace(max(quiet, key=lambda m: m.log2_eps), log2_eps_apart=apart))
+        apart = max(_within(found, NEAR_BEST_APART[kind]), key=lambda m: m.log2_eps)
+        both = max(quiet, key=lambda m: m.log2_eps)
+        chosen.append(replace(both, log2_eps_apart=apart.log2_eps, curvature_apart=apart.curvature))
     return tuple(chosen)
 
 

@@ -101,8 +101,8 @@ def _check_calibration(where: str, found: "Calibration") -> None:
         raise ValueError(f"{where}.kind must be one of {', '.join(KINDS)}, not {found.kind!r}")
     for name in ("log2_eps", "log2_eps_apart"):
         _within(f"{where}.{name}", getattr(found, name) or 0, -MOST_LOG2_EPS, MOST_LOG2_EPS)
-    for name in ("signal", "noise", "bias", "curvature", "correlation"):
-        value = getattr(found, name)
+    for name in ("signal", "noise", "bias", "curvature", "correlation", "curvature_apart"):
+        value = getattr(found, name) or 0.0
         if abs(value) > MOST_MEASURED or (name in ("signal", "noise") and value < 0):
             raise ValueError(f"{where}.{name} = {value} cannot have been measured")
 

@@ -61,7 +61,7 @@ class Calibration:
     log2_eps: probes move values by 2**log2_eps. signal: rms of the half difference (nats) of probes of this kind
     alone. noise: rms of its error. bias: relative bias against the small-step derivative. curvature: mean second
     difference (L+ - 2 L0 + L-, nats), which is eps**2 times the curvature trace. correlation: with the float32 small-step derivative.
-    log2_eps_apart: of probes that move no other kind, and so drown none; None where it is the same.
+    log2_eps_apart: of probes that move no other kind, and so drown none; None where it is the same. curvature_apart: with these.
     """
 
     kind: str
@@ -72,6 +72,7 @@ class Calibration:
     curvature: float
     correlation: float
     log2_eps_apart: int | None = None
+    curvature_apart: float | None = None
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def test_a_kind_does_not_shrink_into_its_own_noise() -> None:
 
 def test_what_was_measured_for_the_chosen_eps_is_kept() -> None:
     (found,) = choose(measured(0.5, 1.0))
-    assert found == dataclasses.replace(measured(0.5, 1.0)[1], log2_eps_apart=found.log2_eps)
+    assert found == dataclasses.replace(measured(0.5, 1.0)[1], log2_eps_apart=found.log2_eps, curvature_apart=0.5)
 
 
 def test_nothing_that_measures_the_slope_is_an_error_for_a_person() -> None:

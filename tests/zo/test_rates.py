@@ -49,6 +49,34 @@ def test_a_head_alone_moves_by_its_own_probe_up_to_a_bound(log2_eps: int, step: 
     assert Rates.of(Probe(log2_eps_head=log2_eps), Rate(), manifest).log2_step("head", level, level, manifest) == step
 
 
+@pytest.mark.parametrize(
+    ("head", "curvature", "step"),
+    [
+        ("linear", 8.0, -13),
+        ("label-words", 8.0, -13),
+        ("linear", 2.0, -11),
+        ("linear", 1e-9, -4),
+        ("linear", -8.0, -4),
+        ("linear", None, -4),
+    ],
+)
+def test_a_head_that_nothing_bounds_moves_no_further_than_its_curvature_allows(
+    head: str, curvature: float | None, step: int, manifest: Manifest
+) -> None:
+    task = dataclasses.replace(manifest.task, head=head, labels=("a", "b", "c", "d"))  # a rate of 0.1
+    measured = tuple(dataclasses.replace(each, signal=0.5, curvature_apart=curvature) for each in manifest.calibration)
+    given = dataclasses.replace(manifest, task=task, bases={"fp32": dataclasses.replace(manifest.base, calibration=measured)})
+    level = one_level(manifest, {"head": -4}, 0, 1)
+    found = Rates.of(Probe(), Rate(), given)
+    assert found.log2_step("head", level, level, given) == step
+    assert found.log2_step("body", level, level, given) == -4
+    if step < -4:
+        sum_of_steps = 256 * 0.1 * 2.0**step
+        assert sum_of_steps <= 0.5 / 2.0**-4 / (curvature / 4.0**-4) < 2 * sum_of_steps
+        bounded = dataclasses.replace(given, task=dataclasses.replace(task, head="prototypes"))
+        assert Rates.of(Probe(), Rate(), bounded).log2_step("head", level, level, bounded) == -4
+
+
 def test_settings_hold_for_every_base_and_rates_are_of_the_one_looked_through(manifest: Manifest) -> None:
     coarse = tuple(Calibration(kind, -2, 0.9, 0.0, 0.0, 0.0, 1.0) for kind in ("body", "head"))
     both = dataclasses.replace(manifest, bases=manifest.bases | {"int8": dataclasses.replace(manifest.base, calibration=coarse)})
