@@ -111,13 +111,18 @@ def plan(manifest: Manifest, config: AgentConfig | SoloConfig, device: Device, a
     return Plan(device, allowed, rows, predicted(manifest, max(rows, least), config, device, active, rank))
 
 
-def calibrated(engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State, go_on: Callable[[], None]) -> Device:
-    """What this device needs for the bundle, where memory is not ample: measured on first use, then as the state folder says."""
+def calibrated(
+    engine: Engine, bundle: Bundle, config: AgentConfig | SoloConfig, state: State, go_on: Callable[[], None], usual: Device
+) -> Device:
+    """What this device needs for the bundle, where memory is not ample: measured on first use, then as the state folder says.
+
+    usual: the process before the engine was made.
+    """
     key = f"{bundle.digest.hex()} {bundle.manifest.precision} {processor()} {config.threads}"
     kept = state.memory()
     if kept.get("key") == key:
         return Device(int(kept["imports"]), float(kept["hidden"]))
-    allowed, usual = room(config).allowed, here()
+    allowed = room(config).allowed
     if AMPLE * predicted(bundle.manifest, config.max_rows, config, usual).total < allowed:
         return usual
 
@@ -145,18 +150,19 @@ def govern(
     bundle: Bundle,
     config: AgentConfig | SoloConfig,
     state: State,
-    before: Device | None = None,
+    before: Device,
     active: int = 1,
 ) -> Plan | None:
     """Calibrate and plan, and let the guest keep the engine within the budget from here on. active: as of `predicted`. before: the
-    process without any block, where blocks need not be active; what they take is not measured then.
+    process before the engine was made. Where not all blocks are active, what they take is not measured.
 
     DoesNotFit as `plan`. None where the bundle does not say what could be planned.
     """
     if bundle.manifest.model is None:
         guest.govern(engine, Governor(config.max_rows, gauges(config.memory), engine.trim))
         return None
-    device = before if before and bundle.manifest.optional else calibrated(engine, bundle, config, state, guest.go_on)
+    leaves_blocks = bundle.manifest.optional and isinstance(config, AgentConfig)
+    device = before if leaves_blocks else calibrated(engine, bundle, config, state, guest.go_on, before)
     made = plan(bundle.manifest, config, device, active, engine.rank)
 
     def growth(rows: int) -> float:

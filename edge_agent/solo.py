@@ -26,6 +26,7 @@ from zo.errors import ConfigError, StorageError
 from zo.estimators import Grid
 from zo.lattice import RangeError
 from zo.ledger import genesis
+from zo.memory import process
 from zo.plan import Shape, WorkPlan
 from zo.planning import kept_bytes, seeded, sized_tree
 from zo.rates import Rates, decay
@@ -82,8 +83,10 @@ class Solo:
         """The common parameters, an engine over them, the encoded examples, and the local ledger."""
         config, position = self.config, self.state.position()
         self.dataset = Dataset.of(config, self.bundle)  # first: what the tokenizer took is free again for the engine
-        self.model = Personal(self.bundle, position, config.threads)
+        process.give_back()
         memory.fitting(self.manifest, [self.manifest.precision], config)
+        self._before = memory.here()
+        self.model = Personal(self.bundle, position, config.threads)
         self.engine = engine(config, self.bundle, self.model.parameters, self.state)
         self.tree = sized_tree(self.config.probe, self.manifest, self._shape())
         log.info("training on top of %s", f"the fleet's entry {position.entry}" if position else "the bundle")
@@ -116,7 +119,7 @@ class Solo:
         self.ready = False  # the parameters are where the local ledger ends
         every = max(SELDOM, self.config.rounds // LOOKS)
         try:
-            planned = memory.govern(self.guest, self.engine, self.bundle, self.config, self.state)
+            planned = memory.govern(self.guest, self.engine, self.bundle, self.config, self.state, self._before)
             self.status.update(planned_memory_mib=planned.need.total >> 20 if planned else None)
             self._look()
             self.start = self.loss  # of the common parameters

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -293,6 +296,22 @@ def test_starts_that_send_nothing_keep_the_count_of_the_network(bert_bundle: Bun
     left = make("127.0.0.1:1", House(), network=Network(1e6)).traffic
     assert left.spent == 400_000
     assert left.left == pytest.approx(100_000, abs=1000)
+
+
+def test_the_setting_that_a_refusal_names_fits(bert_bundle: Bundle, tmp_path: Path) -> None:
+    shares.write(tmp_path / "a.jsonl", tiny_models.examples(tiny_models.CLASSIFICATION, 30))
+
+    def train(budget: int) -> subprocess.CompletedProcess[str]:
+        flags = [f"--bundle={bert_bundle.folder}", f"--data={tmp_path / 'a.jsonl'}", "--rounds=2", f"--memory.budget={budget}MB"]
+        command = [sys.executable, "-m", "edge_agent.cli", "train", "--local", *flags, f"--state={tmp_path / str(budget)}"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    refused = train(50)
+    named = re.search(r"the nearest that fits is --memory.budget (\d+)MB", refused.stderr)
+    assert refused.returncode == DoesNotFit.exit_code
+    assert named is not None
+    fits = train(int(named[1]) + 3)  # from one process to the next it differs by as much
+    assert fits.returncode == 0, fits.stderr
 
 
 def test_a_device_alone_minds_its_house_too(bert_bundle: Bundle, tmp_path: Path) -> None:
