@@ -93,7 +93,7 @@ def build(given: argparse.Namespace) -> None:
     adapter = peft.read(given.adapter) if given.adapter else None
     rank, alpha = (adapter.rank, adapter.alpha) if adapter else (given.rank or RANK, given.alpha or ALPHA)
     training = Training(given.trainable, precision, rank, alpha, run_key, given.top_blocks, given.ranks, adapter)
-    found = examples.read(given.data, task).examples if given.data else []
+    found = examples.load(given.data, task) if given.data else []
     measured = builder.build(given.model, given.out, task, training, found, given.stages, others)
     print("\n".join(f"{precision}:\n{calibration.told(found)}" for precision, found in measured.items()))
     inspect(argparse.Namespace(bundle=given.out, json=False))
@@ -162,7 +162,7 @@ def calibrate(given: argparse.Namespace) -> None:
         raise ConfigError(f"{given.bundle} has no base fp32, only {', '.join(bases)}; give the float32 model with --model FOLDER")
     if given.model is not None:
         Checkpoint(given.model)  # it is not needed beside a base fp32, and yet no other may be meant
-    found = examples.read(given.data, bundle.manifest.task).examples if given.data else []
+    found = examples.load(given.data, bundle.manifest.task) if given.data else []
     batches = builder.calibration_batches(bundle, found)
     with tempfile.TemporaryDirectory() as scratch:
         exact = bundle.at("fp32") if "fp32" in bases else builder.exact_twin(bundle, given.model, Path(scratch) / "exact")

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="ROUND",
         help="the model when this round closed; the best if left out, by validation or else by what devices held out",
     )
-    export.add_argument("--rank", type=int, default=0, help="of the adapters, where the bundle has several [the largest]")
+    export.add_argument("--rank", type=int, help="of the adapters, where the bundle has several [the largest]")
     export.add_argument("--peft", action="store_true", help="the adapter alone, as a folder that Hugging Face PEFT loads (docs/ranks.md)")
     ledger_commands.add(commands)
     plan_command.add(commands)
@@ -104,7 +104,9 @@ def _export(given: argparse.Namespace) -> None:
     entry = replay.best_entry(store, run.id) if given.at is None else history.entry_at(store, run, given.at)
     bundle = replay.opened(run)
     replica = replay.replica(store, run, bundle, entry)
-    (peft.export if given.peft else export)(bundle, replica, run.name, given.out, given.rank)
+    if given.rank is not None and given.rank < 1:
+        raise ConfigError(f"--rank {given.rank} must be at least 1; leave it out for the largest")
+    (peft.export if given.peft else export)(bundle, replica, run.name, given.out, given.rank or 0)
     print(f"{given.out}: entry {entry} of run {run.name!r}, digest {replica.parameters.digest().hex()}")
 
 

@@ -139,8 +139,8 @@ class RunConfig:
     tiles: TileSettings = setting("", TileSettings())
 
     def __post_init__(self) -> None:
-        if not self.name.strip() or not encodable(self.name):
-            raise ValueError(f"name = {self.name!r} must be a text that is not empty")
+        if not self.name.strip() or not self.name.isprintable() or not encodable(self.name):
+            raise ValueError(f"name = {self.name!r} must be a text of one line that is not empty")
         for name in ("rounds", "digest_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")

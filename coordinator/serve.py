@@ -19,6 +19,7 @@ from coordinator.rounds import Rounds
 from coordinator.run_lock import RunLock
 from coordinator.service import Service
 from coordinator.sqlite_store import SqliteStore
+from zo import examples
 from zo.bundle import open_whole
 from zo.errors import ConfigError, DataError, StorageError
 from zo.systemd import Systemd
@@ -46,6 +47,8 @@ class Serving:
         for split in (config.evaluation.validation, config.evaluation.test):
             if split and not Path(split).exists():
                 raise DataError(f"evaluation file {split} does not exist; correct it in the configuration, or leave it out")
+            if split:
+                examples.load(Path(split), bundle.manifest.task)  # refuses one without a good line
         self.config = dataclasses.replace(config, store=str(Path(config.store).resolve()))
         listening.check(config.listen, config.insecure_loopback)
         self.fleet = None if config.insecure_loopback else _fleet(Path(config.fleet))

@@ -35,7 +35,7 @@ def run(given: argparse.Namespace) -> Iterator[tuple[Point, dict[str, Any]]]:
     for name in ("train", "validation"):
         if not (given.data / f"{name}.jsonl").is_file():
             raise DataError(f"{given.data} has no {name}.jsonl")
-    private = examples.read(given.data / "train.jsonl", bundle.manifest.task).examples
+    private = examples.load(given.data / "train.jsonl", bundle.manifest.task)
     validation = evaluation.batches(bundle, given.data / "validation.jsonl", settings.evaluation.most)
     settings = dataclasses.replace(settings, round=Round(given.devices, given.devices))
     simulation = Simulation(bundle, settings, shares.divide(private, given.devices, given.seed), given.seed)

@@ -45,6 +45,8 @@ def read(path: Path | None, max_tokens: int | None = None) -> Task:
     """
     plain: Any = {} if path is None else _plain(path)
     if isinstance(plain, list):
+        if not plain:
+            raise ConfigError(f"{path}: a list of label sentences needs at least two; a language model needs no task file")
         plain = {"labels": plain}
     if isinstance(plain, dict) and max_tokens is not None:
         plain = plain | {"max_tokens": max_tokens}

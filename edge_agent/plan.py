@@ -20,12 +20,11 @@ from zo.recipe import Probe
 from zo.structure import nearest
 from zo.timing import random_batch, stage_ns
 
+TOKENS = 32  # of an example, unless told otherwise
+
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """The figures; of a bundle that fits also nanoseconds a stage. ConfigError where what is asked for cannot be."""
-    work = Work(given.examples, given.tokens, given.directions, given.every_token)
-    if not (1 <= work.directions <= MOST_DIRECTIONS and work.examples >= 1 and work.tokens >= 1):
-        raise ConfigError(f"--directions must be 1 to {MOST_DIRECTIONS}, --examples and --tokens at least 1")
     if given.bundle and given.shape:
         raise ConfigError("--bundle and --shape name two models; give one of them")
     if given.shape and given.shape not in PUBLISHED:
@@ -35,18 +34,22 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         config = AgentConfig("", threads=given.threads, memory=Memory(budget=given.memory) if given.memory else Memory())
     except ValueError as error:
         raise ConfigError(f"--memory: {error}") from None
-    room = memory.room(config)
-    found: dict[str, Any] = {"memory": {"budget": round(room.budget), "allowed": round(room.allowed)}, "work": dataclasses.asdict(work)}
     manifest = read_manifest(given.bundle) if given.bundle else None
     if manifest and given.precision:
         manifest = manifest.at(given.precision)
+    usual = min(TOKENS, manifest.task.max_tokens) if manifest else TOKENS
+    work = Work(given.examples, usual if given.tokens is None else given.tokens, given.directions, given.every_token)
+    if not (1 <= work.directions <= MOST_DIRECTIONS and work.examples >= 1 and work.tokens >= 1):
+        raise ConfigError(f"--directions must be 1 to {MOST_DIRECTIONS}, --examples and --tokens at least 1")
+    room = memory.room(config)
+    found: dict[str, Any] = {"memory": {"budget": round(room.budget), "allowed": round(room.allowed)}, "work": dataclasses.asdict(work)}
     model = manifest.model if manifest else PUBLISHED.get(given.shape)
     if manifest and model:
         found["memory"]["bases"] = {name: _base(manifest.at(name), config) for name in manifest.bases}
     if given.memory or not manifest:
         found["methods"] = table.rows(model, work, memory.here(), room.budget)
     if manifest and (not model or found["memory"]["bases"][manifest.precision]["fits"]):
-        found |= _stages(open_bundle(given.bundle, given.precision or ""), given)
+        found |= _stages(open_bundle(given.bundle, given.precision or ""), work, given)
     return found
 
 
@@ -58,14 +61,14 @@ def _base(manifest: Manifest, config: AgentConfig) -> dict[str, Any]:
     return needs | {"rows": memory.most_rows(manifest, config, device), "fits": needs["least"] <= memory.room(config).allowed}
 
 
-def _stages(bundle: Bundle, given: argparse.Namespace) -> dict[str, Any]:
+def _stages(bundle: Bundle, work: Work, given: argparse.Namespace) -> dict[str, Any]:
     """Nanoseconds a stage and the predictions, the chosen one named."""
     manifest = bundle.manifest
-    if given.tokens > manifest.task.max_tokens:
+    if work.tokens > manifest.task.max_tokens:
         raise ConfigError(f"--tokens must be 1 to the bundle's {manifest.task.max_tokens}")
     engine = Engine(bundle, bundle.parameters(), threads=given.threads)
-    taken = stage_ns(engine, random_batch(manifest.task, bundle.tokenizer().get_vocab_size(), given.examples, given.tokens))
-    rows = split.plan_table(manifest, sizes(Probe(), manifest), given.directions, taken, clean=given.clean)
+    taken = stage_ns(engine, random_batch(manifest.task, bundle.tokenizer().get_vocab_size(), work.examples, work.tokens))
+    rows = split.plan_table(manifest, sizes(Probe(), manifest), work.directions, taken, clean=given.clean)
     if given.algorithm == "mezo":
         rows = rows[:1]
     return {

@@ -25,7 +25,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--clean", action="store_true", help="the clean form as well (split.clean of a run)")
     plan.add_argument("--directions", type=int, default=1, help="of the lowest part, side by side [1]")
     plan.add_argument("--examples", "--batch", type=int, default=8, metavar="B", help="in a batch [8]")
-    plan.add_argument("--tokens", type=int, default=32, metavar="S", help="of an example [32]")
+    plan.add_argument("--tokens", type=int, metavar="S", help="of an example [32, or the most that the bundle takes]")
     plan.add_argument("--every-token", action="store_true", help="a loss at every token, as in language modelling, not one an example")
     plan.add_argument("--threads", type=int, default=1, help="[1]")
     plan.add_argument("--json", action="store_true", help="one JSON object")

@@ -270,9 +270,10 @@ def test_an_evaluation_is_compared_with_the_lowest_one(processes: Callable[..., 
 
 def test_training_goes_on_where_evaluation_fails(processes: Callable[..., Processes]) -> None:
     folder = processes().folder
-    (folder / "validation.jsonl").write_text("{}\n")
-    fleet = processes(rounds=10, evaluation__validation=folder / "validation.jsonl", evaluation__every=1)
+    write_data(folder / "test.jsonl")
+    fleet = processes(rounds=10, evaluation__test=folder / "test.jsonl")
     coordinator = fleet.coordinator()
+    (folder / "test.jsonl").write_text("{}\n")  # which is read when the run is over
 
     def events() -> list[tuple[str, str]]:
         store = SqliteStore(folder / "run.sqlite")
@@ -280,12 +281,12 @@ def test_training_goes_on_where_evaluation_fails(processes: Callable[..., Proces
         store.close()
         return found
 
-    wait_until(lambda: bool(events()))
     agent = fleet.agent("a")
     assert agent.wait(60) == 0, fleet.log("a")
     assert len(fleet.summaries()) == 10
+    wait_until(lambda: bool(events()))
     assert [kind for kind, _ in events()] == ["evaluation"]
-    assert "validation.jsonl holds no usable example" in events()[0][1]
+    assert "test.jsonl holds no usable example" in events()[0][1]
     assert events()[0][1].endswith("; training goes on without it")
     assert coordinator.poll() is None
     coordinator.terminate()
@@ -628,6 +629,14 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
         ("none.jsonl does not exist",),
         "no validation file",
     ),
+    (
+        "edge-coordinator serve --bundle BUNDLE --evaluation.validation notes.txt --insecure-loopback",
+        4,
+        ("notes.txt holds no usable example",),
+        "validation file is none",
+    ),
+    ("edge-coordinator export --store STORE run out --rank 0", 3, ("--rank 0 must be at least 1",), "no rank to export"),
+    ("edge-coordinator status --store .", 8, (". is a folder",), "store is a folder"),
     ("edge-coordinator status --store none.sqlite", 8, ("none.sqlite does not exist",), "no store"),
     ("edge-coordinator runs --store notes.txt", 8, ("notes.txt",), "store is none"),
     ("edge-coordinator status --store STORE other", 8, ("holds no run 'other'; it holds: run",), "no run"),

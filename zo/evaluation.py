@@ -80,7 +80,7 @@ def _by_class(rows: Rows, task: Task) -> list[np.ndarray]:
 def batches(bundle: Bundle, path: Path, most: int = 0) -> list[Batch]:
     """Batches of a JSONL file, of similar lengths. most: use a fixed sample of this many examples (and rows); 0 uses all."""
     task, tokenizer = bundle.manifest.task, bundle.tokenizer()
-    found = examples.read(path, task).examples
+    found = examples.load(path, task)
     if most and len(found) > most:
         found = [found[place] for place in np.random.default_rng(0).permutation(len(found))[:most]]
     encoded = [row for example in found for row in encode(example, task, tokenizer)]

@@ -1,6 +1,7 @@
 """Reading examples from JSONL: what cannot be used is skipped, counted and quoted."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 from zo.errors import DataError
 from zo.manifest import Task
 from zo.structure import encodable
+
+log = logging.getLogger(__name__)
 
 QUOTED = 3  # complaints kept in full
 LONGEST_LINE = 16 * 2**20  # bytes
@@ -56,6 +59,14 @@ def read(path: Path, task: Task) -> Reading:
         why = " | ".join(reading.complaints) or "no lines"
         raise DataError(f"{path} holds no usable example ({why}); expected lines like {_sample(task)}")
     return reading
+
+
+def load(path: Path, task: Task) -> list[Example]:
+    """What `read` gives; the log says what was skipped."""
+    reading = read(path, task)
+    if reading.skipped:
+        log.warning("%s: %s", path, reading.summary())
+    return reading.examples
 
 
 def _read_file(file: Path, task: Task, reading: Reading) -> None:

@@ -58,6 +58,7 @@ def test_max_tokens_of_the_command_line_come_first(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (["one"], "at least two labels"),
+        ([], "a list of label sentences needs at least two"),
         ({"label_count": 1}, "at least two labels"),
         ({"label_count": -5}, "label_count"),
         ({"labels": ["a", "b"], "label_count": 3}, "label_count = 3, but there are 2 labels"),

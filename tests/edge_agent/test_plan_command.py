@@ -1,6 +1,7 @@
 """`edge-agent plan`: terms, what fits, the largest of everything; of a bundle what its stages cost, unless it does not fit."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def test_of_a_bundle_memory_and_stages_are_told(bundles: Bundles, capsys: pytest
     assert "needs at least" in told
     assert "microseconds a branch of an example" in told
     assert "MeZO, adapters" in told
+
+
+def test_of_a_bundle_for_short_texts_as_many_tokens_are_taken_as_it_has(bundles: Bundles, tmp_path: Path) -> None:
+    bundle = bundles("bert")
+    shutil.copytree(bundle.folder, tmp_path / "short")
+    manifest = json.loads((tmp_path / "short/manifest.json").read_text())
+    manifest["task"]["max_tokens"] = 16
+    (tmp_path / "short/manifest.json").write_text(json.dumps(manifest))
+    assert main(["plan", f"--bundle={tmp_path / 'short'}"]) == 0
+    assert main(["plan", f"--bundle={tmp_path / 'short'}", "--tokens=17"]) == ConfigError.exit_code
 
 
 def test_a_bundle_that_does_not_fit_is_not_loaded(bundles: Bundles, capsys: pytest.CaptureFixture[str]) -> None:

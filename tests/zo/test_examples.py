@@ -8,7 +8,7 @@ import pytest
 
 from zo import examples as examples_file
 from zo.errors import DataError
-from zo.examples import Example, Reading, read
+from zo.examples import Example, Reading, load, read
 from zo.manifest import Task
 
 TASK = Task("classification", 16, "prototypes", ("good", "bad"))
@@ -109,6 +109,14 @@ def test_all_skipped_lines_are_counted_and_the_first_three_quoted_with_their_num
     assert (len(reading.examples), reading.skipped) == (2, 5)
     assert [complaint.split(" ")[0] for complaint in reading.complaints] == ["a.jsonl:2:", "a.jsonl:4:", "b.jsonl:1:"]
     assert reading.summary().startswith("2 examples; skipped 5 lines: a.jsonl:2: ")
+
+
+def test_what_is_loaded_tells_the_log_what_was_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(load(file(tmp_path, GOOD, b"x1"), TASK)) == 1
+    assert "a.jsonl: 1 examples; skipped 1 lines: a.jsonl:2: " in caplog.text
+    caplog.clear()
+    assert len(load(file(tmp_path, GOOD), TASK)) == 1
+    assert caplog.text == ""
 
 
 def test_the_summary_of_a_clean_file_is_a_count(tmp_path: Path) -> None:
