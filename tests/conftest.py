@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from coordinator.build.layers import Training
 from coordinator.demo import shares
 from zo.bundle import Bundle, open_bundle, open_whole
 from zo.examples import Example
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore, and their processes with them
 
 pytest_plugins = ["made_rounds"]  # fixtures of rounds told by hand
 

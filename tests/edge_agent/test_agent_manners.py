@@ -134,7 +134,7 @@ def test_it_pauses_says_why_and_goes_on_to_the_end(trouble: str, bert_bundle: Bu
         with working(agent):
             wait_until(lambda: agent._reports > 2)
             begin(house)
-            wait_until(lambda: agent.status.facts["state"] == "paused")
+            wait_until(lambda: written(agent)["state"] == "paused")
             assert reason in written(agent)["held_back"]
             assert f"held back: {written(agent)['held_back']}" in told_status(written(agent) | {"alive": True})
             sent = agent._reports
