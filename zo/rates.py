@@ -78,8 +78,8 @@ def _log2_safe(found: Calibration, usual: float) -> float:
     if not found.curvature_apart or found.curvature_apart < 0:
         return math.inf
     apart = found.log2_eps if found.log2_eps_apart is None else found.log2_eps_apart
-    slope, trace = found.signal / 2.0**found.log2_eps, found.curvature_apart / 4.0**apart
-    return math.floor(math.log2(slope / (MOST_DIRECTIONS * usual * trace)))
+    log2_slope, log2_trace = math.log2(found.signal) - found.log2_eps, math.log2(found.curvature_apart) - 2 * apart
+    return math.floor(log2_slope - log2_trace - math.log2(MOST_DIRECTIONS * usual))
 
 
 def tried(level: Node) -> Sequence[ProbeSize]:

@@ -77,6 +77,18 @@ def test_a_head_that_nothing_bounds_moves_no_further_than_its_curvature_allows(
         assert Rates.of(Probe(), Rate(), bounded).log2_step("head", level, level, bounded) == -4
 
 
+@pytest.mark.parametrize("signal", [5e-324, 1.0, 1e100])
+@pytest.mark.parametrize("curvature", [5e-324, 1.0, 1e100])
+@pytest.mark.parametrize("apart", [-64, 64])
+def test_whatever_a_manifest_may_state_gives_steps(signal: float, curvature: float, apart: int, manifest: Manifest) -> None:
+    task = dataclasses.replace(manifest.task, head="linear")
+    extreme = {"signal": signal, "curvature_apart": curvature, "log2_eps_apart": apart}
+    stated = tuple(dataclasses.replace(each, **(extreme if each.kind == "head" else {})) for each in manifest.calibration)
+    given = dataclasses.replace(manifest, task=task, bases={"fp32": dataclasses.replace(manifest.base, calibration=stated)})
+    level = one_level(manifest, {"head": -4}, 0, 1)
+    assert 2.0 ** Rates.of(Probe(log2_eps_head=-4), Rate(), given).log2_step("head", level, level, given) <= 2.0**-4
+
+
 def test_settings_hold_for_every_base_and_rates_are_of_the_one_looked_through(manifest: Manifest) -> None:
     coarse = tuple(Calibration(kind, -2, 0.9, 0.0, 0.0, 0.0, 1.0) for kind in ("body", "head"))
     both = dataclasses.replace(manifest, bases=manifest.bases | {"int8": dataclasses.replace(manifest.base, calibration=coarse)})
