@@ -96,7 +96,7 @@ def _join(given: argparse.Namespace) -> None:
     token = read_token(sys.stdin.readline() if given.token == "-" else given.token)
     awaited = unjoined.waits(folder)
     state = State(folder, settings.disk_bytes_per_day)  # no other agent works in it, and it can be written
-    identity = join.join(token, threading.Event(), settings.coordinator, Sent(folder, settings.audit_bytes, state.budget).add)
+    identity = join.join(token, settings.coordinator, Sent(folder, settings.audit_bytes, state.budget).add)
     state.close()
     identity.save(folder)  # last: an agent that waits for it begins at once
     print(f"joined the fleet of {identity.coordinator}; key and certificate are in {settings.state}, for no one else to read", flush=True)

@@ -51,7 +51,7 @@ class Daemon:
         self.state = State(Path(config.state), config.disk_bytes_per_day, disk)
         self.status = Status(self.state)
         self._privacy = Guard(config.dp, self.state.folder, disk)
-        left = self.state.traffic()
+        left = self.status.facts.get("traffic", {})
         self.traffic = DailyBudget(config.network.bytes_per_day, left.get("left"), left.get("at", 0.0), left.get("spent", 0.0))
         self.guest = Guest(stop, self.policies(), self.status.update, share=config.cpu.share, threads=config.threads, alive=self._alive)
         self.contact = Contact(config, stop, self.state, self.status, self.guest, self.traffic, self.LINK)

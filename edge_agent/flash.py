@@ -60,10 +60,10 @@ class WriteBudget(DailyBudget):
         record = super().record()
         return {"left": record["left"], "at": record["at"], "written": record["spent"]}
 
-    def take(self, size: int, reserve: float = 0.0) -> bool:
-        """Whether a file of this size may be written, leaving `reserve`; if so it is counted."""
+    def take(self, size: int, reserve: float = 0.0, always: bool = False) -> bool:
+        """Whether a file of this size may be written, leaving `reserve`, or has to be; if so it is counted."""
         wanted = cost(size)
-        if self.left - reserve < wanted:
+        if self.left - reserve < wanted and not always:
             return False
         self.spend(wanted)
         return True

@@ -20,24 +20,26 @@ log = logging.getLogger(__name__)
 PATIENCE, PAUSE = 4.0, 1.0  # seconds of trying to join, and between tries: a coordinator may be just about to start, an answer get lost
 
 
-def join(token: Token, stop: threading.Event, address: str = "", record: Callable[[str, bytes], None] | None = None) -> Identity:
+def join(token: Token, address: str = "", record: Callable[[str, bytes], None] | None = None, patience: float = PATIENCE) -> Identity:
     """Make a key, and have it certified. address: where the coordinator is, if not where the token says. record: see Link.
+    patience: seconds of trying.
 
     ConnectionFailed says at which step it did not go on; RunRefused where the token does not work (any more).
     """
     address, key = address or token.address, NewKey()
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while True:
         try:
-            return _joined(key, guest(token, address, pinned(address, token.fingerprint)), stop, record)
+            return _joined(key, guest(token, address, pinned(address, token.fingerprint)), record)
         except ConnectionFailed:
-            if time.monotonic() > until or stop.wait(PAUSE):
+            if time.monotonic() > until:
                 raise
+            time.sleep(PAUSE)
 
 
-def _joined(key: NewKey, visitor: Identity, stop: threading.Event, record: Callable[[str, bytes], None] | None) -> Identity:
+def _joined(key: NewKey, visitor: Identity, record: Callable[[str, bytes], None] | None) -> Identity:
     """The identity that a token's holder gets. ConnectionFailed, or RunRefused."""
-    link = Link(visitor.coordinator, stop, identity=visitor, record=record)
+    link = Link(visitor.coordinator, threading.Event(), identity=visitor, record=record)
     try:
         return _certified(key, link.ask(key.request), visitor.coordinator, visitor.authority)
     except (Unreachable, Rejoin) as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.aside import aside
-from edge_agent.flash import WriteBudget, cost
+from edge_agent.flash import WriteBudget
 from zo import wire
 from zo.disk import CHECKSUM, Disk, sealed, unsealed
 from zo.errors import StorageError
@@ -93,10 +93,8 @@ class Journal:
         content = b"".join(_record(wire.encode(entry), head) for entry, head in self._waiting)
         if not content:
             return True
-        if not self._budget.take(len(content)):
-            if not always:
-                return False
-            self._budget.spend(cost(len(content)))
+        if not self._budget.take(len(content), always=always):
+            return False
         self._disk.append(self.path, self._size, content)
         self._disk.sync(self.path)
         self._size += len(content)
@@ -113,7 +111,7 @@ class Journal:
             contents = None
         if contents is None:
             record = _opening_record(opening)
-            self._budget.spend(cost(len(record)))
+            self._budget.take(len(record), always=True)
             self._disk.replace(self.path, record)
             return Contents(opening, (), opening.genesis, len(record))
         self._cut(contents)

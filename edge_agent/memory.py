@@ -68,11 +68,16 @@ def _prefix(manifest: Manifest, config: AgentConfig | SoloConfig) -> int:
     return int(config.prefix.memory) if manifest.prefix else 0
 
 
+def _some_blocks(manifest: Manifest, config: AgentConfig | SoloConfig) -> bool:
+    """Whether not all blocks need be held in float32: a device that trains alone holds all of them."""
+    return bool(manifest.optional) and isinstance(config, AgentConfig)
+
+
 def predicted(manifest: Manifest, rows: int, config: AgentConfig | SoloConfig, device: Device, active: int = 1, rank: int = 0) -> Need:
-    """With runs of so many rows of the longest texts. active: blocks that are held in float32, where others need not be; a device that
-    trains alone holds all of them. rank: of the adapters; 0 is the largest.
+    """With runs of so many rows of the longest texts. active: blocks that are held in float32, where others need not be. rank: of the
+    adapters; 0 is the largest.
     """
-    tokens, some = manifest.task.max_tokens, active if manifest.optional and isinstance(config, AgentConfig) else None
+    tokens, some = manifest.task.max_tokens, active if _some_blocks(manifest, config) else None
     pairs = max(1, rows // (2 * tokens))
     return need(manifest, rows, tokens, device, _prefix(manifest, config), pairs=pairs, active=some, rank=rank)
 
@@ -161,8 +166,7 @@ def govern(
     if bundle.manifest.model is None:
         guest.govern(engine, Governor(config.max_rows, gauges(config.memory), engine.trim))
         return None
-    leaves_blocks = bundle.manifest.optional and isinstance(config, AgentConfig)
-    device = before if leaves_blocks else calibrated(engine, bundle, config, state, guest.go_on, before)
+    device = before if _some_blocks(bundle.manifest, config) else calibrated(engine, bundle, config, state, guest.go_on, before)
     made = plan(bundle.manifest, config, device, active, engine.rank)
 
     def growth(rows: int) -> float:

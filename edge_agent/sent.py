@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_agent.aside import aside, kept
-from edge_agent.flash import WriteBudget, cost
+from edge_agent.flash import WriteBudget
 from zo import wire
 from zo.errors import StorageError
 
@@ -77,7 +77,7 @@ class Sent:
             raise self._failure(error) from None
         self._pending += len(record)
         if self._budget and time.monotonic() - self._counted > WRITTEN_EVERY:
-            self._budget.spend(cost(self._pending))  # written in any case
+            self._budget.take(self._pending, always=True)
             self._counted, self._pending = time.monotonic(), 0
 
     def _turn_over(self) -> None:

@@ -35,7 +35,7 @@ def serving(folder: Path, bundle: Bundle, **changed: Any) -> Iterator[Serving]:
 def joined(fleet: Fleet, state: Path, token: Token | None = None) -> Identity:
     """A new device of the fleet."""
     state.mkdir(parents=True, exist_ok=True)
-    made = join.join(token or fleet.create_token(1, 60), threading.Event())
+    made = join.join(token or fleet.create_token(1, 60))
     made.save(state)
     return made
 

@@ -54,9 +54,8 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     fleets = Fleets(*arguments)
     with ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
         found = measure(lambda jobs: pool.map(partial(_losses, arguments), jobs), given.seeds)
-    found = (
-        {"top_blocks": given.top_blocks} | _setting(fleets) | found | {"by_rank": rank_costs.measure(fleets.bundles[RANKS], given.repeats)}
-    )
+    found = {"top_blocks": given.top_blocks} | _setting(fleets) | found
+    found["by_rank"] = rank_costs.measure(fleets.bundles[RANKS], given.repeats)
     if not given.model:
         build(model, folder / "large", task, Training(precision=given.precision, ranks=LARGE), [])
         found["by_large_rank"] = rank_costs.measure(open_bundle(folder / "large"), given.repeats)

@@ -173,4 +173,5 @@ def test_half_an_answer_is_none_and_after_some_training_goes_on_without(halves: 
 
 def test_a_file_without_examples_is_noted_and_training_goes_on_without(rounds: Rounds, evaluator: Faulty, validation: Path) -> None:
     validation.write_text("")
-    during(rounds, evaluator, lambda: until(lambda: kinds(rounds) == ["evaluation"]))
+    during(rounds, evaluator, lambda: until(lambda: bool(kinds(rounds))))
+    assert kinds(rounds) == ["evaluation"]

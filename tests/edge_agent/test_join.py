@@ -142,12 +142,9 @@ def listening(answer: bytes | None) -> Iterator[str]:
 
 
 def test_each_step_that_fails_is_told_with_the_address_and_what_to_try(tmp_path: Path) -> None:
-    once = threading.Event()
-    once.set()  # no second try
-
     def why(address: str) -> str:
         with pytest.raises(ConnectionFailed) as caught:
-            join.join(Token(address, bytes(32), bytes(16)), once)
+            join.join(Token(address, bytes(32), bytes(16)), patience=0.0)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
