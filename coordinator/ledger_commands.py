@@ -76,6 +76,8 @@ def _diff(given: argparse.Namespace) -> None:
 
 def _verify(given: argparse.Namespace) -> None:
     if given.tiles:
+        if given.run:
+            raise ConfigError(f"--tiles {given.tiles} are verified without a store, so name no run ({given.run!r})")
         _tell_verified(_verified_tiles(given), f"the tiles at {given.tiles}", given.json)
         return
     if given.key or not given.run:

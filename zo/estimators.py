@@ -24,7 +24,9 @@ class Grid:
     clip: float
 
     def __post_init__(self) -> None:
-        if not (0 <= self.log2_levels <= 40 and 0 < self.clip < 2**31 and 1 <= self.limit < 2**31):
+        if not self.clip > 0:
+            raise ValueError(f"clip = {self.clip:g} must be positive")
+        if not (0 <= self.log2_levels <= 40 and self.clip < 2**31 and 1 <= self.limit < 2**31):
             raise ValueError(f"a grid of 2**-{self.log2_levels} nats clipped at {self.clip} does not fit 32-bit integers")
 
     @property

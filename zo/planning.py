@@ -95,7 +95,7 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
     stages, lowest = len(manifest.stages), lowest_stage(manifest, log2_eps, tried)
     for cut in shape.cuts:
         if not lowest < cut < stages:
-            raise ConfigError(f"cuts = {list(shape.cuts)}: this bundle can be cut before stages {lowest + 1} to {stages - 1}")
+            raise ConfigError(f"split.cuts = {list(shape.cuts)}: this bundle can be cut before stages {lowest + 1} to {stages - 1}")
     bounds = (lowest, *shape.cuts, stages)
     node = None
     for place in reversed(range(len(shape.counts))):

@@ -42,6 +42,8 @@ class Split:
     def __post_init__(self) -> None:
         if bool(self.cuts) != bool(self.counts):
             raise ValueError(f"cuts = {list(self.cuts)} and counts = {list(self.counts)} go together")
+        if len(self.cuts) != len(self.counts):
+            raise ValueError(f"counts = {list(self.counts)} must have one number for each of cuts = {list(self.cuts)}")
         if self.joint and not self.cuts:
             raise ValueError("joint needs cuts and counts")
         if self.cuts:

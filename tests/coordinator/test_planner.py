@@ -249,7 +249,7 @@ def test_just_within_every_limit_it_can_be(changed: dict[str, Any], bert_bundle:
         ({"cuts": (1, 2), "counts": (1, 1), "joint": True}, "joint probes need one cut"),
         ({"joint": True}, "joint needs cuts and counts"),
         ({"kept": -1.0}, r"kept = -1\.0 must not be negative"),
-        ({"cuts": (1, 2), "counts": (3,)}, "must have one number more"),
+        ({"cuts": (1, 2), "counts": (3,)}, r"counts = \[3\] must have one number for each of cuts = \[1, 2\]"),
     ],
 )
 def test_settings_of_cuts_that_cannot_be_are_refused_by_name(given: dict[str, Any], said: str) -> None:

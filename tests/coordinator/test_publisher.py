@@ -465,6 +465,7 @@ def tampered(served: Processes, folder: Path) -> Path:
         ("no hex", 3, "--key 'xyz' must be 64 hexadecimal digits"),
         ("no key", 3, "--tiles needs --bundle FOLDER and --key HEX"),
         ("nowhere", 8, "head cannot be read: Connection refused"),
+        ("run", 3, "are verified without a store, so name no run ('one')"),
     ],
 )
 def test_what_is_not_right_is_said_in_one_line(
@@ -480,7 +481,7 @@ def test_what_is_not_right_is_said_in_one_line(
         found, lines = done.returncode, done.stderr.splitlines()
         assert done.stdout == ""
     else:
-        found, lines = cli.main(["verify", "run", *arguments]), capsys.readouterr().err.splitlines()
+        found, lines = cli.main(["verify", *(["one"] if wrong == "run" else []), *arguments]), capsys.readouterr().err.splitlines()
     assert found == code, lines
     assert len(lines) == 1
     assert lines[0].startswith("edge-coordinator: ")

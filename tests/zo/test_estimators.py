@@ -55,10 +55,16 @@ def test_scalars_that_are_not_finite_are_refused(bad: float) -> None:
         GRID.integers(np.array([0.0, bad]))
 
 
-@pytest.mark.parametrize(("log2_levels", "clip"), [(-1, 1.0), (41, 1e-9), (0, math.nan), (0, math.inf), (0, -1.0), (0, 0.5), (30, 2.0)])
+@pytest.mark.parametrize(("log2_levels", "clip"), [(-1, 1.0), (41, 1e-9), (0, math.inf), (0, 0.5), (30, 2.0)])
 def test_grids_that_do_not_fit_32_bit_integers_are_refused(log2_levels: int, clip: float) -> None:
     with pytest.raises(ValueError, match="32-bit"):
         Grid(log2_levels, clip)
+
+
+@pytest.mark.parametrize("clip", [math.nan, 0.0, -1.0])
+def test_a_clip_that_leaves_nothing_is_refused(clip: float) -> None:
+    with pytest.raises(ValueError, match=f"clip = {clip:g} must be positive"):
+        Grid(14, clip)
 
 
 def test_the_largest_and_the_smallest_grid_are_accepted() -> None:
