@@ -10,9 +10,9 @@ from coordinator.autopilot import Advice
 from coordinator.blocks import Blocks
 from coordinator.config import RunConfig
 from coordinator.course import Course
+from coordinator.intake import Intake
 from coordinator.offenders import Offenders
 from coordinator.open_round import OpenRound
-from coordinator.planner import ShapeRefused
 from coordinator.plans import Plans, ReportRefused
 from coordinator.run_ledger import RunLedger
 from coordinator.store import Compacted, Conflict, RunRow, Store
@@ -22,7 +22,6 @@ from zo.lattice import RangeError
 from zo.manifest import Precision
 from zo.messages import Profile, Report, Verdict
 from zo.plan import Shape, WorkPlan
-from zo.seeds import MOST_DEVICES
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class Rounds:
         self.aggregator = self.AGGREGATOR(config, bundle.manifest, self.plans, self.course, self.note)
         self._offenders = Offenders(self.note)
         self.ledger = RunLedger(store, run, bundle)
-        self.devices = store.device_count(run.id)
+        self._intake = Intake(store, run, self.plans, self.ledger, self.note)
         self.blocks = Blocks(config, bundle.manifest, summaries, self.note, clock)
         self._open(self.ledger.rounds + 1)
         state = "finished" if self.finished else "running"
@@ -68,13 +67,14 @@ class Rounds:
         """Whether all rounds are done, or more are not worth it."""
         return self.stopped or self.round > self.config.rounds
 
+    @property
+    def devices(self) -> int:
+        """How many have ever joined."""
+        return self._intake.devices
+
     def enrol(self, device_id: int) -> int:
-        """The device's number in the run."""
-        number = self.store.enrol(self.run.id, device_id)
-        if number >= MOST_DEVICES:
-            raise ReportRefused(f"a run has at most {MOST_DEVICES} devices")
-        self.devices = max(self.devices, number + 1)
-        return number
+        """The device's number in the run. ReportRefused where it is full."""
+        return self._intake.enrol(device_id)
 
     def plan(
         self, device: int, precision: Precision, stage_ns: tuple[int, ...] = (), among: tuple[int, ...] = (), rank: int = 0
@@ -109,43 +109,8 @@ class Rounds:
         return answer
 
     def accept_all(self, reports: Sequence[Report]) -> list[Verdict | ReportRefused]:
-        """Take reports in, in this order, durably and with one sync; an answer for each. StorageError: none was taken in."""
-        answers = [self._judged(report) for report in reports]
-        kept = [place for place, answer in enumerate(answers) if answer is Verdict.ACCEPTED]
-        fresh = self.store.add_reports([reports[place] for place in kept]) if kept else []
-        for place, is_fresh in zip(kept, fresh, strict=True):
-            if is_fresh:
-                self.reports[reports[place].device] = reports[place]
-            else:
-                answers[place] = Verdict.DUPLICATE
-        return answers
-
-    def _judged(self, report: Report) -> Verdict | ReportRefused:
-        """The answer to a report, were it the first of its device in this round."""
-        try:
-            return self._verdict(report)
-        except ReportRefused as error:
-            return error
-
-    def _verdict(self, report: Report) -> Verdict:
-        if not 0 <= report.device < self.devices:
-            raise ReportRefused(f"device {report.device} has not joined this run")
-        try:
-            root = self.plans.answered(report)
-        except ShapeRefused:
-            return Verdict.LATE
-        if report.round > self.round:
-            return Verdict.UNKNOWN_ROUND
-        if self.finished or report.round != self.round or report.plan != self.plans.id(root):
-            return Verdict.LATE
-        self.plans.check(report, root)
-        if report.digest is not None and report.digest != self.ledger.digest(report.shape.groups if report.shape else ()):
-            if report.device not in self.open.diverged:
-                self.open.diverged.add(report.device)
-                where = f"at entry {self.ledger.entry}; it was told to rebuild them"
-                self.note("diverged", f"device {report.device} holds other parameters {where}")
-            return Verdict.DIVERGED
-        return Verdict.ACCEPTED
+        """Take reports in (`Intake.take`)."""
+        return self._intake.take(reports, self.open, self.finished)
 
     def close_if_due(self) -> bool:
         """Commit the round if its goal, or its deadline with its minimum, is reached."""
