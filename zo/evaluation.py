@@ -1,6 +1,6 @@
 """How good a model is on labelled files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,18 @@ class Rows:
 
 def answers(engine: Engine, batches: Sequence[Batch]) -> Rows:
     """The model's answers. For language modelling a row is a token."""
+    return judged((engine.forward(batch)[1] for batch in batches), batches)
+
+
+def judged(logits: Iterable[np.ndarray], batches: Sequence[Batch]) -> Rows:
+    """What logits [rows, classes], those of each batch, are as answers."""
     losses, hits, labels = [], [], []
-    for batch in batches:
-        logits = engine.forward(batch)[1].astype(np.float64)
+    for each, batch in zip(logits, batches, strict=True):
         wanted = batch.fields["labels"]
-        shifted = logits - logits.max(axis=1, keepdims=True)
+        shifted = each.astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
         losses.append(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(wanted)), wanted])
-        hits.append(logits.argmax(axis=1) == wanted)
+        hits.append(each.argmax(axis=1) == wanted)
         labels.append(wanted)
     return Rows(np.concatenate(losses), np.concatenate(hits), np.concatenate(labels))
 

@@ -5,10 +5,11 @@ Ours is its kinder form: what devices found is added to the sum, instead of aver
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from zo import ranks
+from zo import evaluation, ranks
 from zo.batches import Batch, encode
 from zo.bundle import Bundle
 from zo.engine import Engine
@@ -55,7 +56,7 @@ class Flex:
                 change[name] = self._generator.choice([-1.0, 1.0], (rank, b.shape[1]))
                 pair = np.stack([b[:rank] + eps * change[name], b[:rank] - eps * change[name]])
                 tensors |= self._bound(name, a[:, :rank], pair)
-            losses = self._run(batch, tensors)
+            losses = self._run(batch, tensors)["loss"].numpy()
             half = float(losses[0] - losses[1]) / 2 / eps * 2.0**self._log2_eps  # as at the probe size of the largest rank
             if not np.isfinite(half):
                 continue
@@ -63,12 +64,13 @@ class Flex:
             for name, direction in change.items():
                 self._sum[name] -= length * (self._basis[name].T @ factors[name][0][:, :rank]) @ direction
 
-    def loss(self, batches: Sequence[Batch], rank: int) -> float:
-        """Mean over rows (nats), of the best approximation of a rank."""
+    def metrics(self, batches: Sequence[Batch], rank: int) -> dict[str, Any]:
+        """See `zo.evaluation`, of the best approximation of a rank."""
         tensors: Values = {}
         for name, (a, b) in self._factors().items():
             tensors |= self._bound(name, a[:, :rank], b[None, :rank])
-        return sum(float(self._run(batch, tensors)[0]) * batch.losses for batch in batches) / sum(batch.losses for batch in batches)
+        logits = (self._run(batch, tensors)["logits"].numpy()[0] for batch in batches)
+        return evaluation.metrics(evaluation.judged(logits, batches), self._engine.manifest.task)
 
     def _factors(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """A [in, rank] and B [rank, out] by adapter, so that the first dimensions are the best approximation of the sum."""
@@ -85,7 +87,7 @@ class Flex:
         values = {f"{name}_A": a.T[None], f"{name}_B": b}
         return {each: share(np.ascontiguousarray(array, np.float32)) for each, array in values.items()}
 
-    def _run(self, batch: Batch, tensors: Values) -> np.ndarray:
+    def _run(self, batch: Batch, tensors: Values) -> Values:
         values = {name: share(array) for name, array in batch.fields.items()}
         stages = self._engine.stages
-        return stages.run(values, 0, len(stages), self._engine.live | tensors)["loss"].numpy()
+        return stages.run(values, 0, len(stages), self._engine.live | tensors, logits=True)

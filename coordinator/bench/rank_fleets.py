@@ -1,9 +1,11 @@
 """Simulated fleets of devices of unequal rank, each run of one side, seed and rate: what `scripts/bench ranks` compares."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from coordinator.bench.flexlora import Flex
+from coordinator.bench.rank_search import Loss, Losses
 from coordinator.bench.rank_sides import DEVICES, RANKS, SIDES, Side
 from coordinator.build.build import build
 from coordinator.build.layers import Training
@@ -16,7 +18,7 @@ from zo.manifest import Precision, Task, TrainableSet
 from zo.rates import decay, default_rate
 from zo.recipe import Probe, Rate
 
-BATCH, VALIDATION, UNEVEN = 4, 256, 0.3
+BATCH, VALIDATION, UNEVEN = 4, 512, 0.3
 TRAINED_A = "trained-a"
 
 
@@ -36,6 +38,10 @@ def _name(ranks: tuple[int, ...]) -> str:
     return "-".join(map(str, ranks))
 
 
+def _loss(metrics: Mapping[str, float]) -> Loss:
+    return Loss(metrics["balanced_loss"], metrics["loss"])
+
+
 class Fleets:
     """Runs on one data set. folder: of the bundles."""
 
@@ -48,8 +54,8 @@ class Fleets:
         self._validation = evaluation.batches(self.bundles[RANKS], data / "validation.jsonl", VALIDATION)
         self.usual = default_rate(task)
 
-    def run(self, side: Side, kind: type[Simulation], seed: int, rate: float) -> dict[int, float]:
-        """Validation loss (nats) by prefix at the end. rate: times the default. seed: of shares, batches and directions."""
+    def run(self, side: Side, kind: type[Simulation], seed: int, rate: float) -> Losses:
+        """Validation losses by prefix at the end. rate: times the default. seed: of shares, batches and directions."""
         opened = self.bundles[side.bundle]
         bundle = Bundle(opened.folder, replace(opened.manifest, run_key=seed))
         blind = tuple(float(rank == side.bundle[-1]) for rank in side.bundle)
@@ -57,33 +63,33 @@ class Fleets:
             str(bundle.folder),
             rounds=self.rounds,
             held_out_every=0,  # the autopilot leaves rates and the run as they are
-            round=Round(len(DEVICES), len(DEVICES)),
+            round=Round(len(side.devices), len(side.devices)),
             algorithm="mezo",
             probe=Probe(directions=1, examples=BATCH),
             rate=Rate(body=rate * self.usual, head=0.0),
             ranks=Ranks() if side.truncated else Ranks(blind),
         )
-        fleet = kind(bundle, config, self.shares(seed), seed, ranks=side.devices)
+        fleet = kind(bundle, config, self.shares(seed)[-len(side.devices) :], seed, ranks=side.devices)
         while not fleet.over:
             fleet.step()
         found = {}
         for rank in side.bundle:
             with fleet.engine.cut(rank):
-                found[rank] = evaluation.evaluate(fleet.engine, self._validation)["loss"]
+                found[rank] = _loss(evaluation.evaluate(fleet.engine, self._validation))
         return found
 
-    def flex(self, seed: int, rate: float) -> dict[int, float]:
+    def flex(self, seed: int, rate: float) -> Losses:
         """The same of FlexLoRA."""
         fleet = Flex(self.trained_a, self.bundles[RANKS].manifest, DEVICES, self.shares(seed), seed, BATCH)
         for number in range(self.rounds):
             fleet.step(rate * self.usual * decay(Rate(), number + 1, self.rounds))
-        return {rank: fleet.loss(self._validation, rank) for rank in RANKS}
+        return {rank: _loss(fleet.metrics(self._validation, rank)) for rank in RANKS}
 
-    def start(self) -> float:
-        """The loss before training."""
+    def start(self) -> Loss:
+        """Before training."""
         opened = self.bundles[RANKS]
         fleet = Simulation(opened, RunConfig(str(opened.folder), probe=Probe(examples=BATCH)), self.shares(0), 0)
-        return evaluation.evaluate(fleet.engine, self._validation)["loss"]
+        return _loss(evaluation.evaluate(fleet.engine, self._validation))
 
     def shares(self, seed: int) -> list[list[examples.Example]]:
         """Of the devices."""

@@ -8,7 +8,15 @@ from typing import NamedTuple
 FIRST, SLOWEST, FASTEST = (1.0, 2.0), 1 / 16, 256.0  # times the default
 TUNING_SEEDS = (1000, 1001, 1002)
 
-Losses = dict[int, float]  # by prefix
+
+class Loss(NamedTuple):
+    """Of a validation file (nats): class-balanced, and with every example counted alike."""
+
+    balanced: float
+    plain: float
+
+
+Losses = dict[int, Loss]  # by prefix
 
 
 class Job(NamedTuple):
@@ -25,7 +33,10 @@ Fly = Callable[[Sequence[Job]], Iterable[Losses]]
 
 @dataclass
 class Search:
-    """For the best rate of one side, averaged in one way, by factors of two. tried: loss of the full prefix by rate, in the mean."""
+    """For the best rate of one side, averaged in one way, by factors of two.
+
+    tried: class-balanced loss of the full prefix by rate, in the mean.
+    """
 
     side: str
     kind: int = 0
@@ -48,6 +59,6 @@ def search(fly: Fly, searches: Sequence[Search]) -> None:
     while jobs := [Job(each.side, each.kind, rate, seed) for each in searches for rate in each.wanted() for seed in TUNING_SEEDS]:
         losses: dict[tuple[str, int, float], list[float]] = {}
         for job, found in zip(jobs, fly(jobs), strict=True):
-            losses.setdefault(job[:3], []).append(found[max(found)])
+            losses.setdefault(job[:3], []).append(found[max(found)].balanced)
         for each in searches:
             each.tried |= {rate: round(statistics.fmean(losses[each.side, each.kind, rate]), 4) for rate in each.wanted()}

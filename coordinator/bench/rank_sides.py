@@ -65,7 +65,10 @@ class PaddingByOwners(Simulation):
 
 @dataclass(frozen=True)
 class Side:
-    """A way to train. bundle: by its ranks. devices: the rank of each. truncated: whether shorter prefixes are trained as well."""
+    """A way to train. bundle: by its ranks. devices: the rank at which each trains, of DEVICES the last that many.
+
+    truncated: whether shorter prefixes are trained as well.
+    """
 
     bundle: tuple[int, ...]
     devices: tuple[int, ...]
@@ -81,4 +84,7 @@ SIDES = {
     "largest_rank": Side(RANKS, (16,) * 8),
     "rank_4_alone": Side((4,), (4,) * 8),
     "rank_8_alone": Side((8,), (8,) * 8),
+    "rank_4_by_owners": Side((4,), (4,) * 6),
+    "rank_8_by_owners": Side((8,), (8,) * 4),
+    "rank_16_by_owners": Side(RANKS, (16,) * 2),
 }

@@ -2,7 +2,8 @@
 
 Eight devices with ranks 2, 2, 4, 4, 8, 8, 16, 16 and uneven shares (Dirichlet 0.3), one direction a device and round, the head as it is,
 so that adapters alone are measured. Each side has its own best rate, by the mean of seeds that count for nothing else, and the same
-shares, batches and seeds of directions as the others.
+shares, batches and seeds of directions as the others. Losses are class-balanced, as is what they train: devices draw their classes
+equally often, and a run's best entry is chosen by that loss.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 from coordinator import task as task_file
 from coordinator.bench import rank_costs, workload
 from coordinator.bench.rank_fleets import BATCH, UNEVEN, Fleets, build_bundles
-from coordinator.bench.rank_search import TUNING_SEEDS, Fly, Job, Losses, Search, search
+from coordinator.bench.rank_search import TUNING_SEEDS, Fly, Job, Loss, Losses, Search, search
 from coordinator.bench.rank_sides import BY_OWNERS, DEVICES, FLAT, RANKS, SIDES, PaddingByOwners
 from coordinator.bench.standard_error import compared
 from coordinator.build.build import build
@@ -34,6 +35,7 @@ LARGE = (16, 64, 256)  # of which costs alone are measured
 FLEX = "flexlora"
 PEERS = ("zero_padded", "blind", "smallest_rank", "largest_rank", FLEX)
 ALONE = {2: "smallest_rank", 4: "rank_4_alone", 8: "rank_8_alone", 16: "largest_rank"}  # all devices of one rank
+OWNERS = {2: "smallest_rank", 4: "rank_4_by_owners", 8: "rank_8_by_owners", 16: "rank_16_by_owners"}  # those that bear it alone
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +76,7 @@ def _losses(arguments: tuple[Path, Path, int], job: Job) -> Losses:
             side = SIDES[job.side]
             found = fleets.run(side, side.kinds[job.kind], job.seed, job.rate)
     except RangeError:  # values have run away
-        found = dict.fromkeys(RANKS, math.inf)
+        found = dict.fromkeys(RANKS, Loss(math.inf, math.inf))
     print(f"{job}: {found}", file=sys.stderr, flush=True)  # runs take long: where they stand
     return found
 
@@ -95,7 +97,7 @@ def measure(fly: Fly, seeds: int) -> dict[str, Any]:
 
 def _setting(fleets: Fleets) -> dict[str, Any]:
     setting = {"rounds": fleets.rounds, "devices": DEVICES, "directions": 1, "examples": BATCH, "dirichlet": UNEVEN, "rate_head": 0.0}
-    return setting | {"default_rate": fleets.usual, "start_loss": round(fleets.start(), 4)}
+    return setting | {"default_rate": fleets.usual, "start_loss": round(fleets.start().balanced, 4)}
 
 
 def _chosen(seeds: int, best: Mapping[str, Search]) -> dict[str, Any]:
@@ -110,39 +112,47 @@ def _chosen(seeds: int, best: Mapping[str, Search]) -> dict[str, Any]:
 
 
 def differences(found: Mapping[str, Sequence[Losses]]) -> dict[str, Any]:
-    """The figures, of losses by prefix by seed of each side."""
+    """The figures, of losses by prefix by seed of each side: balanced ones, and against the peers also with every example counted alike."""
 
     def at(side: str, rank: int) -> list[float]:
-        return [losses[rank] for losses in found[side]]
+        return [losses[rank].balanced for losses in found[side]]
 
-    full = {name: [losses[max(losses)] for losses in each] for name, each in found.items()}
+    ends = {name: [losses[max(losses)] for losses in each] for name, each in found.items()}
+    full, plain = ({name: [loss[kind] for loss in each] for name, each in ends.items()} for kind in range(2))
     against = {f"nested_minus_{name}": compared(full["nested"], full[name]) for name in PEERS}
+    alike = {f"nested_minus_{name}": compared(plain["nested"], plain[name]) for name in PEERS}
     prefix: dict[str, dict[str, Any]] = {
         str(rank): {
             "nested": _mean(at("nested", rank)),
             "cut_from_blind": _mean(at("blind", rank)),
             "alone": _mean(at(ALONE[rank], rank)),
+            "by_owners": _mean(at(OWNERS[rank], rank)),
             "flexlora": _mean(at(FLEX, rank)),
             "minus_cut_from_blind": compared(at("nested", rank), at("blind", rank)),
             "minus_alone": compared(at("nested", rank), at(ALONE[rank], rank)),
+            "minus_by_owners": compared(at("nested", rank), at(OWNERS[rank], rank)),
         }
         for rank in RANKS
     }
     losses = {name: [round(loss, 4) for loss in each] for name, each in full.items()}
-    return {**against, "prefix_losses": prefix, "losses": losses}
+    return {**against, "prefix_losses": prefix, "losses": losses, "every_example_alike": alike}
 
 
 def told(found: dict[str, Any]) -> str:
     """The figures for a person."""
-    lines = [f"{found['rounds']} rounds of 8 devices, one direction each; validation loss before: {found['start_loss']:.4f}"]
+
+    def against(found: Mapping[str, Any]) -> list[str]:
+        rows = [(key, each) for key, each in found.items() if key.startswith("nested_minus")]
+        return [f"{key.replace('_', ' '):30} {row['mean']:+.4f} +- {row['se']:.4f} (upper {row['upper']:+.4f})" for key, row in rows]
+
+    lines = [f"{found['rounds']} rounds of 8 devices, one direction each; class-balanced validation loss before: {found['start_loss']:.4f}"]
     for name, each in found["losses"].items():
         lines.append(f"{name:14} rate x {found['rates'][name]:<4g} {statistics.fmean(each):.4f}   by seed: {each}")
-    for key, each in found.items():
-        if key.startswith("nested_minus"):
-            lines.append(f"{key.replace('_', ' '):30} {each['mean']:+.4f} +- {each['se']:.4f} (upper {each['upper']:+.4f})")
-    lines.append("prefix   nested   cut from blind   alone   flexlora")
+    lines += [*against(found), "with every example counted alike:", *against(found["every_example_alike"])]
+    lines.append("prefix   nested   cut from blind   alone   alone by owners   flexlora")
     for rank, row in found["prefix_losses"].items():
-        lines.append(f"{rank:>6} {row['nested']:8.4f} {row['cut_from_blind']:16.4f} {row['alone']:7.4f} {row['flexlora']:10.4f}")
+        numbers = f"{row['nested']:8.4f} {row['cut_from_blind']:16.4f} {row['alone']:7.4f} {row['by_owners']:17.4f} {row['flexlora']:10.4f}"
+        lines.append(f"{rank:>6} {numbers}")
     for key in ("by_rank", "by_large_rank"):
         lines.append("rank   time of a step, of the largest rank's   bytes of values and branches   peak resident MB")
         for rank, row in found.get(key, {}).items():

@@ -10,9 +10,9 @@ from tiny_walks import batch_of
 from coordinator.bench import tiny_models
 from coordinator.bench.flexlora import Flex
 from coordinator.bench.rank_costs import measure as costs
-from coordinator.bench.rank_search import TUNING_SEEDS, Job, Losses, Search, search
-from coordinator.bench.rank_sides import RANKS, ZeroPadded
-from coordinator.bench.ranks import ALONE, FLEX, PEERS, compared, differences
+from coordinator.bench.rank_search import TUNING_SEEDS, Job, Loss, Losses, Search, search
+from coordinator.bench.rank_sides import DEVICES, RANKS, SIDES, ZeroPadded
+from coordinator.bench.ranks import ALONE, FLEX, OWNERS, PEERS, compared, differences
 from coordinator.config import Ranks, Round, RunConfig
 from coordinator.rounds import Rounds
 from coordinator.simulation import Simulation
@@ -69,10 +69,10 @@ def test_flexlora_begins_at_the_model_and_holds_the_best_approximation_of_each_r
     shares = [tiny_models.examples(bundle.manifest.task, 20, device) for device in range(3)]
     fleet, batches = Flex(bundle, nested, BEARS, shares, 0, 4), [batch_of(bundle)]
     start = Engine(bundle, bundle.parameters()).loss(batches[0])
-    assert [fleet.loss(batches, rank) for rank in TINY] == pytest.approx([start] * 3, abs=1e-6)
+    assert [fleet.metrics(batches, rank)["loss"] for rank in TINY] == pytest.approx([start] * 3, abs=1e-6)
     for _ in range(3):
         fleet.step(0.3)
-    assert len({round(fleet.loss(batches, rank), 6) for rank in TINY}) == 3
+    assert len({round(fleet.metrics(batches, rank)["loss"], 6) for rank in TINY}) == 3
     for name, total in fleet._sum.items():
         a, b = fleet._factors()[name]
         np.testing.assert_allclose(a @ b, fleet._basis[name] @ total, atol=1e-6)
@@ -84,10 +84,9 @@ def test_flexlora_begins_at_the_model_and_holds_the_best_approximation_of_each_r
 def test_the_best_rate_is_the_one_by_the_mean_of_the_tuning_seeds_and_lies_between_others() -> None:
     def fly(jobs: Sequence[Job]) -> list[Losses]:
         luck = {TUNING_SEEDS[0]: -3.0}  # of one seed, at one rate
-        return [
-            {2: 0.0, 4: abs(np.log2(job.rate) - (3.2 if job.side == "fast" else -1)) + (job.rate == 2) * luck.get(job.seed, 1.5)}
-            for job in jobs
-        ]
+        right = {"fast": 3.2, "slow": -1}
+        losses = [abs(np.log2(job.rate) - right[job.side]) + (job.rate == 2) * luck.get(job.seed, 1.5) for job in jobs]
+        return [{2: Loss(0.0, 0.0), 4: Loss(loss, -loss)} for loss in losses]
 
     fast, slow = Search("fast"), Search("slow", 1)
     search(fly, [fast, slow])
@@ -97,17 +96,26 @@ def test_the_best_rate_is_the_one_by_the_mean_of_the_tuning_seeds_and_lies_betwe
 
 def test_differences_are_paired_by_seed() -> None:
     assert compared([1.0, 2.0, 3.0], [0.5, 2.0, 2.5]) == {"mean": 0.3333, "se": 0.1667, "upper": 0.6667}
-    nested = [{rank: 0.5 - rank / 100 + seed for rank in RANKS} for seed in range(3)]
-    found = {"nested": nested, FLEX: nested, "zero_padded": [dict.fromkeys(RANKS, 0.7 + seed) for seed in range(3)]}
-    found["blind"] = [dict.fromkeys(RANKS, 0.6 + seed) for seed in range(3)]
-    found |= {name: [{rank: 0.4 + seed} for seed in range(3)] for rank, name in ALONE.items() if name != "largest_rank"}
-    found["largest_rank"] = [{rank: 0.5 - rank / 50 + seed for rank in RANKS} for seed in range(3)]
+
+    def by_seed(losses: dict[int, float], plain: float = 0.0) -> list[Losses]:
+        return [{rank: Loss(loss + seed, plain) for rank, loss in losses.items()} for seed in range(3)]
+
+    nested = by_seed({rank: 0.5 - rank / 100 for rank in RANKS}, 0.25)
+    found = {"nested": nested, FLEX: nested, "zero_padded": by_seed(dict.fromkeys(RANKS, 0.7))}
+    found["blind"] = by_seed(dict.fromkeys(RANKS, 0.6))
+    found |= {name: by_seed({rank: 0.4}) for rank, name in ALONE.items() if name != "largest_rank"}
+    found |= {name: by_seed({rank: 0.8}) for rank, name in OWNERS.items() if rank > 2}
+    found["largest_rank"] = by_seed({rank: 0.5 - rank / 50 for rank in RANKS})
     made = differences(found)
-    assert made.keys() == {*(f"nested_minus_{name}" for name in PEERS), "prefix_losses", "losses"}
+    against = {f"nested_minus_{name}" for name in PEERS}
+    assert made.keys() == {*against, "prefix_losses", "losses", "every_example_alike"}
+    assert made["every_example_alike"].keys() == against
+    assert made["every_example_alike"]["nested_minus_zero_padded"]["mean"] == 0.25
     assert made["nested_minus_zero_padded"] == {"mean": -0.36, "se": 0.0, "upper": -0.36}
     assert made["nested_minus_smallest_rank"]["mean"] == -0.06
     assert made["nested_minus_largest_rank"]["mean"] == 0.16
     assert made["prefix_losses"]["4"]["minus_alone"]["mean"] == 0.06
+    assert made["prefix_losses"]["4"]["minus_by_owners"]["mean"] == -0.34
     assert made["prefix_losses"]["2"]["minus_cut_from_blind"]["mean"] == -0.12
 
 
@@ -116,3 +124,10 @@ def test_bytes_fall_with_the_rank(bundles: Bundles) -> None:
     assert found["1"]["adapter_bytes"] < found["2"]["adapter_bytes"] < found["4"]["adapter_bytes"]
     assert found["4"]["time_ratio"] == 1.0
     assert all(row["peak_mb"] > 10 for row in found.values())
+
+
+def test_sides_of_the_fleet_train_what_their_devices_bear() -> None:
+    for side in ("nested", "blind", "zero_padded", *OWNERS.values()):
+        trains = SIDES[side].devices
+        assert all(rank <= bears for rank, bears in zip(trains, DEVICES[-len(trains) :], strict=True))
+    assert [len(SIDES[side].devices) for side in OWNERS.values()] == [sum(bears >= rank for bears in DEVICES) for rank in OWNERS]
