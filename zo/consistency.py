@@ -67,6 +67,8 @@ def _check_groups(groups: tuple["Group", ...]) -> None:
 def _check_model(model: "ModelShape", tokens: int) -> None:
     for name in ("width", "heads", "kv_heads", "feed_forward", "vocabulary"):
         _within(f"model.{name}", getattr(model, name), 1, MOST_VALUES)
+    if model.head_width is not None:
+        _within("model.head_width", model.head_width, 1, MOST_VALUES)
     _within("model.blocks", model.blocks, 1, MOST_BLOCKS)
     _within("model.positions", model.positions, tokens, MOST_VALUES)
 

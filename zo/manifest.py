@@ -170,9 +170,11 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json."""
-        plain = dataclasses.asdict(self)
+        plain = dataclasses.asdict(self)  # without what bundles of earlier versions do not state, which stay the same bit for bit
         if not self.ranks:
-            del plain["ranks"]  # as in bundles of earlier versions, bit for bit
+            del plain["ranks"]
+        if self.model and self.model.head_width is None:
+            del plain["model"]["head_width"]
         text = json.dumps(plain, indent=1, ensure_ascii=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -36,6 +36,8 @@ class Llama:
         ):
             dimensions.match(self.weights, f"{tensor}.weight", {name: rows, "hidden_size": self.width})
         self.tied: bool = config.get("tie_word_embeddings", False)
+        if not isinstance(self.tied, bool):
+            raise ValueError(f"tie_word_embeddings must be true or false, not {self.tied!r}")
         self.theta = _rope_theta(config)
         if config.get("hidden_act", "silu") != "silu":
             raise BundleError(f"activation {config['hidden_act']!r} is not known for Llama; known is 'silu'")

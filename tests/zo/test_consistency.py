@@ -52,6 +52,7 @@ def altered(bundle: Bundle, folder: Path, place: tuple[str | int, ...], value: A
         (("groups", 0, "tensors", 0, "shape"), [0, 3], "cannot have shape [0, 3]"),
         (("groups", 0, "tensors", 0, "name"), "head.bias", "groups repeat an id or the name of a tensor"),
         (("model", "blocks"), 0, "model.blocks = 0 must be from 1"),
+        (("model", "head_width"), 0, "model.head_width = 0 must be from 1"),
         (("model", "heads"), -1, "model.heads = -1 must be from 1"),
         (("bases", "fp32", "size"), -1, "bases.fp32.size = -1 must be from 0"),
         (STAGES, [], "bases.fp32.stages hold groups []"),

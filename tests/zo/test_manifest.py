@@ -80,6 +80,17 @@ def test_the_manifest_of_a_built_bundle_survives_too(bert_bundle: Bundle, tmp_pa
     assert (tmp_path / "manifest.json").read_bytes() == (bert_bundle.folder / "manifest.json").read_bytes()
 
 
+@pytest.mark.parametrize("width", [None, 16])
+def test_the_width_of_heads_is_stated_where_they_are_not_as_wide_as_the_model(
+    width: int | None, bert_bundle: Bundle, tmp_path: Path
+) -> None:
+    model = dataclasses.replace(bert_bundle.manifest.dimensions, head_width=width)
+    stated = dataclasses.replace(bert_bundle.manifest, model=model)
+    stated.write(tmp_path)
+    assert ("head_width" in json.loads((tmp_path / "manifest.json").read_text())["model"]) == (width is not None)
+    assert manifest_file.read(tmp_path) == stated
+
+
 def test_probe_sizes_are_looked_up_by_kind_of_group() -> None:
     assert EXAMPLE.log2_eps("body") == -2
     with pytest.raises(BundleError, match="no probe size for 'head' groups; run 'edge-coordinator bundle calibrate'"):

@@ -71,9 +71,9 @@ def saved_row_bytes(model: ModelShape, adapters: bool) -> int:
     """
     wide = 2 if model.gated else 1
     if adapters:
-        values = 3 * model.width + model.width + 2 * model.kv_width + wide * model.feed_forward
+        values = 3 * model.width + model.query_width + 2 * model.kv_width + wide * model.feed_forward
     else:
-        values = 5 * model.width + model.width + 2 * model.kv_width + (wide + 1) * model.feed_forward
+        values = 4 * model.width + 2 * model.query_width + 2 * model.kv_width + (wide + 1) * model.feed_forward
     return FLOAT * values
 
 

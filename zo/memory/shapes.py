@@ -15,6 +15,7 @@ class ModelShape:
     """A transformer. kv_heads: heads of keys and values. feed_forward: width between the two or, gated, three matrices of a block.
 
     tied: the vocabulary is scored with the embeddings. encoder: bidirectional, with biases and learnt positions (BERT).
+    head_width: of each head, where the heads are not together as wide as the model.
     """
 
     blocks: int
@@ -27,16 +28,22 @@ class ModelShape:
     gated: bool = False
     tied: bool = True
     encoder: bool = False
+    head_width: int | None = None
+
+    @property
+    def query_width(self) -> int:
+        """Of queries, and of what attention mixes."""
+        return self.heads * self.head_width if self.head_width else self.width
 
     @property
     def kv_width(self) -> int:
         """Of keys and of values."""
-        return self.width // self.heads * self.kv_heads
+        return self.query_width // self.heads * self.kv_heads
 
     @property
     def block_weights(self) -> int:
         """Weights of the matrices of one block: query, key, value, output, and the feed-forward part."""
-        return 2 * self.width * (self.width + self.kv_width) + (2 + self.gated) * self.width * self.feed_forward
+        return 2 * self.width * (self.query_width + self.kv_width) + (2 + self.gated) * self.width * self.feed_forward
 
     @property
     def tables(self) -> int:
@@ -55,16 +62,17 @@ class ModelShape:
 
     def adapters(self, rank: int) -> int:
         """Values of B of the adapters on query and value, in all blocks; those of A are `2 * blocks * width * rank`."""
-        return self.blocks * rank * (self.width + self.kv_width)
+        return self.blocks * rank * (self.query_width + self.kv_width)
 
 
 def of_config(config: Mapping[str, Any]) -> ModelShape:
     """From the config.json of a Hugging Face folder (BERT or Llama). KeyError where it lacks a dimension."""
     encoder = config["model_type"] == "bert"
-    heads = int(config["num_attention_heads"])
+    heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
+    head_width = int(config.get("head_dim") or width // heads)
     return ModelShape(
         blocks=int(config["num_hidden_layers"]),
-        width=int(config["hidden_size"]),
+        width=width,
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         feed_forward=int(config["intermediate_size"]),
@@ -73,6 +81,7 @@ def of_config(config: Mapping[str, Any]) -> ModelShape:
         gated=not encoder,
         tied=encoder or bool(config.get("tie_word_embeddings", False)),
         encoder=encoder,
+        head_width=head_width if heads * head_width != width else None,
     )
 
 

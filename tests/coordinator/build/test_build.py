@@ -566,6 +566,7 @@ def test_dimensions_that_cannot_be_are_refused(key: str, value: Any, changed: Ca
         ("llama", {"num_attention_heads": 6}, "hidden_size = 32 is not divisible by num_attention_heads = 6"),
         ("llama", {"head_dim": 7}, "head_dim = 7 is not divisible by halves of a rotation = 2"),
         ("llama", {"head_dim": "8"}, "head_dim must be a whole number"),
+        ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false, not 'yes'"),
         ("llama", {"rope_theta": "x"}, "rope_theta must be a number above 0, not 'x'"),
         ("llama", {"rope_scaling": [1]}, "rotary scaling must be a table, not [1]"),
         (

@@ -42,6 +42,16 @@ def test_a_config_is_read_as_the_shape_that_it_states() -> None:
     llama |= {"vocab_size": 128_256, "max_position_embeddings": 2048, "num_key_value_heads": 8, "tie_word_embeddings": True}
     assert of_config(llama) == PUBLISHED["llama-1b"]
     assert not of_config(llama | {"tie_word_embeddings": False}).tied
+    assert of_config(llama | {"head_dim": 64}) == PUBLISHED["llama-1b"]
+
+
+def test_heads_that_are_together_wider_than_the_model_count_as_wide_as_they_are() -> None:
+    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
+    config |= {"vocab_size": 100, "max_position_embeddings": 32, "num_key_value_heads": 2, "head_dim": 32}
+    shape = of_config(config)
+    assert (shape.query_width, shape.kv_width) == (128, 64)
+    assert shape.block_weights == 64 * (128 + 64 + 64) + 128 * 64 + 3 * 64 * 96
+    assert shape.adapters(8) == 2 * 8 * (128 + 64)
 
 
 def test_weights_take_what_their_precision_says() -> None:
