@@ -22,6 +22,7 @@ class NumpyModel:
         prefix = {"bert": "bert.", "llama": "model."}[config["model_type"]]
         self.weights = {name.removeprefix(prefix): np.asarray(values, np.float64) for name, values in weights.items()}
         self.width, self.heads, self.blocks = config["hidden_size"], config["num_attention_heads"], config["num_hidden_layers"]
+        self.head_width = config.get("head_dim") or self.width // self.heads
         self.tensors: dict[str, np.ndarray] = {}
 
     def loss(self, tensors: Tensors, fields: Tensors) -> float:
@@ -88,7 +89,7 @@ class NumpyModel:
 
     def _rotated(self, x: np.ndarray) -> np.ndarray:
         """Each pair (i, i + half) of a head, as a complex number, turned by its position's angle."""
-        head = self.width // self.heads
+        head = self.head_width
         half = head // 2
         y = x.reshape(*x.shape[:2], -1, head)
         turn = np.exp(1j * np.arange(x.shape[1])[:, None, None] * self.config["rope_theta"] ** (-np.arange(half) / half))
@@ -119,13 +120,13 @@ class NumpyModel:
         return (2.0 * np.reshape(bits, (width, self.rank)) - 1) / math.sqrt(width)
 
     def _attention(self, query: np.ndarray, key: np.ndarray, value: np.ndarray, kv_heads: int, mask: np.ndarray) -> np.ndarray:
-        head = self.width // self.heads
+        head = self.head_width
         query, key, value = (y.reshape(*y.shape[:2], -1, head).swapaxes(1, 2) for y in (query, key, value))
         key, value = (np.repeat(y, self.heads // kv_heads, axis=1) for y in (key, value))
         scores = query @ key.swapaxes(2, 3) / math.sqrt(head) + mask
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         mixed = shares / shares.sum(axis=-1, keepdims=True) @ value
-        return mixed.swapaxes(1, 2).reshape(mixed.shape[0], -1, self.width)
+        return mixed.swapaxes(1, 2).reshape(mixed.shape[0], -1, self.heads * head)
 
     def _layer_norm(self, x: np.ndarray, name: str) -> np.ndarray:
         centred = x - x.mean(axis=-1, keepdims=True)

@@ -101,14 +101,14 @@ def bert_weights(classes: int = 0, seed: int = 0, config: dict[str, Any] = BERT)
     return encoder | draw.tensors
 
 
-def llama_weights(tied: bool, seed: int = 1) -> dict[str, np.ndarray]:
+def llama_weights(tied: bool, seed: int = 1, head_width: int = 8) -> dict[str, np.ndarray]:
     """A Llama with grouped queries, named as LlamaForCausalLM names it."""
     draw, width, wide = _Draw(seed), LLAMA["hidden_size"], LLAMA["intermediate_size"]
-    narrow = width // LLAMA["num_attention_heads"] * LLAMA["num_key_value_heads"]
+    queries, narrow = (head_width * LLAMA[f"num_{heads}_heads"] for heads in ("attention", "key_value"))
     draw.table("model.embed_tokens", VOCABULARY, width)
     for number in range(LLAMA["num_hidden_layers"]):
         name = f"model.layers.{number}"
-        for part, inner, outer in (("q", width, width), ("k", width, narrow), ("v", width, narrow), ("o", width, width)):
+        for part, inner, outer in (("q", width, queries), ("k", width, narrow), ("v", width, narrow), ("o", queries, width)):
             draw.linear(f"{name}.self_attn.{part}_proj", inner, outer, biased=False)
         for part, inner, outer in (("gate", width, wide), ("up", width, wide), ("down", wide, width)):
             draw.linear(f"{name}.mlp.{part}_proj", inner, outer, biased=False)

@@ -137,6 +137,16 @@ def test_a_bundle_can_be_built_from_brain_floats(tmp_path: Path) -> None:
     assert Engine(bundle, bundle.parameters()).forward(batch)[0] == pytest.approx(plain.loss({}, batch.fields), abs=2e-5)
 
 
+def test_heads_may_be_together_wider_than_the_model(tmp_path: Path) -> None:
+    config, weights, task = tiny_models.LLAMA | {"head_dim": 16}, tiny_models.llama_weights(tied=True, head_width=16), tiny_models.LANGUAGE
+    folder = tiny_models.save(tmp_path / "model", config, weights)
+    bundle = draft(folder, tmp_path / "out", "llama-tied", Training(rank=4, alpha=8.0, run_key=7))
+    batch = calibration_batches(bundle, tiny_models.examples(task))[0]
+    plain = NumpyModel(config, weights, task.head, rank=4, alpha=8.0, run_key=7)
+    assert Engine(bundle, bundle.parameters()).forward(batch)[0] == pytest.approx(plain.loss({}, batch.fields), abs=2e-5)
+    assert bundle.manifest.dimensions.adapters(4) == sum(group.size for group in bundle.manifest.groups if group.kind == "body")
+
+
 def test_gelu_new_is_the_tanh_form(tmp_path: Path) -> None:
     config, weights, _ = tiny_models.MODELS["bert-classifier"]
     losses = []
