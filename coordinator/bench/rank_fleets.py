@@ -18,7 +18,7 @@ from zo.manifest import Precision, Task, TrainableSet
 from zo.rates import decay, default_rate
 from zo.recipe import Probe, Rate
 
-BATCH, VALIDATION, UNEVEN = 4, 512, 0.3
+BATCH, VALIDATION, UNEVEN = 4, 256, 0.3
 TRAINED_A = "trained-a"
 
 
@@ -39,7 +39,7 @@ def _name(ranks: tuple[int, ...]) -> str:
 
 
 def _loss(metrics: Mapping[str, float]) -> Loss:
-    return Loss(metrics["balanced_loss"], metrics["loss"])
+    return Loss(metrics["loss"], metrics["balanced_loss"])
 
 
 class Fleets:

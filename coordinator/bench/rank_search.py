@@ -10,10 +10,10 @@ TUNING_SEEDS = (1000, 1001, 1002)
 
 
 class Loss(NamedTuple):
-    """Of a validation file (nats): class-balanced, and with every example counted alike."""
+    """Of a validation file (nats): of every example alike, and of every class alike."""
 
+    mean: float
     balanced: float
-    plain: float
 
 
 Losses = dict[int, Loss]  # by prefix
@@ -35,7 +35,7 @@ Fly = Callable[[Sequence[Job]], Iterable[Losses]]
 class Search:
     """For the best rate of one side, averaged in one way, by factors of two.
 
-    tried: class-balanced loss of the full prefix by rate, in the mean.
+    tried: loss of the full prefix by rate, in the mean.
     """
 
     side: str
@@ -59,6 +59,6 @@ def search(fly: Fly, searches: Sequence[Search]) -> None:
     while jobs := [Job(each.side, each.kind, rate, seed) for each in searches for rate in each.wanted() for seed in TUNING_SEEDS]:
         losses: dict[tuple[str, int, float], list[float]] = {}
         for job, found in zip(jobs, fly(jobs), strict=True):
-            losses.setdefault(job[:3], []).append(found[max(found)].balanced)
+            losses.setdefault(job[:3], []).append(found[max(found)].mean)
         for each in searches:
             each.tried |= {rate: round(statistics.fmean(losses[each.side, each.kind, rate]), 4) for rate in each.wanted()}

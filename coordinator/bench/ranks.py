@@ -2,8 +2,8 @@
 
 Eight devices with ranks 2, 2, 4, 4, 8, 8, 16, 16 and uneven shares (Dirichlet 0.3), one direction a device and round, the head as it is,
 so that adapters alone are measured. Each side has its own best rate, by the mean of seeds that count for nothing else, and the same
-shares, batches and seeds of directions as the others. Losses are class-balanced, as is what they train: devices draw their classes
-equally often, and a run's best entry is chosen by that loss.
+shares, batches and seeds of directions as the others. Losses are means over examples, by which rates are chosen too; differences are
+also told of class-balanced ones, since devices draw their classes equally often.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def measure(fly: Fly, seeds: int) -> dict[str, Any]:
 
 def _setting(fleets: Fleets) -> dict[str, Any]:
     setting = {"rounds": fleets.rounds, "devices": DEVICES, "directions": 1, "examples": BATCH, "dirichlet": UNEVEN, "rate_head": 0.0}
-    return setting | {"default_rate": fleets.usual, "start_loss": round(fleets.start().balanced, 4)}
+    return setting | {"default_rate": fleets.usual, "start_loss": round(fleets.start().mean, 4)}
 
 
 def _chosen(seeds: int, best: Mapping[str, Search]) -> dict[str, Any]:
@@ -112,15 +112,15 @@ def _chosen(seeds: int, best: Mapping[str, Search]) -> dict[str, Any]:
 
 
 def differences(found: Mapping[str, Sequence[Losses]]) -> dict[str, Any]:
-    """The figures, of losses by prefix by seed of each side: balanced ones, and against the peers also with every example counted alike."""
+    """The figures, of losses by prefix by seed of each side: means, and against the peers also class-balanced."""
 
     def at(side: str, rank: int) -> list[float]:
-        return [losses[rank].balanced for losses in found[side]]
+        return [losses[rank].mean for losses in found[side]]
 
     ends = {name: [losses[max(losses)] for losses in each] for name, each in found.items()}
-    full, plain = ({name: [loss[kind] for loss in each] for name, each in ends.items()} for kind in range(2))
+    full, balanced = ({name: [loss[kind] for loss in each] for name, each in ends.items()} for kind in range(2))
     against = {f"nested_minus_{name}": compared(full["nested"], full[name]) for name in PEERS}
-    alike = {f"nested_minus_{name}": compared(plain["nested"], plain[name]) for name in PEERS}
+    by_class = {f"nested_minus_{name}": compared(balanced["nested"], balanced[name]) for name in PEERS}
     prefix: dict[str, dict[str, Any]] = {
         str(rank): {
             "nested": _mean(at("nested", rank)),
@@ -135,7 +135,7 @@ def differences(found: Mapping[str, Sequence[Losses]]) -> dict[str, Any]:
         for rank in RANKS
     }
     losses = {name: [round(loss, 4) for loss in each] for name, each in full.items()}
-    return {**against, "prefix_losses": prefix, "losses": losses, "every_example_alike": alike}
+    return {**against, "prefix_losses": prefix, "losses": losses, "class_balanced": by_class}
 
 
 def told(found: dict[str, Any]) -> str:
@@ -145,10 +145,10 @@ def told(found: dict[str, Any]) -> str:
         rows = [(key, each) for key, each in found.items() if key.startswith("nested_minus")]
         return [f"{key.replace('_', ' '):30} {row['mean']:+.4f} +- {row['se']:.4f} (upper {row['upper']:+.4f})" for key, row in rows]
 
-    lines = [f"{found['rounds']} rounds of 8 devices, one direction each; class-balanced validation loss before: {found['start_loss']:.4f}"]
+    lines = [f"{found['rounds']} rounds of 8 devices, one direction each; validation loss before: {found['start_loss']:.4f}"]
     for name, each in found["losses"].items():
         lines.append(f"{name:14} rate x {found['rates'][name]:<4g} {statistics.fmean(each):.4f}   by seed: {each}")
-    lines += [*against(found), "with every example counted alike:", *against(found["every_example_alike"])]
+    lines += [*against(found), "class-balanced:", *against(found["class_balanced"])]
     lines.append("prefix   nested   cut from blind   alone   alone by owners   flexlora")
     for rank, row in found["prefix_losses"].items():
         numbers = f"{row['nested']:8.4f} {row['cut_from_blind']:16.4f} {row['alone']:7.4f} {row['by_owners']:17.4f} {row['flexlora']:10.4f}"

@@ -97,8 +97,8 @@ def test_the_best_rate_is_the_one_by_the_mean_of_the_tuning_seeds_and_lies_betwe
 def test_differences_are_paired_by_seed() -> None:
     assert compared([1.0, 2.0, 3.0], [0.5, 2.0, 2.5]) == {"mean": 0.3333, "se": 0.1667, "upper": 0.6667}
 
-    def by_seed(losses: dict[int, float], plain: float = 0.0) -> list[Losses]:
-        return [{rank: Loss(loss + seed, plain) for rank, loss in losses.items()} for seed in range(3)]
+    def by_seed(losses: dict[int, float], balanced: float = 0.0) -> list[Losses]:
+        return [{rank: Loss(loss + seed, balanced) for rank, loss in losses.items()} for seed in range(3)]
 
     nested = by_seed({rank: 0.5 - rank / 100 for rank in RANKS}, 0.25)
     found = {"nested": nested, FLEX: nested, "zero_padded": by_seed(dict.fromkeys(RANKS, 0.7))}
@@ -108,9 +108,9 @@ def test_differences_are_paired_by_seed() -> None:
     found["largest_rank"] = by_seed({rank: 0.5 - rank / 50 for rank in RANKS})
     made = differences(found)
     against = {f"nested_minus_{name}" for name in PEERS}
-    assert made.keys() == {*against, "prefix_losses", "losses", "every_example_alike"}
-    assert made["every_example_alike"].keys() == against
-    assert made["every_example_alike"]["nested_minus_zero_padded"]["mean"] == 0.25
+    assert made.keys() == {*against, "prefix_losses", "losses", "class_balanced"}
+    assert made["class_balanced"].keys() == against
+    assert made["class_balanced"]["nested_minus_zero_padded"]["mean"] == 0.25
     assert made["nested_minus_zero_padded"] == {"mean": -0.36, "se": 0.0, "upper": -0.36}
     assert made["nested_minus_smallest_rank"]["mean"] == -0.06
     assert made["nested_minus_largest_rank"]["mean"] == 0.16
