@@ -112,15 +112,20 @@ def _chosen(seeds: int, best: Mapping[str, Search]) -> dict[str, Any]:
 
 
 def differences(found: Mapping[str, Sequence[Losses]]) -> dict[str, Any]:
-    """The figures, of losses by prefix by seed of each side: means, and against the peers also class-balanced."""
+    """The figures, of losses by prefix by seed of each side: of means over examples, and the same of class-balanced ones."""
+    by_kind = [
+        {side: [{rank: loss[kind] for rank, loss in losses.items()} for losses in each] for side, each in found.items()}
+        for kind in range(len(Loss._fields))
+    ]
+    return _figures(by_kind[0]) | {"class_balanced": _figures(by_kind[1])}
 
+
+def _figures(found: Mapping[str, Sequence[Mapping[int, float]]]) -> dict[str, Any]:
     def at(side: str, rank: int) -> list[float]:
-        return [losses[rank].mean for losses in found[side]]
+        return [losses[rank] for losses in found[side]]
 
-    ends = {name: [losses[max(losses)] for losses in each] for name, each in found.items()}
-    full, balanced = ({name: [loss[kind] for loss in each] for name, each in ends.items()} for kind in range(2))
+    full = {name: [losses[max(losses)] for losses in each] for name, each in found.items()}
     against = {f"nested_minus_{name}": compared(full["nested"], full[name]) for name in PEERS}
-    by_class = {f"nested_minus_{name}": compared(balanced["nested"], balanced[name]) for name in PEERS}
     prefix: dict[str, dict[str, Any]] = {
         str(rank): {
             "nested": _mean(at("nested", rank)),
@@ -135,7 +140,7 @@ def differences(found: Mapping[str, Sequence[Losses]]) -> dict[str, Any]:
         for rank in RANKS
     }
     losses = {name: [round(loss, 4) for loss in each] for name, each in full.items()}
-    return {**against, "prefix_losses": prefix, "losses": losses, "class_balanced": by_class}
+    return {**against, "prefix_losses": prefix, "losses": losses}
 
 
 def told(found: dict[str, Any]) -> str:

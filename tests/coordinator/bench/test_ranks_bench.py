@@ -109,7 +109,8 @@ def test_differences_are_paired_by_seed() -> None:
     made = differences(found)
     against = {f"nested_minus_{name}" for name in PEERS}
     assert made.keys() == {*against, "prefix_losses", "losses", "class_balanced"}
-    assert made["class_balanced"].keys() == against
+    assert made["class_balanced"].keys() == {*against, "prefix_losses", "losses"}
+    assert made["class_balanced"]["prefix_losses"]["4"]["minus_by_owners"]["mean"] == 0.25
     assert made["class_balanced"]["nested_minus_zero_padded"]["mean"] == 0.25
     assert made["nested_minus_zero_padded"] == {"mean": -0.36, "se": 0.0, "upper": -0.36}
     assert made["nested_minus_smallest_rank"]["mean"] == -0.06
