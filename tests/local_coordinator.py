@@ -55,7 +55,9 @@ def answer(rounds: Rounds, device: int, round_number: int | None = None, **chang
 
 
 class LocalCoordinator:
-    """Serves while entered. kind: the service; disk: what is under the store; both for faults. fleet: its folder; plaintext if left out.
+    """Serves while entered. fleet: its folder; plaintext if left out.
+
+    kind: the service; over: its store; disk: what is under that; all for faults.
 
     `service` and its rounds may be touched through `call` only.
     """
@@ -67,11 +69,12 @@ class LocalCoordinator:
         kind: Callable[..., Service] = Service,
         port: int = 0,
         disk: Disk | None = None,
+        over: type[SqliteStore] = SqliteStore,
         fleet: Path | None = None,
         **changed: Any,
     ) -> None:
         self.address, self._bundle, self._path, self._kind = f"127.0.0.1:{port or free_port()}", bundle, store, kind
-        self._config, self._disk, self._fleet = settings(bundle, **changed), disk, fleet
+        self._config, self._disk, self._over, self._fleet = settings(bundle, **changed), disk, over, fleet
         self._ready, self._failure = threading.Event(), None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
@@ -102,7 +105,7 @@ class LocalCoordinator:
 
     async def _serve(self) -> None:
         try:
-            store = SqliteStore(self._path, create=True, disk=self._disk)
+            store = self._over(self._path, create=True, disk=self._disk)
             run = store.open_run(self._config.name, self._bundle.folder, self._bundle.digest)
             rounds = Rounds(store, run, self._bundle, self._config)
             if self._fleet:

@@ -496,16 +496,8 @@ class NoCommit(SqliteStore):
         return super().commit(run, entry, previous, signs, summary)
 
 
-class OnNoCommit(Service):
-    """Over such a store."""
-
-    def __init__(self, rounds: Rounds) -> None:
-        rounds.store = rounds.ledger.store = NoCommit(rounds.store.path)
-        super().__init__(rounds)
-
-
 def test_reports_that_are_kept_are_accepted_although_their_round_cannot_be_committed(bert_bundle: Bundle, tmp_path: Path) -> None:
-    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", OnNoCommit) as coordinator:
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", over=NoCommit) as coordinator:
         coordinator.call(lambda s: [s.rounds.enrol(name) for name in (77, 78)])
         sent = [coordinator.answer(device) for device in (0, 1)]
         assert coordinator.call(lambda s: at_once(s, sent)) == [Verdict.ACCEPTED] * 2
@@ -587,16 +579,8 @@ class FullStore(SqliteStore):
         raise StorageError("disk full")
 
 
-class OnFullStore(Service):
-    """Over a store that takes no reports."""
-
-    def __init__(self, rounds: Rounds) -> None:
-        rounds.store = FullStore(rounds.store.path)
-        super().__init__(rounds)
-
-
 def test_a_store_that_cannot_be_written_makes_the_device_try_later(bert_bundle: Bundle, tmp_path: Path) -> None:
-    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", OnFullStore) as coordinator:
+    with LocalCoordinator(bert_bundle, tmp_path / "run.sqlite", over=FullStore) as coordinator:
         link = Link(coordinator.address, threading.Event(), insecure_loopback=True)
         link.ask(JoinRequest(PROTOCOL, 77))
         with pytest.raises(Unreachable, match="cannot write its store"):
