@@ -152,7 +152,7 @@ def told(found: dict[str, Any]) -> str:
 
     lines = [f"{found['rounds']} rounds of 8 devices, one direction each; validation loss before: {found['start_loss']:.4f}"]
     for name, each in found["losses"].items():
-        lines.append(f"{name:14} rate x {found['rates'][name]:<4g} {statistics.fmean(each):.4f}   by seed: {each}")
+        lines.append(f"{name:17} rate x {found['rates'][name]:<4g} {statistics.fmean(each):.4f}   by seed: {each}")
     lines += [*against(found), "class-balanced:", *against(found["class_balanced"])]
     lines.append("prefix   nested   cut from blind   alone   alone by owners   flexlora")
     for rank, row in found["prefix_losses"].items():
