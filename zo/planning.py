@@ -103,7 +103,7 @@ def tree(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape) -> Node:
         here = {group for stage in manifest.stages[start:stop] for group in stage.groups}
         sizes = probe_sizes(manifest, log2_eps, here & tried)
         if not sizes:
-            raise ConfigError(f"cuts = {list(shape.cuts)}: nothing is trained in stages {start} to {stop - 1}")
+            raise ConfigError(f"split.cuts = {list(shape.cuts)}: nothing is trained in stages {start} to {stop - 1}")
         node = Node(start, 0, shape.counts[place], sizes, node, shape.joint and node is not None, shape.clean and place == 0)
     assert node is not None
     return replace(node, rank=shape.rank)
