@@ -51,13 +51,15 @@ class Intake:
     def _verdict(self, report: Report, into: OpenRound, is_over: bool) -> Verdict:
         if not 0 <= report.device < self.devices:
             raise ReportRefused(f"device {report.device} has not joined this run")
+        if report.round > into.number:
+            return Verdict.UNKNOWN_ROUND
+        if is_over or report.round < into.number:
+            return Verdict.LATE
         try:
             root = self._plans.answered(report)
         except ShapeRefused:
             return Verdict.LATE
-        if report.round > into.number:
-            return Verdict.UNKNOWN_ROUND
-        if is_over or report.round != into.number or report.plan != self._plans.id(root):
+        if report.plan != self._plans.id(root):
             return Verdict.LATE
         self._plans.check(report, root)
         if report.digest is not None and report.digest != self._ledger.digest(report.shape.groups if report.shape else ()):

@@ -99,3 +99,5 @@ class Plans:
             raise ReportRefused(f"{report.examples} examples are not between 1 and {self._config.probe.examples}")
         if len(report.held_out) > (most := 1 + 2 * len(self._course.rates.by_kind)):
             raise ReportRefused(f"{len(report.held_out)} held-out losses are more than the {most} that are ever asked for")
+        if min(report.held_out, default=0) < 0:
+            raise ReportRefused("a held-out loss is below 0, as none can be")

@@ -67,7 +67,10 @@ def lowest_stage(manifest: Manifest, log2_eps: Mapping[str, int], among: Collect
 
 
 def within(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape, among: Collection[int]) -> Shape:
-    """The shape for a device that tries these groups only: parts that would try nothing are left out, with their directions."""
+    """The shape for a device that tries these groups only: parts that would try nothing are left out, with their directions.
+
+    ConfigError where that leaves none, or the bundle has no such rank.
+    """
     every = ranks.prefix(manifest, shape.rank)
     tried = {group for size in probe_sizes(manifest, log2_eps, every.intersection(among) if among else every) for group in size.groups}
     bounds, counts, cuts, pending = (0, *shape.cuts, len(manifest.stages)), list[int](), list[int](), 1
@@ -77,6 +80,8 @@ def within(manifest: Manifest, log2_eps: Mapping[str, int], shape: Shape, among:
             cuts += [start] if counts else []
             counts.append(pending)
             pending = 1
+    if not counts:
+        raise ConfigError(f"groups = {sorted(among)}: none of them is in what the run trains of adapters of rank {shape.rank or 'any'}")
     groups = () if tried == every else tuple(sorted(tried))
     return replace(shape, counts=tuple(counts), cuts=tuple(cuts), joint=shape.joint and bool(cuts), groups=groups)
 

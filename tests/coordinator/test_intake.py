@@ -1,17 +1,36 @@
 """Which reports count, and what the others are told."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Bundles
+from hypothesis import given
+from hypothesis import settings as tries
+from hypothesis import strategies as st
 from local_coordinator import answer
-from made_rounds import CUT, PLANNED, SHAPES, Make, close, kinds, shaped, state
+from made_rounds import CUT, PLANNED, SHAPES, Clock, Make, close, kinds, maker, shaped, state
 
 from coordinator.config import Round
 from coordinator.plans import ReportRefused
 from zo.errors import StorageError
 from zo.messages import Verdict
+from zo.plan import Shape
 from zo.seeds import MOST_DEVICES, SEEDS_PER_ROUND
+
+RANKS = (1, 2, 4)
+
+
+@st.composite
+def any_shape(draw: st.DrawFn) -> Shape:
+    """Of whatever parts, groups and rank."""
+    cuts = draw(st.sets(st.integers(0, 4), max_size=2))
+    counts = draw(st.lists(st.integers(1, 4), min_size=len(cuts) + 1, max_size=len(cuts) + 1))
+    groups = draw(st.sets(st.integers(0, 12), max_size=4))
+    joint = len(cuts) == 1 and draw(st.booleans())
+    clean = not joint and draw(st.booleans())
+    return Shape(tuple(counts), tuple(sorted(cuts)), joint, clean, tuple(sorted(groups)), draw(st.sampled_from((0, *RANKS, 3))))
 
 
 def test_a_run_has_room_for_a_certain_number_of_devices(make_rounds: Make) -> None:
@@ -53,6 +72,21 @@ def test_reports_taken_in_together_are_answered_each_for_itself(make_rounds: Mak
     assert sorted(rounds.reports) == [0, 4, 5] == [each.device for each in rounds.store.reports(rounds.run.id, 1)]
     assert rounds.reports[0] is first
     assert rounds.accept_all([]) == []
+
+
+@pytest.mark.parametrize("settings", [{}, CUT, PLANNED], ids=["mezo", "cut", "planned"])
+def test_whatever_shape_a_report_claims_those_beside_it_count(settings: dict[str, Any], bundles: Bundles, tmp_path: Path) -> None:
+    rounds = maker(bundles("bert", ranks=RANKS), tmp_path, Clock())(**settings)
+    honest = shaped(rounds, 0)
+
+    @tries(deadline=None, max_examples=200)
+    @given(shape=any_shape(), plan=st.integers(0, 2**32 - 1), precision=st.sampled_from(["fp32", "int8"]))
+    def check(shape: Shape, plan: int, precision: Any) -> None:
+        found, other = rounds.accept_all([honest, answer(rounds, 1, shape=shape, plan=plan, precision=precision)])
+        assert found in (Verdict.ACCEPTED, Verdict.DUPLICATE)
+        assert other is Verdict.LATE or isinstance(other, ReportRefused)
+
+    check()
 
 
 @pytest.mark.parametrize("failing", ["add_reports", "after add_reports"])
@@ -108,6 +142,7 @@ def test_a_report_after_the_end_is_late(make_rounds: Make) -> None:
         ({"examples": 0}, "0 examples are not between 1 and 4"),
         ({"examples": 5}, "5 examples are not between 1 and 4"),
         ({"held_out": (1,) * 6}, "6 held-out losses are more than the 5 that are ever asked for"),
+        ({"held_out": (1, 0, -1)}, "a held-out loss is below 0, as none can be"),
     ],
 )
 def test_what_is_no_answer_to_a_plan_is_refused(wrong: dict[str, Any], said: str, make_rounds: Make) -> None:
