@@ -45,8 +45,8 @@ class Look:
 
     @property
     def mean(self) -> float:
-        """Over the devices."""
-        return float(np.mean(list(self.losses.values())))
+        """Over the devices, without the highest and lowest (`zo.pace`)."""
+        return mean_and_error(np.array(list(self.losses.values())))[0]
 
 
 class Autopilot:

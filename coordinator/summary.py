@@ -11,6 +11,7 @@ from zo.estimators import Grid
 from zo.group import Group
 from zo.manifest import Manifest
 from zo.messages import Report
+from zo.pace import mean_and_error
 from zo.plan import Node
 from zo.recipe import Aggregation
 
@@ -38,7 +39,7 @@ def summary(
     waited: float,
     looked: bool,
 ) -> dict[str, Any]:
-    """nodes: what each report answers. known: as `slopes` takes it. looks, held_out: nats, by device and mean.
+    """nodes: what each report answers. known: as `slopes` takes it. looks, held_out: nats, by device and mean (`zo.pace`).
 
     waited: seconds from the first plan to the last report; no device has worked longer, whatever it says. looked: whether devices
     were asked to measure held-out losses; what was not asked for does not count.
@@ -53,7 +54,7 @@ def summary(
         "dropped": sum(report.dropped for report in reports),
         "half_difference": float(np.sqrt(np.mean(np.concatenate([grid.values(report.scalars) for report in reports]) ** 2))),
         "looks": looks,
-        "held_out": float(np.mean([each[0] for each in looks.values()])) if looks else None,
+        "held_out": mean_and_error(np.array([each[0] for each in looks.values()]))[0] if looks else None,
         "device_seconds": sum(min(report.spent.milliseconds / 1000, waited) for report in reports),
         "peak_memory_mib": max(report.spent.peak_memory_mib for report in reports),
         "joules": _joules(reports),

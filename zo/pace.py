@@ -37,7 +37,7 @@ class Stride:
         here, further, back = losses.T
         slopes, curvatures = (further - back) / 2, further + back - 2 * here
         (slope, slope_error), (curvature, curvature_error) = mean_and_error(slopes), mean_and_error(curvatures)
-        unseen = max(abs(slope) + slope_error, curvature + curvature_error) < UNSEEN * float(here.mean())
+        unseen = max(abs(slope) + slope_error, curvature + curvature_error) < UNSEEN * mean_and_error(here)[0]
         return cls(factor, slopes / factor, curvatures / factor**2, unseen)
 
     def slope(self, factor: float) -> tuple[float, float]:

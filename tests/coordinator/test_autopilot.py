@@ -103,6 +103,19 @@ def test_a_rise_that_newcomers_alone_see_leads_back_too() -> None:
     assert found[0] == ("go back", pilot.best_entry)
 
 
+@pytest.mark.parametrize("lie", [1e12, 0.0])
+def test_one_device_of_five_that_lies_neither_leads_back_nor_keeps_from_going_back(lie: float) -> None:
+    def advised(lies: Callable[[int], float], honest: Callable[[int], float]) -> set[str]:
+        pilot, advices = autopilot(), set()
+        for entry in range(40):
+            looks = {str(device): [honest(entry) + device / 10] for device in range(4)} | {"4": [lies(entry)]}
+            advices.add(pilot.learn({"looks": looks if pilot.looks else {}, "device_seconds": 1.0}).act)
+        return advices
+
+    assert "go back" in advised(lambda _: lie, lambda entry: 1.0 if entry < 4 else 1.5)
+    assert advised(lambda entry: lie if entry > 4 else 1.0, lambda _: 1.0) == {"go on"}
+
+
 def test_after_so_many_ways_back_in_a_row_it_pauses() -> None:
     pilot, seen = autopilot(), []
     fly(pilot, 1.0, 1.0)
