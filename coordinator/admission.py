@@ -4,10 +4,9 @@ A device is whoever proves, in the TLS handshake, the key of a certificate that 
 a message says. A token opens one call, Enrol.
 """
 
-import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,14 +103,12 @@ class Admission:
         self._seen[name] = time.time()
         return Caller(name, peer)
 
-    @contextlib.contextmanager
-    def within_limits(self, caller: Caller, request: type, size: int) -> Iterator[None]:
-        """Around a call with a request of `size` bytes. Refusal where it is too large, or one too many."""
+    def begin(self, caller: Caller, request: type, size: int) -> None:
+        """A call with a request of `size` bytes, until its `end`. Refusal where it is too large, or one too many: then there is none."""
         most = LARGEST.get(request, LARGEST_OTHER)
         if size > most:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"a {request.__name__} has at most {most} bytes, not {size}", "size")
         if caller.peer is None:
-            yield
             return
         limits, now = self._limits, self._clock()
         use = self._uses.setdefault(caller.name, _Use(limits.burst, now))
@@ -123,10 +120,15 @@ class Admission:
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {limits.at_once} calls at once; end one first", "at-once")
         use.left -= weight
         use.calls += 1
-        try:
-            yield
-        finally:
-            use.calls -= 1
+
+    def calls_of(self, name: str) -> int:
+        """Those of a caller that have begun and not ended."""
+        return self._uses[name].calls if name in self._uses else 0
+
+    def end(self, caller: Caller) -> None:
+        """Of a call that began. Its reply is memory until it has gone out: who reads none has no more calls before long."""
+        if caller.peer is not None:
+            self._uses[caller.name].calls -= 1
 
     def enrol(self, caller: Caller, request: EnrolRequest) -> EnrolReply:
         """A certificate for the caller's key. Refusal where it may have none."""

@@ -50,20 +50,21 @@ def _handler(service: Service, method: wire.Method, answer: Callable[[Any], Awai
     decode: Callable[[bytes], Any] = wire.decoder(method.request)
     admission = service.admission
 
-    async def reply(data: bytes, caller: Caller) -> Any:
-        with admission.within_limits(caller, method.request, len(data)):
-            request = caller.identified(decode(data))
-            if answer is None:
-                return admission.enrol(caller, request)
-            service.check_device(caller, request)
-            return await answer(request)
+    async def reply(data: bytes, caller: Caller, context: grpc.aio.ServicerContext) -> Any:
+        admission.begin(caller, method.request, len(data))
+        context.add_done_callback(lambda _: admission.end(caller))  # when the reply is out, or nobody waits for it
+        request = caller.identified(decode(data))
+        if answer is None:
+            return admission.enrol(caller, request)
+        service.check_device(caller, request)
+        return await answer(request)
 
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         name = UNKNOWN
         try:
             caller = admission.caller(context, method.request)
             name = caller.name
-            found = await reply(data, caller)
+            found = await reply(data, caller, context)
             admission.caller(context, method.request)  # again: it may have been revoked while it waited
             if isinstance(found, ReportReply) and found.verdict is not Verdict.ACCEPTED:
                 service.count(name, found.verdict.name.lower().replace("_", "-"))

@@ -38,7 +38,7 @@ from zo.messages import (
 log = logging.getLogger(__name__)
 
 LONG_POLL = 20.0  # seconds; below what NAT boxes forget
-CHUNK = 1 << 22  # bytes of a bundle file a call
+CHUNK = 1 << 20  # bytes of a file a call
 MOST_ENTRIES = 256  # a reply
 MOST_STEPS = 1 << 20  # a reply, beyond its first entry: at most 10 bytes each, so that it stays below wire.MAX_MESSAGE
 RETRY_MS = 1000

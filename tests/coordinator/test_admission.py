@@ -271,8 +271,9 @@ def test_a_device_that_calls_too_often_is_refused_until_time_has_passed_and_no_o
         count = 0
         with contextlib.suppress(Refusal):
             while count < 1000:
-                with admission.within_limits(caller, Report, size):
-                    count += 1
+                admission.begin(caller, Report, size)
+                admission.end(caller)
+                count += 1
         return count
 
     assert taken(mine) == 100
@@ -282,11 +283,13 @@ def test_a_device_that_calls_too_often_is_refused_until_time_has_passed_and_no_o
     clock.now = 1e6
     assert taken(mine, LARGEST[Report]) == 1  # of 62
     clock.now = 2e6
-    with admission.within_limits(mine, Report, 0), admission.within_limits(mine, Report, 0):
-        with pytest.raises(Refusal, match="at once"), admission.within_limits(mine, Report, 0):
-            pass
-        with admission.within_limits(other, Report, 0):
-            pass
+    for caller in (mine, mine, other):
+        admission.begin(caller, Report, 0)
+    with pytest.raises(Refusal, match="at once"):
+        admission.begin(mine, Report, 0)
+    admission.end(mine)
+    admission.begin(mine, Report, 0)
+    assert (admission.calls_of("a"), admission.calls_of("b"), admission.calls_of("c")) == (2, 1, 0)
 
 
 @pytest.mark.parametrize("method", wire.METHODS, ids=lambda method: method.name)

@@ -1,23 +1,29 @@
-"""Where the coordinator listens, and what it answers where it errs itself."""
+"""Where the coordinator listens, what it answers where it errs itself, and what it holds for those who do not listen."""
 
 import asyncio
 import logging
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from fleets import joined, serving
 from local_coordinator import LocalCoordinator, settings
+from waiting import wait_until
 
 from coordinator import listening
+from coordinator.config import Limits
 from coordinator.rounds import Rounds
-from coordinator.service import Service
+from coordinator.service import CHUNK, Service
 from coordinator.sqlite_store import SqliteStore
 from edge_agent.link import Link, Unreachable
 from zo.address import free_port
 from zo.bundle import Bundle
 from zo.errors import ConfigError, ConnectionFailed
-from zo.messages import PROTOCOL, JoinReply, JoinRequest
+from zo.messages import PROTOCOL, FileChunk, FileRequest, JoinReply, JoinRequest
 
 
 def start(bundle: Bundle, tmp_path: Path, listen: str, insecure_loopback: bool = True) -> str:
@@ -89,3 +95,53 @@ def test_an_error_in_the_coordinator_is_one_line_and_tells_devices_nothing(
         assert not any(record.exc_info for record in caplog.records)
         assert link.ask(JoinRequest(PROTOCOL, 77)).device == 0
         link.close()
+
+
+class Large(Service):
+    """Its files are more than any buffer on the way holds."""
+
+    async def fetch_file(self, request: FileRequest) -> FileChunk:
+        return FileChunk(bytes(CHUNK), CHUNK)
+
+
+ASKS_FOR_MUCH = """
+import sys, threading, time
+from pathlib import Path
+from edge_agent import identity
+from edge_agent.link import Link, Unreachable
+from zo.messages import PROTOCOL, FileRequest, JoinRequest
+
+mine = identity.load(Path(sys.argv[1]))
+link = Link(mine.coordinator, threading.Event(), identity=mine)
+link.ask(JoinRequest(protocol=PROTOCOL, device_id=0))
+
+def ask():
+    while True:
+        try:
+            link.ask(FileRequest(1, 0, 0))
+        except Unreachable:
+            time.sleep(0.01)
+
+for _ in range(40):
+    threading.Thread(target=ask).start()
+"""
+
+
+def test_replies_that_nobody_reads_are_calls_under_way_until_the_caller_has_gone(bert_bundle: Bundle, tmp_path: Path) -> None:
+    limits = Limits(rate=1000.0, burst=1000.0, at_once=16)
+    with serving(tmp_path, bert_bundle, kind=Large, limits=limits) as (fleet, coordinator):
+        joined(fleet, tmp_path / "device")
+        (name,) = (device.id for device in fleet.devices())
+
+        def under_way() -> int:
+            return coordinator.call(lambda service: service.admission.calls_of(name))
+
+        with subprocess.Popen([sys.executable, "-c", ASKS_FOR_MUCH, tmp_path / "device"]) as client:
+            try:
+                wait_until(lambda: under_way() > 4)
+                client.send_signal(signal.SIGSTOP)
+                threading.Event().wait(1.0)
+                assert 0 < under_way() <= limits.at_once
+            finally:
+                client.kill()
+        wait_until(lambda: under_way() == 0)
