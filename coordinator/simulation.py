@@ -49,7 +49,7 @@ class Simulation:
     """Devices with these private examples, in a run with these settings. seed: of their batches.
 
     profiles: what they tell of themselves; all of them the times measured here, if left out. ranks: of the adapters that each bears;
-    the largest, if left out.
+    the largest, if left out. balanced: whether they draw, and measure, their classes equally often, as agents do unless told otherwise.
     """
 
     ROUNDS = Rounds
@@ -62,6 +62,7 @@ class Simulation:
         seed: int,
         profiles: Sequence[Profile] = (),
         ranks: Sequence[int] = (),
+        balanced: bool = True,
     ) -> None:
         store, task, tokenizer = MemoryStore(), bundle.manifest.task, bundle.tokenizer()
         self.rounds = self.ROUNDS(store, store.open_run(config.name, bundle.folder, bundle.digest), bundle, config)
@@ -71,8 +72,8 @@ class Simulation:
         for device, examples in enumerate(shares):
             self.rounds.enrol(device)
             held, rows = hold_out([row for example in examples for row in encode(example, task, tokenizer)], *HELD_OUT)
-            self._samplers.append(Sampler(rows, task, True, np.random.default_rng([seed, device])))
-            self._held_out.append(measuring_batches(held, task, True, config.probe.examples))
+            self._samplers.append(Sampler(rows, task, balanced, np.random.default_rng([seed, device])))
+            self._held_out.append(measuring_batches(held, task, balanced, config.probe.examples))
         self._profiles = profiles or [Profile(stage_ns=stage_ns(self.engine, self.draw()))] * len(shares)
         self._seconds, self._probes = 0.0, 0
         self._seen: dict[int, Rows] = {}

@@ -25,13 +25,20 @@ class Flex:
     """Devices of these ranks. bundle: `lora` with ranks, at a scale of 1. calibrated: probe size and signal, of the largest rank."""
 
     def __init__(
-        self, bundle: Bundle, calibrated: Manifest, devices: Sequence[int], shares: Sequence[Sequence[Example]], seed: int, batch: int
+        self,
+        bundle: Bundle,
+        calibrated: Manifest,
+        devices: Sequence[int],
+        shares: Sequence[Sequence[Example]],
+        seed: int,
+        batch: int,
+        balanced: bool,
     ) -> None:
         task, tokenizer = bundle.manifest.task, bundle.tokenizer()
         self._engine = Engine(bundle, bundle.parameters())
         self._devices, self._batch, self._most = devices, batch, bundle.manifest.rank
         self._samplers = [
-            Sampler([row for each in held for row in encode(each, task, tokenizer)], task, True, np.random.default_rng([seed, device]))
+            Sampler([row for each in held for row in encode(each, task, tokenizer)], task, balanced, np.random.default_rng([seed, device]))
             for device, held in enumerate(shares)
         ]
         body = calibrated.calibrated("body")

@@ -1,6 +1,6 @@
 """Simulated fleets of devices of unequal rank, each run of one side, seed and rate: what `scripts/bench ranks` compares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,10 +43,10 @@ def _loss(metrics: Mapping[str, float]) -> Loss:
 
 
 class Fleets:
-    """Runs on one data set. folder: of the bundles."""
+    """Runs on one data set. folder: of the bundles. balanced: whether devices draw their classes equally often."""
 
-    def __init__(self, folder: Path, data: Path, rounds: int) -> None:
-        self.rounds = rounds
+    def __init__(self, folder: Path, data: Path, rounds: int, balanced: bool) -> None:
+        self.rounds, self.balanced = rounds, balanced
         self.bundles = {side.bundle: open_bundle(folder / _name(side.bundle)) for side in SIDES.values()}
         self.trained_a = open_bundle(folder / TRAINED_A)
         task = self.trained_a.manifest.task
@@ -54,8 +54,8 @@ class Fleets:
         self._validation = evaluation.batches(self.bundles[RANKS], data / "validation.jsonl", VALIDATION)
         self.usual = default_rate(task)
 
-    def run(self, side: Side, kind: type[Simulation], seed: int, rate: float) -> Losses:
-        """Validation losses by prefix at the end. rate: times the default. seed: of shares, batches and directions."""
+    def run(self, side: Side, kind: type[Simulation], seed: int, rate: float, prefixes: Sequence[int]) -> Losses:
+        """Validation losses at the end, of these prefixes. rate: times the default. seed: of shares, batches and directions."""
         opened = self.bundles[side.bundle]
         bundle = Bundle(opened.folder, replace(opened.manifest, run_key=seed))
         blind = tuple(float(rank == side.bundle[-1]) for rank in side.bundle)
@@ -69,21 +69,21 @@ class Fleets:
             rate=Rate(body=rate * self.usual, head=0.0),
             ranks=Ranks() if side.truncated else Ranks(blind),
         )
-        fleet = kind(bundle, config, self.shares(seed)[-len(side.devices) :], seed, ranks=side.devices)
+        fleet = kind(bundle, config, self.shares(seed)[-len(side.devices) :], seed, ranks=side.devices, balanced=self.balanced)
         while not fleet.over:
             fleet.step()
         found = {}
-        for rank in side.bundle:
+        for rank in prefixes:
             with fleet.engine.cut(rank):
                 found[rank] = _loss(evaluation.evaluate(fleet.engine, self._validation))
         return found
 
-    def flex(self, seed: int, rate: float) -> Losses:
+    def flex(self, seed: int, rate: float, prefixes: Sequence[int]) -> Losses:
         """The same of FlexLoRA."""
-        fleet = Flex(self.trained_a, self.bundles[RANKS].manifest, DEVICES, self.shares(seed), seed, BATCH)
+        fleet = Flex(self.trained_a, self.bundles[RANKS].manifest, DEVICES, self.shares(seed), seed, BATCH, self.balanced)
         for number in range(self.rounds):
             fleet.step(rate * self.usual * decay(Rate(), number + 1, self.rounds))
-        return {rank: _loss(fleet.metrics(self._validation, rank)) for rank in RANKS}
+        return {rank: _loss(fleet.metrics(self._validation, rank)) for rank in prefixes}
 
     def start(self) -> Loss:
         """Before training."""

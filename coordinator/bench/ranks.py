@@ -2,8 +2,9 @@
 
 Eight devices with ranks 2, 2, 4, 4, 8, 8, 16, 16 and uneven shares (Dirichlet 0.3), one direction a device and round, the head as it is,
 so that adapters alone are measured. Each side has its own best rate, by the mean of seeds that count for nothing else, and the same
-shares, batches and seeds of directions as the others. Losses are means over examples, by which rates are chosen too; differences are
-also told of class-balanced ones, since devices draw their classes equally often.
+shares, batches and seeds of directions as the others. Losses are means over examples, by which rates are chosen too, and devices draw
+examples as they come, so that this is what they lower; with --balanced classes equally often, as agents do unless told otherwise.
+Differences are also told of class-balanced losses.
 """
 
 import argparse
@@ -46,13 +47,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-blocks", type=int, default=1, help="blocks that have adapters, those nearest the output [1]")
     parser.add_argument("--seeds", type=int, default=12, help="[12]")
     parser.add_argument("--rounds", type=int, default=80, help="of 8 devices, 2 probes each [80]")
+    parser.add_argument("--balanced", action="store_true", help="devices draw their classes equally often")
     parser.add_argument("--repeats", type=int, default=25, help="of the steps that are timed, by rank [25]")
 
 
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model, task = workload.model(given), task_file.of_data(given.data, given.max_tokens)
     build_bundles(model, folder, given.data, task, given.precision, given.top_blocks)
-    arguments = (folder, given.data, given.rounds)
+    arguments = (folder, given.data, given.rounds, given.balanced)
     fleets = Fleets(*arguments)
     with ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
         found = measure(lambda jobs: pool.map(partial(_losses, arguments), jobs), given.seeds)
@@ -67,16 +69,14 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 _opened = lru_cache(maxsize=1)(Fleets)  # once for all jobs of a process
 
 
-def _losses(arguments: tuple[Path, Path, int], job: Job) -> Losses:
-    fleets = _opened(*arguments)
+def _losses(arguments: tuple[Path, Path, int, bool], job: Job) -> Losses:
+    fleets, side = _opened(*arguments), SIDES.get(job.side)
+    every = side.bundle if side else RANKS
+    prefixes = every[-1:] if job.seed in TUNING_SEEDS else every
     try:
-        if job.side == FLEX:
-            found = fleets.flex(job.seed, job.rate)
-        else:
-            side = SIDES[job.side]
-            found = fleets.run(side, side.kinds[job.kind], job.seed, job.rate)
+        found = fleets.run(side, side.kinds[job.kind], job.seed, job.rate, prefixes) if side else fleets.flex(job.seed, job.rate, prefixes)
     except RangeError:  # values have run away
-        found = dict.fromkeys(RANKS, Loss(math.inf, math.inf))
+        found = dict.fromkeys(prefixes, Loss(math.inf, math.inf))
     print(f"{job}: {found}", file=sys.stderr, flush=True)  # runs take long: where they stand
     return found
 
@@ -97,6 +97,7 @@ def measure(fly: Fly, seeds: int) -> dict[str, Any]:
 
 def _setting(fleets: Fleets) -> dict[str, Any]:
     setting = {"rounds": fleets.rounds, "devices": DEVICES, "directions": 1, "examples": BATCH, "dirichlet": UNEVEN, "rate_head": 0.0}
+    setting |= {"balanced": fleets.balanced}
     return setting | {"default_rate": fleets.usual, "start_loss": round(fleets.start().mean, 4)}
 
 

@@ -67,7 +67,7 @@ def test_zero_padding_takes_plain_steps_and_has_rates_by_slice(bundles: Bundles,
 def test_flexlora_begins_at_the_model_and_holds_the_best_approximation_of_each_rank(bundles: Bundles) -> None:
     bundle, nested = bundles("bert", "lora", ranks=TINY), bundles("bert", ranks=TINY).manifest
     shares = [tiny_models.examples(bundle.manifest.task, 20, device) for device in range(3)]
-    fleet, batches = Flex(bundle, nested, BEARS, shares, 0, 4), [batch_of(bundle)]
+    fleet, batches = Flex(bundle, nested, BEARS, shares, 0, 4, balanced=True), [batch_of(bundle)]
     start = Engine(bundle, bundle.parameters()).loss(batches[0])
     assert [fleet.metrics(batches, rank)["loss"] for rank in TINY] == pytest.approx([start] * 3, abs=1e-6)
     for _ in range(3):
