@@ -13,7 +13,8 @@ from zo.rates import Rates, decay
 class Course:
     """The planner and the autopilot of a run, both at the same entry. A restart over the same summaries finds them where they were.
 
-    summaries: of the entries so far, oldest first. rates: what the factors multiply. Raises as `Rates.of` and `Planner` do.
+    summaries: of the entries so far, oldest first. rates: what the factors multiply. advice: after the last entry; whoever has heeded
+    it says so by `go_on`. Raises as `Rates.of` and `Planner` do.
     """
 
     def __init__(self, config: RunConfig, manifest: Manifest, summaries: Sequence[dict[str, Any]] = ()) -> None:
@@ -26,13 +27,18 @@ class Course:
         config, kinds = self._config, tuple(self.rates.by_kind)
         self.planner = Planner(config, self._manifest, summaries)
         self.autopilot = Autopilot(kinds, config.rate.paced(kinds), config.held_out_every, config.least_gain)
-        advice = [self.autopilot.learn(told) for told in summaries]
-        self.ended = bool(advice) and advice[-1].act == "stop"
+        self.go_on()
+        for told in summaries:
+            self.advice = self.autopilot.learn(told)
 
-    def learn(self, summary: dict[str, Any]) -> Advice:
-        """Take in an entry: what to do after it."""
+    def go_on(self) -> None:
+        """There is nothing to be done after the last entry any more."""
+        self.advice = Advice("go on", self.autopilot.told)
+
+    def learn(self, summary: dict[str, Any]) -> None:
+        """Take in an entry."""
         self.planner.learn(summary.get("slopes", {}))
-        return self.autopilot.learn(summary)
+        self.advice = self.autopilot.learn(summary)
 
     def looks(self, round_number: int) -> bool:
         """Whether the devices of the next round, of this number, are to measure held-out losses."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from coordinator.aggregator import Aggregator
 from coordinator.allocation import Asking
-from coordinator.autopilot import Advice
 from coordinator.blocks import Blocks
 from coordinator.config import RunConfig
 from coordinator.course import Course
@@ -40,7 +39,7 @@ class Rounds:
         self.paused = False  # until the coordinator is started again
         summaries = store.summaries(run.id)
         self.course = Course(config, bundle.manifest, summaries)
-        self.stopped = self.course.ended
+        self.stopped = self.course.advice.act == "stop"
         self.plans = Plans(config, run.genesis, self.course)
         self.aggregator = self.AGGREGATOR(config, bundle.manifest, self.plans, self.course, self.note)
         self._offenders = Offenders(self.note)
@@ -48,6 +47,7 @@ class Rounds:
         self._intake = Intake(store, run, self.plans, self.ledger, self.note)
         self.blocks = Blocks(config, bundle.manifest, summaries, self.note, clock)
         self._open(self.ledger.rounds + 1)
+        self._go_back()  # where a crash came between
         state = "finished" if self.finished else "running"
         if run.state != state:  # a crash came between, the run was prolonged, or it was paused
             store.set_state(run.id, state)
@@ -113,7 +113,9 @@ class Rounds:
         return self._intake.take(reports, self.open, self.finished)
 
     def close_if_due(self) -> bool:
-        """Commit the round if its goal, or its deadline with its minimum, is reached."""
+        """Commit the round if its goal, or its deadline with its minimum, is reached; before that, go back where that is still due."""
+        if self._go_back():
+            return True
         if self.finished or self.paused or not self.open.due:
             return False
         try:
@@ -145,22 +147,33 @@ class Rounds:
             self.ledger.append(number, len(devices), (), told, with_digest)
         self.blocks.keep()
         self._offenders.saw(devices, answers.tempered)
-        self._heed(self.course.learn(told), number + 1)
+        self.course.learn(told)
+        self._heed(number + 1)
 
-    def _heed(self, advice: Advice, round_number: int) -> None:
-        """Do what the autopilot advises, then open a round."""
+    def _heed(self, round_number: int) -> None:
+        """Open a round, then do what the autopilot advises."""
+        advice = self.course.advice
         if advice.act != "go on":
             self.note(f"autopilot: {advice.act}", advice.why)
         self.stopped, self.paused = advice.act == "stop", advice.act == "pause"
-        self._next(round_number)
-        if advice.act in ("go back", "pause"):
-            try:
-                self.ledger.roll_back(advice.entry)
-            except Compacted as error:
-                ending = "going on with lower rates" if advice.act == "go back" else "it stays where it is"
-                self.note("autopilot", f"cannot go back: {error}; {ending}")
-            else:
-                self._take_in()
+        self._open(round_number)  # first: whatever fails below, the reports of the last round are counted once
+        self._go_back()
+        self._keep()
+
+    def _go_back(self) -> bool:
+        """Whether the autopilot advises that, and nobody has yet: then it is done, unless it cannot be. StorageError: it is still due."""
+        advice = self.course.advice
+        if advice.act not in ("go back", "pause"):
+            return False
+        try:
+            self.ledger.roll_back(advice.entry)
+        except Compacted as error:
+            self.course.go_on()
+            ending = "going on with lower rates" if advice.act == "go back" else "it stays where it is"
+            self.note("autopilot", f"cannot go back: {error}; {ending}")
+        else:
+            self._take_in()
+        return True
 
     def follow(self) -> bool:
         """Take in what others have appended to the ledger, as `edge-coordinator rollback` does; True if there was anything."""
@@ -172,12 +185,12 @@ class Rounds:
     def _take_in(self) -> bool:
         for told in self.ledger.take_in():
             self.course.learn(told)  # as a restart would
-        self._next(self.ledger.rounds + 1)
+        self._open(self.ledger.rounds + 1)
+        self._keep()
         return True
 
-    def _next(self, round_number: int) -> None:
-        """Open a round."""
-        self._open(round_number)  # first: whatever fails below, the reports of the last round are counted once
+    def _keep(self) -> None:
+        """What the store is told once an entry is there."""
         if self.finished or self.paused:
             self.store.set_state(self.run.id, "finished" if self.finished else "paused")
         self.ledger.checkpoint_when_due(self.config.keep_entries)

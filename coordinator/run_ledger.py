@@ -8,7 +8,7 @@ from zo.bundle import Bundle
 from zo.checkpoint import signs
 from zo.errors import StorageError
 from zo.ledger import Entry
-from zo.parameters import Parameters
+from zo.parameters import Parameters, digest_of
 from zo.terms import Term, negated
 
 CHECKPOINT_EVERY = 64  # entries: what a restart has to replay at most
@@ -20,7 +20,7 @@ class RunLedger:
     def __init__(self, store: Store, run: RunRow, bundle: Bundle) -> None:
         self.store, self._run, self._bundle = store, run, bundle
         self.replica = replay.replica(store, run, bundle)
-        self._digests: tuple[int, dict[tuple[int, ...], bytes]] = (-1, {})
+        self._digests: tuple[int, dict[int, bytes]] = (-1, {})  # the entry, and by group
 
     @property
     def entry(self) -> int:
@@ -43,13 +43,14 @@ class RunLedger:
         return self.store.head(self._run.id) != (self.entry, self.replica.head)
 
     def digest(self, among: tuple[int, ...] = ()) -> bytes:
-        """Of these groups of the parameters at the last entry, or of all; computed once an entry."""
+        """Of these groups of the parameters at the last entry, or of all; each group's computed once an entry."""
         if self._digests[0] != self.entry:
             self._digests = (self.entry, {})
-        known = self._digests[1]
-        if among not in known:
-            known[among] = self.parameters.digest(among)
-        return known[among]
+        groups, known = among or tuple(self.parameters.groups), self._digests[1]
+        for group in groups:
+            if group not in known:
+                known[group] = self.parameters.group_digest(group)
+        return digest_of({group: known[group] for group in groups})
 
     def append(self, round_number: int, contributors: int, terms: tuple[Term, ...], told: dict[str, Any], with_digest: bool) -> None:
         """Append an entry: to the parameters first (RangeError: they refuse it), then to the store, or to neither.

@@ -149,8 +149,12 @@ class Service:
 
     async def close_if_due(self) -> None:
         """Commit the open round if it is due, then wake everyone who waits for it."""
-        if self.rounds.close_if_due():
-            await self._tell()
+        entry = self.rounds.ledger.entry
+        try:
+            self.rounds.close_if_due()
+        finally:  # what comes after a commit may fail: it is there all the same
+            if self.rounds.ledger.entry != entry:
+                await self._tell()
 
     async def follow(self) -> None:
         """Take in what others have appended to the ledger."""

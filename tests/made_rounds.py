@@ -55,7 +55,7 @@ class FailingStore(SqliteStore):
         return MOST_DEVICES if self.failing == "enrol" else super().enrol(run, device_id)
 
     def commit(self, run: int, entry: Entry, previous: bytes, signs: int, summary: dict[str, Any]) -> bytes:
-        if self.failing == "commit":
+        if self.failing == "commit" or (self.failing == "roll back" and not entry.contributors):
             raise StorageError("disk full")
         head = super().commit(run, entry, previous, signs, summary)
         if self.failing == "after commit":

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import pytest
 from local_coordinator import answer
 from made_rounds import CHEAP_HEAD, CUT, PLANNED, SHAPES, Clock, Make, append_rollback, comes_to, kinds, shaped, state
 
 from coordinator import history
 from coordinator.config import Rate, Round
 from coordinator.rounds import Rounds
+from zo.errors import StorageError
 from zo.messages import Spent, Verdict
 
 
@@ -64,6 +66,25 @@ def test_losses_that_rise_take_the_fleet_back_exactly_to_the_best_entry(make_rou
     again = make_rounds(2, rounds=30, held_out_every=16)
     assert state(again)[:4] == state(rounds)[:4]
     assert again.course.autopilot.pace.factors == rounds.course.autopilot.pace.factors
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_way_back_that_a_crash_or_a_full_disk_came_before_is_gone_afterwards(restarted: bool, make_rounds: Make) -> None:
+    rounds = make_rounds(2, rounds=30, held_out_every=16)
+    work_until(rounds, [1.0] * 2, 2)
+    best = rounds.ledger.digest()
+    rounds.store.failing = "roll back"
+    with pytest.raises(StorageError):
+        work_until(rounds, [1.0, 1.0, 0.5, 0.5, 1.5, 1.5, 1.5], 7)
+    assert rounds.ledger.entry == 7
+    rounds.store.failing = ""
+    if restarted:
+        rounds = make_rounds(2, rounds=30, held_out_every=16)
+    else:
+        assert rounds.close_if_due()
+    assert (rounds.ledger.entry, rounds.ledger.digest(), rounds.round) == (8, best, 9)
+    assert not rounds.close_if_due()
+    assert kinds(rounds) == ["autopilot: go back", "rolled back"]
 
 
 def test_after_three_ways_back_the_run_pauses_until_it_is_started_again(make_rounds: Make) -> None:
