@@ -47,7 +47,8 @@ class Planner:
         if self._fixed:
             tree(manifest, sizes(config.probe, manifest), self._fixed)  # refuses cuts that the bundle has not
             self._fixed = self._within(manifest, self._fixed, self._tried)
-        self.usual = self._fixed or self._within(manifest, split.choose(self.table(manifest.precision, (), self._tried)).shape, self._tried)
+        usual = self._fixed or self._within(manifest, split.choose(self.table(manifest.precision, (), self._tried)).shape, self._tried)
+        self.usual = replace(usual, rank=manifest.ranks[-1] if manifest.ranks else 0)
         for precision in manifest.bases:
             self.tree(precision, self.usual)
 
@@ -71,7 +72,10 @@ class Planner:
             drawn = truncation.drawn(self._manifest, self._config.ranks.probabilities, round_number, device, rank)
             return self.shape(precision, self._once(round_number, device, stage_ns), among, drawn)
         if rank not in (0, *self._manifest.ranks[-1:]):
-            raise ConfigError(f"aggregation = {self._config.aggregation!r} compares devices of one rank; this one bears rank {rank}")
+            raise ConfigError(
+                f"aggregation = {self._config.aggregation!r} compares devices of the largest rank, {self._manifest.ranks[-1]}; this one"
+                f" bears rank {rank}"
+            )
         return self.usual
 
     def _once(self, round_number: int, device: int, stage_ns: tuple[int, ...]) -> tuple[int, ...]:

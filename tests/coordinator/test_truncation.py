@@ -12,6 +12,7 @@ from coordinator import truncation
 from coordinator.config import Ranks, RunConfig, Seeds
 from coordinator.plans import ReportRefused
 from coordinator.simulation import Simulation
+from edge_agent import plan_limits
 from zo import aggregation, ranks
 from zo.bundle import Bundle
 from zo.errors import ConfigError
@@ -111,8 +112,11 @@ def test_a_fleet_of_unequal_ranks_learns_and_may_change_them_between_rounds(algo
 
 def test_where_reports_are_compared_all_devices_bear_the_largest(nested: Bundle) -> None:
     run = fleet(nested, (4, 4, 4), aggregation="median", seeds=Seeds(shared=True))
-    assert run.rounds.plan(0, "fp32", rank=4).root.rank == run.rounds.plan(0, "fp32").root.rank == 0
-    with pytest.raises(ReportRefused, match="compares devices of one rank; this one bears rank 2"):
+    assert run.rounds.plan(0, "fp32", rank=4).root.rank == run.rounds.plan(0, "fp32").root.rank == 4
+    plan_limits.check(run.rounds.plan(0, "fp32", rank=4), nested.manifest, 4)
+    run.step()
+    assert run.rounds.ledger.entry == 1
+    with pytest.raises(ReportRefused, match="compares devices of the largest rank, 4; this one bears rank 2"):
         run.rounds.plan(0, "fp32", rank=2)
 
 
