@@ -179,8 +179,6 @@ def pack(given: argparse.Namespace) -> None:
 
 def unpack(given: argparse.Namespace) -> None:
     """bundle unpack ARCHIVE FOLDER"""
-    if given.folder.exists():
-        raise BundleError(f"{given.folder} exists already; choose another folder, or remove it")
     bundle_files.unpack(given.archive, given.folder)
 
 

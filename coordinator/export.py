@@ -12,7 +12,7 @@ from onnx.utils import Extractor
 
 from zo import ranks
 from zo.bundle import TOKENIZER, Bundle, save_tensors
-from zo.errors import BundleError
+from zo.disk import made_whole
 from zo.parameters import Parameters
 from zo.replica import Replica
 
@@ -26,19 +26,17 @@ def export(bundle: Bundle, replica: Replica, run_name: str, out: Path, rank: int
 
     rank: of the adapters, of those that the bundle has; 0 is the largest.
     """
-    if out.exists():
-        raise BundleError(f"{out} exists already; choose another folder, or remove it")
     parameters = replica.parameters
     tensors = ranks.joined(bundle.manifest, parameters.tensors(), rank)
-    out.mkdir(parents=True)
     details = {"run": run_name, "entry": str(replica.entry), "digest": parameters.digest().hex()} | ({"rank": str(rank)} if rank else {})
-    save_tensors(tensors, out / TRAINED, metadata=details)
-    model = merged(bundle, parameters, rank)
-    large = model.ByteSize() > INLINE
-    onnx.save(model, out / MODEL, save_as_external_data=large, location="model.data" if large else None)
-    shutil.copyfile(bundle.folder / TOKENIZER, out / TOKENIZER)
     task = dataclasses.asdict(bundle.manifest.task) | details
-    (out / "task.json").write_text(json.dumps(task, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with made_whole(out) as made:
+        save_tensors(tensors, made / TRAINED, metadata=details)
+        model = merged(bundle, parameters, rank)
+        large = model.ByteSize() > INLINE
+        onnx.save(model, made / MODEL, save_as_external_data=large, location="model.data" if large else None)
+        shutil.copyfile(bundle.folder / TOKENIZER, made / TOKENIZER)
+        (made / "task.json").write_text(json.dumps(task, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def merged(bundle: Bundle, parameters: Parameters, rank: int = 0) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from zo import ranks
 from zo.bundle import Bundle, save_tensors
+from zo.disk import made_whole
 from zo.errors import BundleError
 from zo.manifest import Manifest
 from zo.replica import Replica
@@ -43,8 +44,6 @@ def export(bundle: Bundle, replica: Replica, run_name: str, out: Path, rank: int
     manifest = bundle.manifest
     if manifest.trainable not in ("lora", "lora-fa"):
         raise BundleError(f"bundle {manifest.name!r} trains {manifest.trainable!r}, no adapters; export it without --peft")
-    if out.exists():
-        raise BundleError(f"{out} exists already; choose another folder, or remove it")
     tensors = ranks.joined(manifest, replica.parameters.tensors(), rank)
     rank, scale, root = rank or manifest.rank, manifest.alpha / manifest.rank, ROOT + _prefix(manifest)
     found, frozen = {}, {} if manifest.trainable == "lora" else load_file(bundle.folder / manifest.base.file)
@@ -59,12 +58,13 @@ def export(bundle: Bundle, replica: Replica, run_name: str, out: Path, rank: int
     linear = manifest.task.head == "linear" and bool(head)
     if linear:
         found |= {f"{ROOT}classifier.weight": head["head.weight"].T, f"{ROOT}classifier.bias": head["head.bias"]}
-    out.mkdir(parents=True)
     details = {"run": run_name, "entry": str(replica.entry), "digest": replica.parameters.digest().hex()}
-    save_tensors({name: np.ascontiguousarray(values) for name, values in found.items()}, out / WEIGHTS, metadata={"format": "pt"} | details)
-    if head and not linear:
-        save_tensors(head, out / "head.safetensors", metadata=details)
-    (out / CONFIG).write_text(json.dumps(_config(manifest, rank, scale, linear), indent=1) + "\n", encoding="utf-8")
+    adapters = {name: np.ascontiguousarray(values) for name, values in found.items()}
+    with made_whole(out) as made:
+        save_tensors(adapters, made / WEIGHTS, metadata={"format": "pt"} | details)
+        if head and not linear:
+            save_tensors(head, made / "head.safetensors", metadata=details)
+        (made / CONFIG).write_text(json.dumps(_config(manifest, rank, scale, linear), indent=1) + "\n", encoding="utf-8")
 
 
 def _config(manifest: Manifest, rank: int, scale: float, linear: bool) -> dict[str, Any]:

@@ -95,13 +95,13 @@ class SqliteFile:
             raise StorageError(f"{self.path} could not be synced; start again when the disk is well")
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where the schema, or what is wrong with it, is no text
             code = getattr(error, "sqlite_errorcode", None)
             if code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise StorageError(f"store {self.path}: another process writes to it; try again, or stop that one") from None
             if isinstance(error, sqlite3.OperationalError) and code is not None:  # it has none where text is no UTF-8
                 raise StorageError(f"store {self.path}: {error}; check disk space and permissions") from None
-            raise StorageError(f"store {self.path} is damaged ({error}); it is left as it is: restore it from a backup") from None
+            raise StorageError(f"store {self.path} is damaged ({error!s:.200}); it is left as it is: restore it from a backup") from None
 
 
 def _check_file(path: Path, create: bool) -> None:
@@ -115,5 +115,7 @@ def _check_file(path: Path, create: bool) -> None:
     if path.exists():
         with path.open("rb") as file:
             start = file.read(len(MAGIC))
+        if not start:
+            raise StorageError(f"store {path} is empty, as none is that was begun: restore it from a backup, or remove it to begin anew")
         if not MAGIC.startswith(start):
             raise StorageError(f"{path} is no store of edge-coordinator; give another with --store")

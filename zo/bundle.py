@@ -2,7 +2,6 @@
 
 import hashlib
 import tarfile
-import tempfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from zo import manifest as manifest_file
+from zo.disk import made_whole
 from zo.errors import BundleError, StorageError
 from zo.initial import Initial
 from zo.lattice import RangeError
@@ -122,18 +122,14 @@ def file_digest(path: Path) -> str:
 def unpack(archive: Path, folder: Path) -> Bundle:
     """Unpack a .tar of plain files into `folder`, which there is only once all is verified, and open it with all its bases.
 
-    BundleError where the archive is none; OSError where `folder` cannot be written.
+    BundleError where the archive is none, or there is such a folder; OSError where it cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as scratch:
-        made = Path(scratch, "bundle")
-        made.mkdir()
+    with made_whole(folder) as made:
         _extract(archive, made)
         try:
             opened = open_whole(made)
         except BundleError as error:
             raise BundleError(str(error).replace(str(made), str(archive))) from None
-        made.rename(folder)
     return replace(opened, folder=folder)
 
 
@@ -173,6 +169,12 @@ def save_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str,
 
 def pack(bundle: Bundle, archive: Path) -> None:
     """Write the bundle, with all its bases, as a .tar: the manifest first, so a reader can decide before the weights."""
-    with tarfile.open(archive, "w") as tar:
-        for name in (manifest_file.FILE, *bundle.manifest.files):
-            tar.add(bundle.folder / name, arcname=name, recursive=False)
+    try:
+        with tarfile.open(archive, "w") as tar:
+            for name in (manifest_file.FILE, *bundle.manifest.files):
+                tar.add(bundle.folder / name, arcname=name, recursive=False)
+    except BaseException as error:
+        archive.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(archive)
+        raise

@@ -1,10 +1,15 @@
 """Durable writes: what must be on the disk before anyone hears of it. The seam where tests put crashes and full disks."""
 
+import contextlib
 import hashlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from zo.errors import BundleError
 
 CHECKSUM = 32  # bytes, at the end of a sealed file
 
@@ -47,6 +52,26 @@ class Disk:
 def replacement(path: Path) -> Path:
     """Where the new content of a file is written, before it takes its place."""
     return path.with_name(path.name + ".new")
+
+
+@contextlib.contextmanager
+def made_whole(out: Path) -> Iterator[Path]:
+    """An empty folder to be filled, which gets the name `out` once it is: where that fails nothing is left of it.
+
+    BundleError where there is an `out` already; an OSError that names no file names `out`.
+    """
+    if out.exists():
+        raise BundleError(f"{out} exists already; choose another folder, or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-") as scratch:
+            made = Path(scratch, "made")
+            made.mkdir()
+            yield made
+            made.rename(out)
+    except OSError as error:
+        error.filename = error.filename or str(out)
+        raise
 
 
 def room_for(path: Path, size: int) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Building a bundle: draft every base, fill in prototypes, prove every trainable tensor live, calibrate, seal."""
 
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from coordinator.build.layers import Training
 from zo import calibration, quantised
 from zo.batches import Batch, collate, encode
 from zo.bundle import TRAINABLE, Bundle, file_digest
+from zo.disk import made_whole
 from zo.engine import Engine
 from zo.errors import BundleError, DataError
 from zo.examples import Example
@@ -44,12 +43,8 @@ def build(
     stretch of vocabulary serve. others: precisions of further bases; that of `training` is the default. BundleError names
     what does not fit.
     """
-    if out.exists():
-        raise BundleError(f"{out} exists already; choose another folder, or remove it")
     checkpoint = Checkpoint(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".building-") as scratch:
-        made = Path(scratch, "bundle")
+    with made_whole(out) as made:
         wanted: tuple[Precision, ...] = (training.precision, *others)
         bundle = draft(checkpoint, made, task, training, (*wanted, "fp32"), stages, out.name)
         exact = bundle.at("fp32")
@@ -60,7 +55,6 @@ def build(
             prove_live(each, batches[0])
             measured[each.manifest.precision] = calibrate(each, exact, batches)
         seal(bundle, measured)
-        shutil.move(made, out)
     return measured
 
 
@@ -148,7 +142,7 @@ def draft(
     name: str,
 ) -> Bundle:
     """A bundle with a base in each of some precisions, the first its default; not calibrated yet."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     blocks, drafts, common = _blocks(checkpoint), [], set()
     few_bits = training.trainable == "full" and any(precision in quantised.BITS for precision in precisions)
     stages = (blocks if few_bits else min(STAGES, blocks)) if stages is None else stages

@@ -141,7 +141,7 @@ def test_a_build_that_is_terminated_leaves_nothing(folders: Callable[[str], Path
     command = [sys.executable, "-m", "coordinator", "bundle", "build", folders("bert"), tmp_path / "out", "--max-tokens=32"]
     command += [f"--task={tmp_path / 'labels.json'}", "--precision=fp32,w8,w4,int8"]
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: bool(list(tmp_path.glob(".building-*/bundle/*"))))
+    wait_until(lambda: bool(list(tmp_path.glob(".making-*/made/*"))))
     started.terminate()
     assert (started.communicate(timeout=30)[1], started.returncode) == ("", -signal.SIGTERM)
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]

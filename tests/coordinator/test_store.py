@@ -893,7 +893,7 @@ def told_of(store: Store) -> tuple[object, ...]:
 
 def test_a_truncated_file_is_refused_at_any_length_and_left_as_it_is(full: Path, tmp_path: Path) -> None:
     content, before = full.read_bytes(), told_of(SqliteStore(full))
-    lengths = {1, 15, 16, 99, 100, 511, 512, 4095, *range(4096, len(content), 4096), *range(700, len(content), 1531), len(content) - 1}
+    lengths = {0, 1, 15, 16, 99, 100, 511, 512, 4095, *range(4096, len(content), 4096), *range(700, len(content), 1531), len(content) - 1}
     for length in sorted(lengths):
         path = tmp_path / f"{length}.sqlite"
         path.write_bytes(content[:length])
@@ -920,6 +920,17 @@ def test_garbage_in_a_file_is_told_or_harmless_and_left_as_it_is(full: Path, tmp
             refused += 1
         assert path.read_bytes() == damaged
     assert refused > 15
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_schema_that_is_no_text_is_damage_and_told_in_a_line(create: bool, full: Path, tmp_path: Path) -> None:
+    content = full.read_bytes()
+    for old in (b"TABLE runs", b"PRIMARY KEY", b"NOT NULL"):
+        assert old in content
+        path = tmp_path / "run.sqlite"
+        path.write_bytes(content.replace(old, b"\xcc" + old[1:]))
+        assert len(said := refusal(path, create=create)) < 400 + len(str(path))
+        assert "is damaged" in said
 
 
 @pytest.mark.parametrize("table", ["reports", "checkpoints", "devices", "events"])

@@ -295,3 +295,11 @@ def test_packing_and_unpacking_keeps_all_bases(several: Path, tmp_path: Path) ->
     pack(open_whole(several), tmp_path / "a.tar")
     unpacked = unpack(tmp_path / "a.tar", tmp_path / "out")
     assert unpacked == dataclasses.replace(open_whole(several), folder=tmp_path / "out")
+
+
+def test_an_archive_that_cannot_be_written_to_its_end_is_not_there(copy: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(copy)
+    (copy / TOKENIZER).unlink()
+    with pytest.raises(FileNotFoundError):
+        pack(bundle, tmp_path / "a.tar")
+    assert not (tmp_path / "a.tar").exists()

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import PROPERTY
 
-from zo.disk import CHECKSUM, Disk, sealed, unsealed
+from zo.disk import CHECKSUM, Disk, made_whole, sealed, unsealed
+from zo.errors import BundleError
 
 OLD, NEW = b"the old content", b"the new content, which is longer"
 CALLS = ("write", "sync", "rename", "sync_folder")
@@ -219,3 +220,22 @@ def test_every_truncation_and_every_addition_is_seen(content: bytes, more: bytes
 def test_what_a_power_cut_often_leaves_is_no_sealed_file(data: bytes) -> None:
     with pytest.raises(ValueError, match="torn or altered"):
         unsealed(data)
+
+
+def test_a_folder_is_there_once_it_is_whole_and_else_nothing_of_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(OSError, match="deep/out") as found, made_whole(out) as made:
+        (made / "half").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (found.value.errno, list(out.parent.iterdir())) == (errno.ENOSPC, [])
+    with pytest.raises(KeyboardInterrupt), made_whole(out):
+        raise KeyboardInterrupt
+    assert list(out.parent.iterdir()) == []
+    with made_whole(out) as made:
+        assert not out.exists()
+        (made / "file").write_text("whole")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["deep", "deep/out", "deep/out/file"]
+    assert out.stat().st_mode == out.parent.stat().st_mode
+    with pytest.raises(BundleError, match="exists already"), made_whole(out):
+        pass
+    assert (out / "file").read_text() == "whole"
