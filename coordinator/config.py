@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from zo.config import setting
+from zo.config import MOST_THREADS, setting
 from zo.estimators import Grid
 from zo.recipe import Aggregation, Algorithm, Probe, Rate, Split
-from zo.seeds import MOST_POOL
+from zo.seeds import MOST_POOL, MOST_ROUNDS
 from zo.structure import encodable
 from zo.tiles import TILE
 
@@ -67,8 +67,10 @@ class Evaluation:
     threads: int = setting("threads of the evaluating process", 1)
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.threads < 1 or self.most < 0:
-            raise ValueError("every and threads must be at least 1, most at least 0")
+        if self.every < 1 or self.most < 0:
+            raise ValueError("every must be at least 1, most at least 0")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads = {self.threads} must be 1 to {MOST_THREADS}")
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable() or not encodable(self.name):
             raise ValueError(f"name = {self.name!r} must be a text of one line that is not empty")
-        for name in ("rounds", "digest_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if not 1 <= self.rounds <= MOST_ROUNDS:
+            raise ValueError(f"rounds = {self.rounds} must be 1 to {MOST_ROUNDS}")
+        if self.digest_every < 1:
+            raise ValueError(f"digest_every = {self.digest_every} must be at least 1")
         if not 0 < self.certificate_days < 36525:
             raise ValueError(f"certificate_days = {self.certificate_days} must be positive, and at most a century")
         if self.aggregation != "mean" and not self.seeds.shared:

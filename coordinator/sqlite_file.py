@@ -108,7 +108,9 @@ def _check_file(path: Path, create: bool) -> None:
     """StorageError where the path cannot be a store's."""
     if path.is_dir():
         raise StorageError(f"{path} is a folder; give the file of a store with --store")
-    if not create and not path.is_file():
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is no regular file; give the file of a store with --store")
+    if not create and not path.exists():
         raise StorageError(f"{path} does not exist; give the store of a coordinator with --store")
     if not path.absolute().parent.is_dir():
         raise StorageError(f"the folder of store {path} does not exist; make it, or give another store with --store")

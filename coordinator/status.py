@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from coordinator.replay import best_entry
+from coordinator.replay import SURE, best_entry
 from coordinator.store import RunRow, Store
 
 
@@ -34,9 +34,11 @@ def of(store: Store, run: RunRow) -> dict[str, Any]:
 def told(found: dict[str, Any]) -> str:
     """The same for a person."""
     by = "validation" if found["validation"] else "what devices held out"
+    none_better = found["best_entry"] == 0 and len(found["validation"]) > 1
     lines = [
         f"run {found['run']!r} is {found['state']}: {found['rounds']} rounds, {found['devices']} devices, {found['probes']} probes",
-        f"entry {found['entry']} (chain {found['head'][:16]}), best by {by}: entry {found['best_entry']}",
+        f"entry {found['entry']} (chain {found['head'][:16]}), best by {by}: entry {found['best_entry']}"
+        + (f"; the class-balanced loss of no later one is lower by more than {SURE:g} standard errors" if none_better else ""),
     ]
     if found["device_seconds"]:
         drawn = ", ".join(f"{joules / 1000:.1f} kJ by {source}" for source, joules in found["joules"].items())
@@ -56,5 +58,6 @@ def told(found: dict[str, Any]) -> str:
 def describe(metrics: dict[str, Any]) -> str:
     """Metrics for a person."""
     prefixes = ", ".join(f"rank {rank} {each['accuracy']:.4f}" for rank, each in metrics.get("prefixes", {}).items())
-    whole = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, balanced accuracy {metrics['balanced_accuracy']:.4f}"
+    whole = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}"
+    whole += f"; class-balanced: loss {metrics['balanced_loss']:.4f}, accuracy {metrics['balanced_accuracy']:.4f}"
     return whole + (f"; accuracy of {prefixes}" if prefixes else "")

@@ -84,15 +84,16 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _join(given: argparse.Namespace) -> None:
-    from edge_agent import data, join, unjoined
+    from edge_agent import join, unjoined
     from edge_agent.sent import Sent
     from edge_agent.state import State
+    from zo import examples
 
     settings = config.load(JoinConfig, given, "EDGE_AGENT")
     folder = Path(settings.state)
     unjoined.become_owner(folder)
     if settings.data:
-        data.check(Path(settings.data))  # before the token is spent
+        examples.files(Path(settings.data))  # before the token is spent
     token = read_token(sys.stdin.readline() if given.token == "-" else given.token)
     awaited = unjoined.waits(folder)
     state = State(folder, settings.disk_bytes_per_day)  # no other agent works in it, and it can be written

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_agent.guest_config import WINDOWS, Cpu, Heat, Memory, Network, Power, check_windows
-from zo.config import setting
+from zo.config import MOST_THREADS, setting
 from zo.errors import ConfigError
 from zo.manifest import Precision
 from zo.recipe import Auto
 from zo.token import is_address
-
-MOST_THREADS = 256
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_agent import data, download
+from edge_agent import download
 from edge_agent.config import AgentConfig
 from edge_agent.contact import FIRST_PAUSE, LONGEST_PAUSE, Contact
 from edge_agent.flash import DailyBudget
@@ -23,6 +23,7 @@ from edge_agent.state import State
 from edge_agent.status import Status
 from edge_agent.stopping import Stopped
 from edge_agent.trainer import Trainer
+from zo import examples
 from zo.bundle import Bundle
 from zo.disk import Disk
 from zo.messages import PROTOCOL, JoinReply, JoinRequest, Report, Verdict, WorkReply
@@ -93,7 +94,7 @@ class Daemon:
 
     def _check(self) -> None:
         """Refuse what cannot work, before anything is joined or downloaded; and tell what does not work now."""
-        data.check(Path(self.config.data))
+        examples.files(Path(self.config.data))
         tiles = self.config.tiles
         if tiles and "://" not in tiles and not Path(tiles).is_dir():
             log.warning("tiles = %r is no folder, or not there yet; catching up is by the coordinator alone until it is", tiles)

@@ -21,13 +21,6 @@ from zo.sampling import Sampler, hold_out, measuring_batches
 log = logging.getLogger(__name__)
 
 
-def check(path: Path) -> None:
-    """DataError unless it is a file, or a folder with *.jsonl files; nor may these be what keeps its reader waiting, as a pipe does."""
-    for file in examples.files(path):
-        if file.exists() and not file.is_file():
-            raise DataError(f"{file} is no regular file; give a .jsonl file, or a folder of them")
-
-
 class Dataset:
     """Encoded examples in memory; text is dropped once encoded.
 
@@ -36,7 +29,6 @@ class Dataset:
     """
 
     def __init__(self, path: Path, task: Task, tokenizer: Tokenizer, *, held_out_share: float, held_out_most: int, balanced: bool) -> None:
-        check(path)
         self.task = task
         self.reading: Reading = examples.read(path, task)
         rows = [row for example in self.reading.examples for row in encode(example, task, tokenizer)]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from edge_agent import journal
-from edge_agent.data import check
 from edge_agent.overlay import Overlay, common_parameters
 from edge_agent.precision import held, open_held
 from edge_agent.state import POSITION, split
@@ -62,7 +61,6 @@ class Models:
 
     def evaluate(self, data: Path) -> dict[str, dict[str, Any]]:
         """Metrics (zo.evaluation) on a labelled file of the common model and, where there is one, the personal model, by name."""
-        check(data)
         batches = evaluation.batches(self.bundle, data)
         found = {"common": {"entry": self.entry} | evaluation.evaluate(self.engine, batches)}
         if self.overlay:

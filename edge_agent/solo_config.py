@@ -9,6 +9,7 @@ from zo.config import setting
 from zo.estimators import Grid
 from zo.manifest import Precision
 from zo.recipe import Algorithm, Probe, Rate, Split
+from zo.seeds import MOST_ROUNDS
 
 _AS_IN_A_FLEET = {field.name: setting(field.metadata["help"], field.default) for field in dataclasses.fields(AgentConfig)}
 
@@ -54,5 +55,5 @@ class SoloConfig:
             windows=self.windows,
         )
         Grid(self.log2_levels, self.clip)
-        if not 1 <= self.rounds < 2**29:
-            raise ValueError(f"rounds = {self.rounds} must be at least 1, and below 2**29")
+        if not 1 <= self.rounds <= MOST_ROUNDS:
+            raise ValueError(f"rounds = {self.rounds} must be 1 to {MOST_ROUNDS}")

@@ -638,6 +638,17 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
         ("notes.txt holds no usable example",),
         "validation file is none",
     ),
+    (
+        "edge-coordinator serve --bundle BUNDLE --evaluation.test pipe --insecure-loopback",
+        4,
+        ("pipe is no regular file",),
+        "test file is a pipe",
+    ),
+    ("edge-coordinator serve --bundle BUNDLE --store pipe --insecure-loopback", 8, ("pipe is no regular file",), "store is a pipe"),
+    ("edge-coordinator serve --bundle BUNDLE --evaluation.threads 257 --insecure-loopback", 3, ("must be 1 to 256",), "many threads"),
+    ("edge-coordinator serve --bundle BUNDLE --rounds 99999999999 --insecure-loopback", 3, ("--rounds", "536870912"), "many rounds"),
+    ("edge-coordinator runs --store empty.sqlite", 8, ("empty.sqlite is empty", "from a backup"), "store that lost all"),
+    ("edge-coordinator bundle build MODEL out --data pipe", 4, ("pipe is no regular file",), "data from a pipe"),
     ("edge-coordinator export --store STORE run out --rank 0", 3, ("--rank 0 must be at least 1",), "no rank to export"),
     ("edge-coordinator status --store .", 8, (". is a folder",), "store is a folder"),
     ("edge-coordinator status --store none.sqlite", 8, ("none.sqlite does not exist",), "no store"),
@@ -646,7 +657,7 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     ("edge-coordinator export --store STORE other out", 8, ("holds no run 'other'",), "export of no run"),
     ("edge-coordinator export --store STORE run taken", 5, ("taken exists already",), "export over a folder"),
     ("edge-coordinator export --store STORE run out --at 9", 3, ("closed rounds 1 to 0, not 9",), "export of no round"),
-    ("edge-coordinator export --store STORE run notes.txt/out", 8, ("notes.txt/out",), "export below a file"),
+    ("edge-coordinator export --store STORE run notes.txt/out", 8, ("notes.txt",), "export below a file"),
     ("edge-coordinator bundle build none out", 5, ("none",), "no model"),
     ("edge-coordinator bundle build MODEL taken", 5, ("taken exists already",), "bundle over a folder"),
     ("edge-coordinator bundle build MODEL notes.txt/out", 8, ("notes.txt",), "bundle below a file"),
@@ -673,6 +684,8 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     (tmp_path / "number.json").write_text("3")
     (tmp_path / "one.json").write_text('["one"]')
     (tmp_path / "taken").mkdir()
+    (tmp_path / "empty.sqlite").touch()
+    os.mkfifo(tmp_path / "pipe")
     store = SqliteStore(tmp_path / "kept.sqlite", create=True)
     store.open_run("run", bert_bundle.folder, bert_bundle.digest)
     store.close()

@@ -17,6 +17,8 @@ from typing import Any, TypeVar, get_type_hints
 from zo.errors import ConfigError
 from zo.structure import MissingKey, StructureError, from_plain, nearest
 
+MOST_THREADS = 256  # that any setting may ask for: starting many more is never over
+
 T = TypeVar("T")
 
 

@@ -41,12 +41,17 @@ class Reading:
 
 
 def files(path: Path, line: str = '{"text": "..."}') -> list[Path]:
-    """A JSONL file, or every *.jsonl in a folder, in order of name. DataError if there is none, which shows a line."""
+    """A JSONL file, or every *.jsonl in a folder, in order of name. DataError if there is none, which shows a line; nor may one keep its
+    reader waiting, as a pipe does.
+    """
     if not path.exists():
         raise DataError(f"{path} does not exist; give a .jsonl file, or a folder of them")
     found = sorted(file for file in path.glob("*.jsonl") if not file.is_dir()) if path.is_dir() else [path]
     if not found:
         raise DataError(f"{path} holds no *.jsonl files; put lines like {line} into one")
+    for file in found:
+        if file.exists() and not file.is_file():
+            raise DataError(f"{file} is no regular file; give a .jsonl file, or a folder of them")
     return found
 
 

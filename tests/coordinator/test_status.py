@@ -13,7 +13,7 @@ from coordinator.sqlite_store import SqliteStore
 from zo.bundle import Bundle
 from zo.messages import Spent
 
-METRICS = {"loss": 0.5, "accuracy": 0.75, "balanced_loss": 0.5, "balanced_accuracy": 0.7, "rows": 4}
+METRICS = {"loss": 0.5, "accuracy": 0.75, "balanced_loss": 0.6, "balanced_accuracy": 0.7, "rows": 4}
 
 
 @pytest.fixture
@@ -58,10 +58,20 @@ def test_counts_add_up_over_rounds(rounds: Rounds) -> None:
         "best by validation: entry 1",
         "devices have worked 0.0 minutes, and drew 4.5 kJ by rapl, 4.5 kJ by model",
         "round 2: 1 reports",
-        "balanced accuracy 0.7000",
+        "loss 0.5000, accuracy 0.7500; class-balanced: loss 0.6000, accuracy 0.7000",
         "diverged: device 0",
     ):
         assert part in told
+
+
+def test_where_nothing_is_better_than_the_start_it_says_so_and_by_which_loss(rounds: Rounds) -> None:
+    rounds.store.add_evaluation(rounds.run.id, 0, "validation", METRICS)
+    assert "best by validation: entry 0\n" in status.told(of(rounds)) + "\n"
+    rounds.accept(answer(rounds, 0))
+    rounds.close_if_due()
+    rounds.store.add_evaluation(rounds.run.id, 1, "validation", METRICS | {"loss": 0.3, "gain": 0.03, "gain_error": 0.15})
+    said = "best by validation: entry 0; the class-balanced loss of no later one is lower by more than 2 standard errors"
+    assert said in status.told(of(rounds))
 
 
 def test_all_of_it_is_json(rounds: Rounds) -> None:

@@ -473,7 +473,7 @@ def test_a_kill_loses_what_was_not_written_and_nothing_else(
         ("train --data d --bundle b", 2, "--local"),
         ("train --local --data d", 3, "key 'bundle' is missing"),
         ("train --local --data d --bundle b", 5, "b is not a bundle"),
-        ("train --local --data d --bundle b --rounds 0", 3, "rounds = 0 must be at least 1"),
+        ("train --local --data d --bundle b --rounds 0", 3, "rounds = 0 must be 1 to 536870912"),
         ("train --local --data d --bundle BUNDLE --probe.log2-eps-body 60", 3, "log2_eps_body = 60"),
         ("train --local --data d --bundle BUNDLE", 4, "d does not exist"),
         ("train --local --data d --bundle BUNDLE --state file/state", 8, "file/state"),
