@@ -55,6 +55,7 @@ class Service:
         self.changed = asyncio.Condition()
         self._arriving = Group(self._take)
         self._numbers: dict[str, int] = {}  # in the run, by device id
+        self._joined = set[int]()  # while this has served
         self.files = (manifest_file.FILE, *rounds.bundle.manifest.files)
         self.stopping = False
 
@@ -66,7 +67,9 @@ class Service:
                 f"this coordinator speaks protocol {PROTOCOL}, the agent {request.protocol}; install the same release on both",
             )
         rounds, device = self.rounds, self._enrolled(request.device_id)
-        log.info("device %d joined", device)
+        if device not in self._joined:  # or one that asks again and again fills the log
+            self._joined.add(device)
+            log.info("device %d joined", device)
         return JoinReply(rounds.run.id, device, rounds.run.name, rounds.bundle.digest, self.files, rounds.run.genesis, self._tiles_key)
 
     async def fetch_file(self, request: FileRequest) -> FileChunk:

@@ -36,8 +36,10 @@ class TileServer(ThreadingMixIn, TCPServer):
     """A server at work. Anybody may read; nothing is listed, and nothing but tiles, checkpoints and the head is given."""
 
     allow_reuse_address, daemon_threads, request_queue_size = True, True, 128
+    MOST = 256  # connections at once, each with a thread; those beyond are closed
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
+        self._room = threading.BoundedSemaphore(self.MOST)
         self.folder, self.address_family = folder, socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
         threading.Thread(target=self.serve_forever, args=(0.1,), name="tiles", daemon=True).start()
@@ -52,6 +54,20 @@ class TileServer(ThreadingMixIn, TCPServer):
         """Stop."""
         self.shutdown()
         self.server_close()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own, while there is room."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """That thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is no event."""

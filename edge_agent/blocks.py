@@ -48,7 +48,9 @@ class Blocks:
         self._optional = {group.id: group for group in bundle.manifest.groups if group.id in bundle.manifest.optional}
         self._stages = {group: number for number, stage in enumerate(bundle.manifest.stages) for group in stage.groups}
         self._refreshed = 0
-        shutil.rmtree(state.folder / SCRATCH, ignore_errors=True)
+        self._in_memory = (IN_MEMORY if IN_MEMORY.is_dir() else Path(tempfile.gettempdir())) / f"edge-agent-{state.device_id:016x}"
+        for left in (state.folder / SCRATCH, self._in_memory):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     @property
     def active(self) -> tuple[int, ...]:
@@ -146,4 +148,5 @@ class Blocks:
                     return folder
             except OSError as error:
                 log.warning("%s: %s; inactive blocks are kept in memory", self._state.folder, error.strerror)
-        return Path(tempfile.mkdtemp(dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
+        self._in_memory.mkdir(0o700)
+        return self._in_memory

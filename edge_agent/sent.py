@@ -25,7 +25,7 @@ from zo.errors import StorageError
 
 log = logging.getLogger(__name__)
 
-NAME, OLDER, EARLIER = "sent", "sent.older", "earlier"
+NAME, OLDER, NEXT, EARLIER = "sent", "sent.older", "sent.new", "earlier"
 HEAD = struct.Struct("<IdB")
 WRITTEN_EVERY = 30.0  # seconds after which a system writes a changed block, about
 FAR = 1e11  # seconds since 1970, which no clock shows
@@ -53,6 +53,8 @@ class Sent:
         if not most:
             return
         try:
+            if (state / NEXT).exists() and not self.path.exists():  # a crash came between
+                (state / NEXT).replace(self.path)
             for path in (state / OLDER, self.path):
                 if path.exists():
                     _cut(path)
@@ -82,10 +84,11 @@ class Sent:
 
     def _turn_over(self) -> None:
         """Drop the older half, and go on in a new file that begins with what all the dropped ones came to."""
-        dropped = totals(read_file(self.path.with_name(OLDER)))
+        dropped, new = totals(read_file(self.path.with_name(OLDER))), self.path.with_name(NEXT)
         content = json.dumps(dropped).encode()
+        new.write_bytes(HEAD.pack(len(content), time.time(), len(EARLIER)) + EARLIER.encode() + content)
         self.path.replace(self.path.with_name(OLDER))
-        self.path.write_bytes(HEAD.pack(len(content), time.time(), len(EARLIER)) + EARLIER.encode() + content)
+        new.replace(self.path)
 
     def _failure(self, error: OSError) -> StorageError:
         said = "nothing is sent that is not noted there: make room, allow writing, or keep no record with --audit-bytes 0"

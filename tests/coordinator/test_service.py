@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -91,6 +92,13 @@ def test_a_device_joins_and_is_told_the_run(link: Link, bert_bundle: Bundle) -> 
     assert set(joined.bundle_files[1:]) == set(bert_bundle.manifest.files)
     assert link.ask(JoinRequest(PROTOCOL, 78)).device == 1
     assert link.ask(JoinRequest(PROTOCOL, 77)) == joined
+
+
+def test_a_device_that_joins_again_and_again_is_told_of_once(link: Link, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for device in (77, 77, 78, 77):
+        link.ask(JoinRequest(PROTOCOL, device))
+    assert [line for line in caplog.messages if "joined" in line] == ["device 0 joined", "device 1 joined"]
 
 
 def test_every_file_of_the_bundle_can_be_fetched_in_pieces(link: Link, bert_bundle: Bundle) -> None:

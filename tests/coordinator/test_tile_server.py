@@ -1,11 +1,13 @@
 """The small server gives tiles, checkpoints and the head, and nothing else that lies near."""
 
+import contextlib
 import http.client
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from coordinator.tile_server import TileServer, serve
 from zo.errors import ConfigError, ConnectionFailed
@@ -99,6 +101,31 @@ def test_many_can_read_at_once_and_one_that_says_nothing_holds_nobody_up(server:
             connection.request("GET", "/entries/000")
             assert connection.getresponse().read() == b"entries/000"
             connection.close()
+
+
+class Narrow(TileServer):
+    """Has room for three."""
+
+    MOST = 3
+
+
+def test_connections_beyond_the_most_are_closed_until_there_is_room(tmp_path: Path) -> None:
+    (tmp_path / "head").write_bytes(b"head")
+    server = Narrow(tmp_path, "127.0.0.1", 0)
+    held = [socket.create_connection(server.server_address[:2], timeout=5) for _ in range(3)]
+    with socket.create_connection(server.server_address[:2], timeout=5) as beyond:
+        assert beyond.recv(1) == b""
+    held.pop().close()
+
+    def answered() -> bool:
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):
+            return ask(server.address, "/head")[1] == b"head"
+        return False
+
+    wait_until(answered)
+    for each in held:
+        each.close()
+    server.close()
 
 
 def test_a_port_that_is_taken_is_said_to_be(server: TileServer, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from coordinator.config import Round
 from coordinator.demo import shares
 from coordinator.service import Service
 from edge_agent import memory
-from edge_agent.blocks import SCRATCH, Blocks
+from edge_agent.blocks import IN_MEMORY, SCRATCH, Blocks
 from edge_agent.config import AgentConfig
 from edge_agent.daemon import Daemon
 from edge_agent.guest_config import Memory
@@ -216,11 +216,16 @@ def test_no_more_is_written_than_may_be_and_nothing_is_left(bundle: Bundle, tmp_
 
 
 def test_what_a_dead_process_left_is_removed(bundle: Bundle, tmp_path: Path) -> None:
-    left = tmp_path / "state" / SCRATCH / "inactive.codes"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(bytes(1000))
+    device = Device(bundle, tmp_path / "state", daily=0)
+    in_memory = device.blocks._scratch(1000)
+    assert in_memory.parent == IN_MEMORY
+    device.state.close()
+    lefts = [folder / "inactive.codes" for folder in (tmp_path / "state" / SCRATCH, in_memory)]
+    for left in lefts:
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(bytes(1000))
     Device(bundle, tmp_path / "state")
-    assert not left.exists()
+    assert not any(left.exists() for left in lefts)
 
 
 class Nowhere(Blocks):

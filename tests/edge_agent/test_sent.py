@@ -197,6 +197,17 @@ def test_the_record_stays_within_its_bytes_and_forgets_no_count(tmp_path: Path) 
     assert sent.plain(first)["earlier"]["Report"][0] > 500
 
 
+def test_a_crash_between_the_two_files_of_a_turn_loses_no_count(tmp_path: Path) -> None:
+    record, number = Sent(tmp_path, 1e4), 0
+    while b"earlier" not in (tmp_path / "sent").read_bytes() or number < 1000:
+        record.add("Report", bytes(20))
+        number += 1
+    (tmp_path / "sent").replace(tmp_path / "sent.new")
+    Sent(tmp_path, 1e4).add("Report", bytes(20))
+    assert sent.totals(sent.messages(tmp_path)) == {"Report": (number + 1, 20 * (number + 1))}
+    assert not (tmp_path / "sent.new").exists()
+
+
 @given(st.binary(max_size=300))
 def test_any_file_can_be_read_and_shown(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("state")
