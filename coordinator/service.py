@@ -11,7 +11,7 @@ import grpc
 
 from coordinator.admission import Admission, Caller, Refusal
 from coordinator.config import Limits
-from coordinator.group import Group
+from coordinator.group_commit import GroupCommit
 from coordinator.offers import Offers
 from coordinator.plans import ReportRefused
 from coordinator.rounds import Rounds
@@ -53,7 +53,7 @@ class Service:
         self.admission = admission or Admission(None, Limits())
         self._offers = Offers(rounds.store, rounds.run.id, rounds.ledger.replica)
         self.changed = asyncio.Condition()
-        self._arriving = Group(self._take)
+        self._arriving = GroupCommit(self._take)
         self._numbers: dict[str, int] = {}  # in the run, by device id
         self._joined = set[int]()  # while this has served
         self.files = (manifest_file.FILE, *rounds.bundle.manifest.files)

@@ -36,7 +36,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Group:
+class Cgroup:
     """A cgroup with a limit: its folder, and the files of its version."""
 
     folder: Path
@@ -54,7 +54,7 @@ class Group:
         return max(0, used - reclaimable)
 
 
-def groups(root: Path = ROOT, proc: Path = PROC) -> list[Group]:
+def groups(root: Path = ROOT, proc: Path = PROC) -> list[Cgroup]:
     """The limited memory cgroups that this process is in, innermost first; of both versions, since a machine may mix them."""
     found = []
     for line in _lines(proc / "self/cgroup"):
@@ -72,14 +72,14 @@ def groups(root: Path = ROOT, proc: Path = PROC) -> list[Group]:
             with contextlib.suppress(OSError, ValueError):  # "max": no limit
                 limit = int((folder / names[0]).read_text())
                 if limit < UNLIMITED:
-                    found.append(Group(folder, limit, names[1], names[2]))
+                    found.append(Cgroup(folder, limit, names[1], names[2]))
             if folder == mount or mount not in folder.parents:
                 break
             folder = folder.parent
     return found
 
 
-def budget(settings: Memory, total: int | None = None, among: Sequence[Group] | None = None) -> float:
+def budget(settings: Memory, total: int | None = None, among: Sequence[Cgroup] | None = None) -> float:
     """Bytes that the process may hold: the least of what the settings say, the cgroups' limits, and the machine less what is left free.
 
     ConfigError where all of the machine is to be left free.
@@ -89,7 +89,7 @@ def budget(settings: Memory, total: int | None = None, among: Sequence[Group] | 
     return min(units.parse(settings.budget, total), _rest(settings, total), *limits)
 
 
-def gauges(settings: Memory, proc: Path = PROC, among: Sequence[Group] | None = None) -> list[Callable[[], Line | None]]:
+def gauges(settings: Memory, proc: Path = PROC, among: Sequence[Cgroup] | None = None) -> list[Callable[[], Line | None]]:
     """What to look at, each on its own; None where it cannot be read."""
     among = groups() if among is None else among
     own, soft = budget(settings, among=among), settings.soft
@@ -102,7 +102,7 @@ def gauges(settings: Memory, proc: Path = PROC, among: Sequence[Group] | None = 
         hard = _rest(settings, memory.total)
         return Line("the machine", memory.total - memory.available, hard - (1 - soft) * min(own, hard), hard)
 
-    def of_group(group: Group) -> Callable[[], Line | None]:
+    def of_group(group: Cgroup) -> Callable[[], Line | None]:
         hard = _usable(group.limit)
 
         def line() -> Line | None:

@@ -21,15 +21,15 @@ class Account:
     """What a stretch of work costs. meter: of energy, where there is one."""
 
     def __init__(self, meter: Meter | None) -> None:
-        self._meter, self._began, self._cpu = meter, time.monotonic(), time.process_time()
+        self._meter, self._began = meter, time.monotonic()
         if meter:
             meter.begin()
 
-    def spent(self, probes: int) -> Spent:
-        """So far, with this count of probes."""
-        seconds, cpu = time.monotonic() - self._began, time.process_time() - self._cpu
+    def spent(self) -> Spent:
+        """So far."""
+        seconds = time.monotonic() - self._began
         joules, source = (self._meter.joules(), self._meter.source) if self._meter else (0.0, "none")
-        return Spent(process.peak() >> 20, _thousandths(seconds), _thousandths(cpu), probes, _thousandths(joules), source)
+        return Spent(process.peak() >> 20, _thousandths(seconds), _thousandths(joules), source)
 
 
 def work(
@@ -67,7 +67,7 @@ def work(
         precision=engine.manifest.precision,
         dropped=dropped,
         held_out=tuple(map(plan.grid.nearest, held_out)),
-        spent=account.spent(int(np.isfinite(probed).sum())),
+        spent=account.spent(),
         digest=engine.parameters.digest(plan.groups) if plan.want_digest else None,
         plan=plan.id,
         shape=plan.shape,

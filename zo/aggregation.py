@@ -12,7 +12,7 @@ from zo.manifest import Manifest
 from zo.messages import Report
 from zo.plan import Node, ProbeSize
 from zo.planning import enlarged, stretch
-from zo.rates import MOST_DIRECTIONS, Rates
+from zo.rates import MOST_SUMMED, Rates
 from zo.recipe import Aggregation
 from zo.terms import Term
 
@@ -76,7 +76,7 @@ class Tally:
 
     def growth(self, group: Group) -> int:
         """How many times as far as of one direction a group moves."""
-        return min(self.directions[group.id], MOST_DIRECTIONS)
+        return min(self.directions[group.id], MOST_SUMMED)
 
     def alike(self, sizes: Sequence[ProbeSize]) -> list[ProbeSize]:
         """Groups parted by how often they were perturbed in all: reports of other shapes may have tried some of them oftener."""

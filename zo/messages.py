@@ -163,12 +163,10 @@ class WorkReply:
 
 @dataclass(frozen=True)
 class Spent:
-    """What the work of a round cost the device. probes: loss evaluations. energy: where the millijoules come from."""
+    """What the work of a round cost the device. energy: where the millijoules come from."""
 
     peak_memory_mib: int = 0
     milliseconds: int = 0
-    cpu_milliseconds: int = 0
-    probes: int = 0
     millijoules: int = 0
     energy: EnergySource = "none"
 

@@ -13,7 +13,7 @@ from zo.recipe import Probe, Rate
 LOG2_MOST_APART = -6  # by which a rate of 1 moves values of parts tried apart; larger probes of the body are for its noise alone
 LOG2_MOST_OF_HEAD = -4  # the same of a head alone
 LINEAR_IN_VALUES = ("linear", "label-words")  # heads that nothing bounds: of prototypes only the directions count
-MOST_DIRECTIONS = 256  # an update grows with the count of directions up to here; beyond, more only steady it
+MOST_SUMMED = 256  # an update grows with the count of directions up to here; beyond, more only steady it
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Rates:
 
 
 def _log2_safe(found: Calibration, usual: float) -> float:
-    """By how much a head may move for the sum of MOST_DIRECTIONS of them, at the usual rate, to be one slope over the curvature trace.
+    """By how much a head may move for the sum of MOST_SUMMED of them, at the usual rate, to be one slope over the curvature trace.
 
     No curvature along a direction is more than the trace, where logits go linearly with values and the loss is convex.
     """
@@ -79,7 +79,7 @@ def _log2_safe(found: Calibration, usual: float) -> float:
         return math.inf
     apart = found.log2_eps if found.log2_eps_apart is None else found.log2_eps_apart
     log2_slope, log2_trace = math.log2(found.signal) - found.log2_eps, math.log2(found.curvature_apart) - 2 * apart
-    return math.floor(log2_slope - log2_trace - math.log2(MOST_DIRECTIONS * usual))
+    return math.floor(log2_slope - log2_trace - math.log2(MOST_SUMMED * usual))
 
 
 def tried(level: Node) -> Sequence[ProbeSize]:

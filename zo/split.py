@@ -119,7 +119,6 @@ def choose(rows: Sequence[Prediction]) -> Prediction:
 
 def shares(
     manifest: Manifest,
-    log2_eps: Mapping[str, int],
     stage_ns: Sequence[int],
     slopes: Mapping[int, float] | None = None,
     among: Collection[int] = (),
@@ -157,7 +156,7 @@ def plan_table(
 ) -> list[Prediction]:
     """`table` of a bundle. among: groups that are tried, where they are not all of them."""
     held = [any(group in among for group in stage.groups) if among else bool(stage.groups) for stage in manifest.stages]
-    known = shares(manifest, log2_eps, stage_ns, slopes, among)
+    known = shares(manifest, stage_ns, slopes, among)
     return table(directions, known, lowest_stage(manifest, log2_eps, among), held, fits, clean)
 
 

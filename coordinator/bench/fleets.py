@@ -58,7 +58,7 @@ class Fleets:
         self._log2_eps = sizes(Probe(), manifest)
         fleet = self._simulation(Shape((1,)), 0, Rate())
         taken = stage_ns(fleet.engine, fleet.draw(), TURNS)
-        self._shares = split.shares(manifest, self._log2_eps, taken)
+        self._shares = split.shares(manifest, taken)
         self.shape = shape or split.choose(split.plan_table(manifest, self._log2_eps, 1, taken)).shape
         self.plain = Shape(self.shape.counts[:1])
 

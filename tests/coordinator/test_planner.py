@@ -107,11 +107,11 @@ def test_a_device_whose_head_is_cheap_tries_it_often_and_one_whose_head_is_dear_
 
 
 def test_the_shape_is_the_best_row_of_the_table_up_to_how_exactly_times_are_measured(bert_bundle: Bundle) -> None:
-    made, sizes = planner(bert_bundle), {each.kind: each.log2_eps for each in bert_bundle.manifest.calibration}
+    made = planner(bert_bundle)
     for stage_ns in itertools.product((100, 5_000, 90_000), repeat=3):
         rows, chosen = made.table("fp32", stage_ns), made.shape("fp32", stage_ns)
         assert chosen == made.shape("fp32", tuple(7 * each for each in stage_ns))  # of a device seven times slower
-        known = split.shares(bert_bundle.manifest, sizes, stage_ns)
+        known = split.shares(bert_bundle.manifest, stage_ns)
         assert split.predict(chosen, known, 0).ratio <= 1.25 * min(row.ratio for row in rows)
 
 

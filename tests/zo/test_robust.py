@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from zo.aggregation import MOST_DIRECTIONS, aggregate, combined
+from zo.aggregation import MOST_SUMMED, aggregate, combined
 from zo.bundle import Bundle
 from zo.estimators import Grid
 from zo.group import Group, Tensor
@@ -114,4 +114,4 @@ def test_shared_directions_are_counted_once(manifest: Manifest) -> None:
     one, ten = (terms(manifest, [[4096, 2048, 1024]] * count, "mean") for count in (1, 10))
     for place, steps in one.items():
         assert abs(steps - ten[place]) <= 10  # each report is rounded by itself
-    assert MOST_DIRECTIONS > 20
+    assert MOST_SUMMED > 20

@@ -215,40 +215,37 @@ def manifest(bert_bundle: Bundle) -> Manifest:
     return dataclasses.replace(bert_bundle.manifest, bases={"fp32": base})
 
 
-EPS = {"body": -2, "head": -1}
-
-
 def test_shares_are_as_calibrated_where_no_more_is_known(manifest: Manifest) -> None:
-    found = shares(manifest, EPS, ())
+    found = shares(manifest, ())
     assert found.cost == pytest.approx((256 / 867, 512 / 867, 99 / 867))
     assert found.energy == pytest.approx((1 / 3 / 10, 2 / 3 / 10, 9 / 10))  # slopes 1 and 3, squared
     assert found.curvature == pytest.approx((2 / 3 / 4, 4 / 3 / 4, 2 / 4))  # traces 2 and 2
 
 
 def test_cost_is_what_a_device_measured_unless_it_is_of_other_stages(manifest: Manifest) -> None:
-    assert shares(manifest, EPS, (500, 300, 200)).cost == (0.5, 0.3, 0.2)
+    assert shares(manifest, (500, 300, 200)).cost == (0.5, 0.3, 0.2)
     for unknown in ((500, 300), (500, 300, 200, 1), (0, 0, 0)):
-        assert shares(manifest, EPS, unknown) == shares(manifest, EPS, ())
+        assert shares(manifest, unknown) == shares(manifest, ())
 
 
 def test_slopes_of_the_run_count_more_than_calibration_group_by_group(manifest: Manifest) -> None:
-    assert shares(manifest, EPS, (), {0: 4.0, 1: 1.0, 2: 2.0, 3: 3.0}).energy == pytest.approx((0.4, 0.3, 0.3))
-    assert shares(manifest, EPS, (), {3: 1.0}).energy == pytest.approx((1 / 6, 2 / 6, 1 / 2))
-    assert shares(manifest, EPS, (), {3: 0.0}).energy == pytest.approx((1 / 3, 2 / 3, 0))
+    assert shares(manifest, (), {0: 4.0, 1: 1.0, 2: 2.0, 3: 3.0}).energy == pytest.approx((0.4, 0.3, 0.3))
+    assert shares(manifest, (), {3: 1.0}).energy == pytest.approx((1 / 6, 2 / 6, 1 / 2))
+    assert shares(manifest, (), {3: 0.0}).energy == pytest.approx((1 / 3, 2 / 3, 0))
 
 
 @pytest.mark.parametrize("curvature", [0.0, -0.3])
 def test_curvature_that_drowned_in_noise_goes_by_the_count_of_values(curvature: float, manifest: Manifest) -> None:
     calibration = (dataclasses.replace(manifest.base.calibration[0], curvature=curvature), manifest.base.calibration[1])
     drowned = dataclasses.replace(manifest, bases={"fp32": dataclasses.replace(manifest.base, calibration=calibration)})
-    assert shares(drowned, EPS, ()).curvature == pytest.approx((256 / 867, 512 / 867, 99 / 867))
+    assert shares(drowned, ()).curvature == pytest.approx((256 / 867, 512 / 867, 99 / 867))
 
 
 def test_all_shares_sum_to_one_for_every_kind_of_bundle(bundles: Bundles) -> None:
     for model, trainable in (("bert", "lora-fa"), ("llama", "full"), ("llama", "lora-fa"), ("bert-classifier", "norms")):
         manifest = bundles(model, trainable).manifest
         sizes = {each.kind: each.log2_eps for each in manifest.calibration}
-        found = shares(manifest, sizes, ())
+        found = shares(manifest, ())
         for each in (found.cost, found.energy, found.curvature):
             assert len(each) == len(manifest.stages)
             assert sum(each) == pytest.approx(1)

@@ -95,7 +95,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         precisions,
         u32,
         tuples(s64),
-        st.builds(Spent, u32, u32, u32, u32, u32, st.sampled_from(get_args(EnergySource))),
+        st.builds(Spent, u32, u32, u32, st.sampled_from(get_args(EnergySource))),
         st.none() | digests,
         u32,
         st.none() | shapes,

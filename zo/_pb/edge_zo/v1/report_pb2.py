@@ -26,7 +26,7 @@ from zo._pb.edge_zo.v1 import ledger_pb2 as edge__zo_dot_v1_dot_ledger__pb2
 from zo._pb.edge_zo.v1 import plan_pb2 as edge__zo_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64ge_zo/v1/report.proto\x12\nedge_zo.v1\x1a\x17\x65\x64ge_zo/v1/ledger.proto\x1a\x15\x65\x64ge_zo/v1/plan.proto\"\xee\x01\n\x05Spent\x12\x17\n\x0fpeak_memory_mib\x18\x01 \x01(\r\x12\x14\n\x0cmilliseconds\x18\x02 \x01(\r\x12\x18\n\x10\x63pu_milliseconds\x18\x03 \x01(\r\x12\x0e\n\x06probes\x18\x04 \x01(\r\x12\x13\n\x0bmillijoules\x18\x05 \x01(\r\x12.\n\x06\x65nergy\x18\x06 \x01(\x0e\x32\x1e.edge_zo.v1.Spent.EnergySource\"G\n\x0c\x45nergySource\x12\x08\n\x04NONE\x10\x00\x12\x08\n\x04RAPL\x10\x01\x12\x0b\n\x07INA3221\x10\x02\x12\x0b\n\x07\x42\x41TTERY\x10\x03\x12\t\n\x05MODEL\x10\x04\"\x9a\x02\n\x06Report\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0f\n\x07scalars\x18\x04 \x03(\x11\x12\x10\n\x08\x65xamples\x18\x05 \x01(\r\x12(\n\tprecision\x18\x06 \x01(\x0e\x32\x15.edge_zo.v1.Precision\x12\x0f\n\x07\x64ropped\x18\x07 \x01(\r\x12\x10\n\x08held_out\x18\x08 \x03(\x12\x12 \n\x05spent\x18\t \x01(\x0b\x32\x11.edge_zo.v1.Spent\x12\"\n\x06\x64igest\x18\n \x01(\x0b\x32\x12.edge_zo.v1.Digest\x12\x0c\n\x04plan\x18\x0b \x01(\x07\x12 \n\x05shape\x18\x0c \x01(\x0b\x32\x11.edge_zo.v1.Shapeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64ge_zo/v1/report.proto\x12\nedge_zo.v1\x1a\x17\x65\x64ge_zo/v1/ledger.proto\x1a\x15\x65\x64ge_zo/v1/plan.proto\"\xd0\x01\n\x05Spent\x12\x17\n\x0fpeak_memory_mib\x18\x01 \x01(\r\x12\x14\n\x0cmilliseconds\x18\x02 \x01(\r\x12\x13\n\x0bmillijoules\x18\x05 \x01(\r\x12.\n\x06\x65nergy\x18\x06 \x01(\x0e\x32\x1e.edge_zo.v1.Spent.EnergySource\"G\n\x0c\x45nergySource\x12\x08\n\x04NONE\x10\x00\x12\x08\n\x04RAPL\x10\x01\x12\x0b\n\x07INA3221\x10\x02\x12\x0b\n\x07\x42\x41TTERY\x10\x03\x12\t\n\x05MODEL\x10\x04J\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05\"\x9a\x02\n\x06Report\x12\x0b\n\x03run\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0f\n\x07scalars\x18\x04 \x03(\x11\x12\x10\n\x08\x65xamples\x18\x05 \x01(\r\x12(\n\tprecision\x18\x06 \x01(\x0e\x32\x15.edge_zo.v1.Precision\x12\x0f\n\x07\x64ropped\x18\x07 \x01(\r\x12\x10\n\x08held_out\x18\x08 \x03(\x12\x12 \n\x05spent\x18\t \x01(\x0b\x32\x11.edge_zo.v1.Spent\x12\"\n\x06\x64igest\x18\n \x01(\x0b\x32\x12.edge_zo.v1.Digest\x12\x0c\n\x04plan\x18\x0b \x01(\x07\x12 \n\x05shape\x18\x0c \x01(\x0b\x32\x11.edge_zo.v1.Shapeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edge_zo.v1.report_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SPENT']._serialized_start=88
-  _globals['_SPENT']._serialized_end=326
-  _globals['_SPENT_ENERGYSOURCE']._serialized_start=255
-  _globals['_SPENT_ENERGYSOURCE']._serialized_end=326
-  _globals['_REPORT']._serialized_start=329
-  _globals['_REPORT']._serialized_end=611
+  _globals['_SPENT']._serialized_end=296
+  _globals['_SPENT_ENERGYSOURCE']._serialized_start=213
+  _globals['_SPENT_ENERGYSOURCE']._serialized_end=284
+  _globals['_REPORT']._serialized_start=299
+  _globals['_REPORT']._serialized_end=581
 # @@protoc_insertion_point(module_scope)

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Spent(_message.Message):
-    __slots__ = ("peak_memory_mib", "milliseconds", "cpu_milliseconds", "probes", "millijoules", "energy")
+    __slots__ = ("peak_memory_mib", "milliseconds", "millijoules", "energy")
     class EnergySource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NONE: _ClassVar[Spent.EnergySource]
@@ -25,17 +25,13 @@ class Spent(_message.Message):
     MODEL: Spent.EnergySource
     PEAK_MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
     MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
-    CPU_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
-    PROBES_FIELD_NUMBER: _ClassVar[int]
     MILLIJOULES_FIELD_NUMBER: _ClassVar[int]
     ENERGY_FIELD_NUMBER: _ClassVar[int]
     peak_memory_mib: int
     milliseconds: int
-    cpu_milliseconds: int
-    probes: int
     millijoules: int
     energy: Spent.EnergySource
-    def __init__(self, peak_memory_mib: _Optional[int] = ..., milliseconds: _Optional[int] = ..., cpu_milliseconds: _Optional[int] = ..., probes: _Optional[int] = ..., millijoules: _Optional[int] = ..., energy: _Optional[_Union[Spent.EnergySource, str]] = ...) -> None: ...
+    def __init__(self, peak_memory_mib: _Optional[int] = ..., milliseconds: _Optional[int] = ..., millijoules: _Optional[int] = ..., energy: _Optional[_Union[Spent.EnergySource, str]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("run", "device", "round", "scalars", "examples", "precision", "dropped", "held_out", "spent", "digest", "plan", "shape")

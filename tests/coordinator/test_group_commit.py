@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from coordinator.group import LONGEST, SHORTEST, Group
+from coordinator.group_commit import LONGEST, SHORTEST, GroupCommit
 
 
 class Written:
@@ -27,7 +27,7 @@ class Written:
 def test_what_comes_together_is_written_once_and_in_order() -> None:
     async def go() -> list[list[int]]:
         written = Written()
-        group = Group(written)
+        group = GroupCommit(written)
         assert await asyncio.gather(*(group.add(item) for item in range(5))) == [0, 10, 20, 30, 40]
         assert await group.add(7) == 70
         return written.groups
@@ -36,13 +36,13 @@ def test_what_comes_together_is_written_once_and_in_order() -> None:
 
 
 def test_what_comes_in_a_later_turn_but_in_time_joins_the_group() -> None:
-    async def late(group: Group[int, int]) -> int:
+    async def late(group: GroupCommit[int, int]) -> int:
         await asyncio.sleep(0)
         return await group.add(2)
 
     async def go() -> list[list[int]]:
         written = Written()
-        group = Group(written)
+        group = GroupCommit(written)
         assert await asyncio.gather(group.add(1), late(group)) == [10, 20]
         return written.groups
 
@@ -52,7 +52,7 @@ def test_what_comes_in_a_later_turn_but_in_time_joins_the_group() -> None:
 def test_an_error_is_raised_where_each_waits_and_the_next_group_is_written() -> None:
     async def go() -> None:
         written = Written()
-        group = Group(written)
+        group = GroupCommit(written)
         written.error = OSError("no room")
         found = await asyncio.gather(*(group.add(item) for item in range(3)), return_exceptions=True)
         assert [str(each) for each in found] == ["no room"] * 3
@@ -66,7 +66,7 @@ def test_an_error_is_raised_where_each_waits_and_the_next_group_is_written() -> 
 def test_whoever_stops_waiting_disturbs_nobody_and_is_written_all_the_same(error: Exception | None) -> None:
     async def go() -> list[list[int]]:
         written = Written()
-        group, written.error = Group(written), error
+        group, written.error = GroupCommit(written), error
         calls = [asyncio.create_task(group.add(item)) for item in range(3)]
         await asyncio.sleep(0)
         calls[1].cancel()
@@ -82,7 +82,7 @@ def test_whoever_stops_waiting_disturbs_nobody_and_is_written_all_the_same(error
 def test_a_group_gathers_as_long_as_the_last_one_took_within_bounds(seconds: float, least: float, most: float) -> None:
     async def go() -> float:
         written = Written(seconds)
-        group = Group(written)
+        group = GroupCommit(written)
         await group.add(1)
         written.seconds, began = 0.0, asyncio.get_running_loop().time()
         await group.add(2)

@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-class Group(Generic[Item, Answer]):
+class GroupCommit(Generic[Item, Answer]):
     """Items that wait for `write`, which gives an answer for each of them, in order, once all are safe.
 
     A group gathers for as long as the last one took to write, within bounds: however slow the disk, the loop has half its
