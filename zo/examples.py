@@ -109,8 +109,10 @@ def _example(line: bytes, task: Task) -> Example:
         raise ValueError("not UTF-8") from None
     except (ValueError, RecursionError):
         raise ValueError(f"not JSON: {line[:40].decode(errors='replace').strip()!r}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"].strip():
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise ValueError('no "text"')
+    if not record["text"].strip():
+        raise ValueError('"text" is empty')
     pair = record.get("text_pair")
     if pair is not None and not isinstance(pair, str):
         raise ValueError('"text_pair" is not a text')

@@ -47,10 +47,10 @@ def draft(checkpoint: Checkpoint, task: Task, training: Training, stages: int, e
             f"max_tokens = {task.max_tokens} is more than the {model.positions} positions of the model; give --max-tokens {model.positions}"
         )
     if not 1 <= stages <= model.blocks:
-        raise BundleError(f"{stages} stages cannot be cut from {model.blocks} blocks")
+        raise BundleError(f"--stages {stages}: a model of {model.blocks} blocks is cut into 1 to {model.blocks}")
     top = model.blocks if training.top_blocks is None else training.top_blocks
     if not 0 <= top <= model.blocks:
-        raise BundleError(f"the topmost {top} of {model.blocks} blocks cannot be trained")
+        raise BundleError(f"--top-blocks {top}: a model of {model.blocks} blocks can train 0 to {model.blocks}")
     lowest = model.blocks - top  # a stage begins there, so that all below is one unchanging prefix
     cuts = {model.blocks * number // stages for number in range(1, stages)} | {lowest} - {0, model.blocks}
     if embeddings_apart:

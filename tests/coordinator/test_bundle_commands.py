@@ -150,7 +150,7 @@ def test_a_build_that_is_terminated_leaves_nothing(folders: Callable[[str], Path
 @pytest.mark.parametrize("stages", ["0", "-1", "99"])
 def test_stages_that_cannot_be_cut_are_refused(stages: str, building: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert building("--stages", stages) == 5
-    assert capsys.readouterr().err == f"edge-coordinator: {stages} stages cannot be cut from 3 blocks\n"
+    assert capsys.readouterr().err == f"edge-coordinator: --stages {stages}: a model of 3 blocks is cut into 1 to 3\n"
 
 
 @pytest.mark.parametrize(("flags", "kinds"), [((), "bbbh"), (("--top-blocks", "1"), "bh"), (("--top-blocks", "0"), "h")])
@@ -177,7 +177,7 @@ def test_top_blocks_out_of_range_are_one_line_and_nothing_is_left(
     top: str, building: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert building("--top-blocks", top) == BundleError.exit_code
-    assert capsys.readouterr().err == f"edge-coordinator: the topmost {top} of 3 blocks cannot be trained\n"
+    assert capsys.readouterr().err == f"edge-coordinator: --top-blocks {top}: a model of 3 blocks can train 0 to 3\n"
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
 
 

@@ -82,7 +82,7 @@ def test_an_empty_file_beside_a_good_one_is_no_problem(tmp_path: Path) -> None:
         (b"null", 'no "text"'),
         (b'{"label": 0}', 'no "text"'),
         (b'{"text": 3, "label": 0}', 'no "text"'),
-        (b'{"text": "  ", "label": 0}', 'no "text"'),
+        (b'{"text": "  ", "label": 0}', '"text" is empty'),
         (b'{"text": "a", "label": 0, "text_pair": 3}', '"text_pair" is not a text'),
         (b'{"text": "a"}', "unknown label None (known: 0..1)"),
         (b'{"text": "a", "label": 2}', "unknown label 2 (known: 0..1)"),

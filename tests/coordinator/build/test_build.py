@@ -92,7 +92,7 @@ def test_stages_take_their_trainable_tensors_and_batch_fields_and_no_others(bert
 @pytest.mark.parametrize("stages", [-1, 4, 100])
 def test_stages_out_of_range_are_refused(stages: int, folders: Callable[[str], Path], tmp_path: Path) -> None:
     said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training(), (), stages))
-    assert said == f"{stages} stages cannot be cut from 3 blocks"
+    assert said == f"--stages {stages}: a model of 3 blocks is cut into 1 to 3"
 
 
 # --- what is trained ---

@@ -112,7 +112,7 @@ def test_training_all_blocks_by_number_is_training_all(folders: Callable[[str], 
 @pytest.mark.parametrize("top", [-1, 4, 100])
 def test_more_blocks_than_there_are_or_fewer_than_none_are_refused(top: int, folders: Callable[[str], Path], tmp_path: Path) -> None:
     said = refusal(lambda: build(folders("bert"), tmp_path / "out", task_of("bert"), Training(top_blocks=top), ()))
-    assert said == f"the topmost {top} of 3 blocks cannot be trained"
+    assert said == f"--top-blocks {top}: a model of 3 blocks can train 0 to 3"
     assert list(tmp_path.iterdir()) == []
 
 
