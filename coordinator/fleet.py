@@ -178,5 +178,5 @@ class Fleet:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise StorageError(f"{self.folder / DATABASE}: {error}; make room, or restore the folder of the fleet from a backup") from None
