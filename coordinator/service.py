@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ class Service:
         self._check_place(request.entry, request.chain)
         try:
             most = min(MOST_ENTRIES, rounds.ledger.entry - request.entry)  # what others have appended is told once it is followed
-            entries = _fitting(rounds.store.entries(rounds.run.id, request.entry, most))
+            entries = _fitting(rounds.store.walk(rounds.run.id, request.entry, request.entry + most))
         except Compacted:
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"the entries after {request.entry} have been folded; join again") from None
         if entries and _steps(entries[0]) > MOST_STEPS:  # as a long way back may have; a checkpoint spares it
@@ -200,14 +200,15 @@ class Service:
             raise Refusal(grpc.StatusCode.NOT_FOUND, f"device {device} has not joined this run; join again")
 
 
-def _fitting(entries: list[Entry]) -> tuple[Entry, ...]:
-    """As many of the first entries as one message holds; at least one."""
-    steps = 0
-    for place, entry in enumerate(entries):
+def _fitting(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """As many of the first entries as one message holds; at least one, if there is any."""
+    found, steps = list[Entry](), 0
+    for entry in entries:
         steps += _steps(entry)
-        if place and steps > MOST_STEPS:
-            return tuple(entries[:place])
-    return tuple(entries)
+        if found and steps > MOST_STEPS:
+            break
+        found.append(entry)
+    return tuple(found)
 
 
 def _steps(entry: Entry) -> int:

@@ -12,7 +12,7 @@ from zo.errors import StorageError
 from zo.ledger import Entry, Header, chain
 from zo.messages import Report
 
-BATCH = 256  # entries read together
+BATCH = 32  # entries read together
 
 
 @dataclass(frozen=True)
