@@ -281,7 +281,7 @@ class Kept:
         self.rounds.ledger.parameters.add(entry.terms)
         self.store.commit(1, entry, self.rounds.ledger.replica.head, 1, {"round": entry.round})
         self.rounds.ledger.replica.advance(entry)
-        self.rounds._next(entry.round + 1)
+        self.rounds._open(entry.round + 1)
         self.heard(entry)
 
     def ended(self, name: str, digest: bytes) -> None:
