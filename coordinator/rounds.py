@@ -1,6 +1,8 @@
 """Rounds of one run: who is asked for what, when a round closes, and its commit (DESIGN section 7)."""
 
+import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -24,6 +26,8 @@ from zo.plan import Shape, WorkPlan
 
 log = logging.getLogger(__name__)
 
+AGAIN = 5.0  # seconds after which a way back that failed is tried again
+
 
 class Rounds:
     """The state of a run between its entries: one open round at a time.
@@ -37,6 +41,7 @@ class Rounds:
     def __init__(self, store: Store, run: RunRow, bundle: Bundle, config: RunConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.store, self.run, self.bundle, self.config, self._clock = store, run, bundle, config, clock
         self.paused = False  # until the coordinator is started again
+        self._back_after = -math.inf  # when a way back that failed is tried again: it takes a while
         summaries = store.summaries(run.id)
         self.course = Course(config, bundle.manifest, summaries)
         self.stopped = self.course.advice.act == "stop"
@@ -47,7 +52,8 @@ class Rounds:
         self._intake = Intake(store, run, self.plans, self.ledger, self.note)
         self.blocks = Blocks(config, bundle.manifest, summaries, self.note, clock)
         self._open(self.ledger.rounds + 1)
-        self._go_back()  # where a crash came between
+        with contextlib.suppress(StorageError):  # it is tried again
+            self._go_back()  # where a crash came between
         state = "finished" if self.finished else "running"
         if run.state != state:  # a crash came between, the run was prolonged, or it was paused
             store.set_state(run.id, state)
@@ -165,6 +171,9 @@ class Rounds:
         advice = self.course.advice
         if advice.act not in ("go back", "pause"):
             return False
+        if self._clock() < self._back_after:
+            return True
+        self._back_after = self._clock() + AGAIN
         try:
             self.ledger.roll_back(advice.entry)
         except Compacted as error:
@@ -173,6 +182,7 @@ class Rounds:
             self.note("autopilot", f"cannot go back: {error}; {ending}")
         else:
             self._take_in()
+        self._back_after = -math.inf
         return True
 
     def follow(self) -> bool:

@@ -48,8 +48,11 @@ class Blocks:
         self._optional = {group.id: group for group in bundle.manifest.groups if group.id in bundle.manifest.optional}
         self._stages = {group: number for number, stage in enumerate(bundle.manifest.stages) for group in stage.groups}
         self._refreshed = 0
-        self._in_memory = (IN_MEMORY if IN_MEMORY.is_dir() else Path(tempfile.gettempdir())) / f"edge-agent-{state.device_id:016x}"
-        for left in (state.folder / SCRATCH, self._in_memory):  # by one that was killed
+        self._in_memory, self._name = (
+            IN_MEMORY if IN_MEMORY.is_dir() else Path(tempfile.gettempdir()),
+            f"edge-agent-{state.device_id:016x}-",
+        )
+        for left in (state.folder / SCRATCH, *self._in_memory.glob(f"{self._name}*")):  # by one that was killed
             shutil.rmtree(left, ignore_errors=True)
 
     @property
@@ -148,5 +151,4 @@ class Blocks:
                     return folder
             except OSError as error:
                 log.warning("%s: %s; inactive blocks are kept in memory", self._state.folder, error.strerror)
-        self._in_memory.mkdir(0o700)
-        return self._in_memory
+        return Path(tempfile.mkdtemp(prefix=self._name, dir=self._in_memory))

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from zo import manifest as manifest_file
-from zo.disk import made_whole
+from zo.disk import made_whole, replacement
 from zo.errors import BundleError, StorageError
 from zo.initial import Initial
 from zo.lattice import RangeError
@@ -169,12 +169,14 @@ def save_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str,
 
 def pack(bundle: Bundle, archive: Path) -> None:
     """Write the bundle, with all its bases, as a .tar: the manifest first, so a reader can decide before the weights."""
+    made = replacement(archive)
     try:
-        with tarfile.open(archive, "w") as tar:
+        with tarfile.open(made, "w") as tar:
             for name in (manifest_file.FILE, *bundle.manifest.files):
                 tar.add(bundle.folder / name, arcname=name, recursive=False)
-    except BaseException as error:
-        archive.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(archive)
+        made.replace(archive)
+    except OSError as error:
+        error.filename = error.filename or str(archive)
         raise
+    finally:
+        made.unlink(missing_ok=True)

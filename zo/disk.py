@@ -70,7 +70,7 @@ def made_whole(out: Path) -> Iterator[Path]:
             yield made
             made.rename(out)
     except OSError as error:
-        error.filename = error.filename or str(out)
+        error.filename = error.filename or (error.errno and str(out))
         raise
 
 

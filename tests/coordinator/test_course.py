@@ -8,7 +8,7 @@ from made_rounds import CHEAP_HEAD, CUT, PLANNED, SHAPES, Clock, Make, append_ro
 
 from coordinator import history
 from coordinator.config import Rate, Round
-from coordinator.rounds import Rounds
+from coordinator.rounds import AGAIN, Rounds
 from zo.errors import StorageError
 from zo.messages import Spent, Verdict
 
@@ -69,7 +69,7 @@ def test_losses_that_rise_take_the_fleet_back_exactly_to_the_best_entry(make_rou
 
 
 @pytest.mark.parametrize("restarted", [True, False])
-def test_a_way_back_that_a_crash_or_a_full_disk_came_before_is_gone_afterwards(restarted: bool, make_rounds: Make) -> None:
+def test_a_way_back_that_a_crash_or_a_full_disk_came_before_is_gone_afterwards(restarted: bool, make_rounds: Make, clock: Clock) -> None:
     rounds = make_rounds(2, rounds=30, held_out_every=16)
     work_until(rounds, [1.0] * 2, 2)
     best = rounds.ledger.digest()
@@ -81,6 +81,9 @@ def test_a_way_back_that_a_crash_or_a_full_disk_came_before_is_gone_afterwards(r
     if restarted:
         rounds = make_rounds(2, rounds=30, held_out_every=16)
     else:
+        assert rounds.close_if_due()  # not tried again at once, and nothing else is done
+        assert rounds.ledger.entry == 7
+        clock.now += AGAIN
         assert rounds.close_if_due()
     assert (rounds.ledger.entry, rounds.ledger.digest(), rounds.round) == (8, best, 9)
     assert not rounds.close_if_due()
