@@ -48,10 +48,8 @@ class Blocks:
         self._optional = {group.id: group for group in bundle.manifest.groups if group.id in bundle.manifest.optional}
         self._stages = {group: number for number, stage in enumerate(bundle.manifest.stages) for group in stage.groups}
         self._refreshed = 0
-        self._in_memory, self._name = (
-            IN_MEMORY if IN_MEMORY.is_dir() else Path(tempfile.gettempdir()),
-            f"edge-agent-{state.device_id:016x}-",
-        )
+        self._in_memory = IN_MEMORY if IN_MEMORY.is_dir() else Path(tempfile.gettempdir())
+        self._name = f"edge-agent-{state.device_id:016x}-"
         for left in (state.folder / SCRATCH, *self._in_memory.glob(f"{self._name}*")):  # by one that was killed
             shutil.rmtree(left, ignore_errors=True)
 
