@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -41,7 +40,7 @@ class Rounds:
     def __init__(self, store: Store, run: RunRow, bundle: Bundle, config: RunConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.store, self.run, self.bundle, self.config, self._clock = store, run, bundle, config, clock
         self.paused = False  # until the coordinator is started again
-        self._back_after = -math.inf  # when a way back that failed is tried again: it takes a while
+        self._way_back_failed: tuple[float, StorageError] | None = None  # when, and why
         summaries = store.summaries(run.id)
         self.course = Course(config, bundle.manifest, summaries)
         self.stopped = self.course.advice.act == "stop"
@@ -171,18 +170,19 @@ class Rounds:
         advice = self.course.advice
         if advice.act not in ("go back", "pause"):
             return False
-        if self._clock() < self._back_after:
-            return True
-        self._back_after = self._clock() + AGAIN
+        if self._way_back_failed and self._clock() < self._way_back_failed[0] + AGAIN:  # each try takes a while
+            raise self._way_back_failed[1]
         try:
             self.ledger.roll_back(advice.entry)
         except Compacted as error:
             self.course.go_on()
             ending = "going on with lower rates" if advice.act == "go back" else "it stays where it is"
             self.note("autopilot", f"cannot go back: {error}; {ending}")
+        except StorageError as error:
+            self._way_back_failed = self._clock(), error
+            raise
         else:
             self._take_in()
-        self._back_after = -math.inf
         return True
 
     def follow(self) -> bool:
