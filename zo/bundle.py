@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from zo import manifest as manifest_file
-from zo.disk import made_whole, replacement
+from zo.disk import made_whole, naming, replacement
 from zo.errors import BundleError, StorageError
 from zo.initial import Initial
 from zo.lattice import RangeError
@@ -171,12 +171,9 @@ def pack(bundle: Bundle, archive: Path) -> None:
     """Write the bundle, with all its bases, as a .tar: the manifest first, so a reader can decide before the weights."""
     made = replacement(archive)
     try:
-        with tarfile.open(made, "w") as tar:
+        with naming(archive), tarfile.open(made, "w") as tar:
             for name in (manifest_file.FILE, *bundle.manifest.files):
                 tar.add(bundle.folder / name, arcname=name, recursive=False)
         made.replace(archive)
-    except OSError as error:
-        error.filename = error.filename or str(archive)
-        raise
     finally:
         made.unlink(missing_ok=True)

@@ -55,6 +55,16 @@ def replacement(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Around work on a path: an OSError that names none, as of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or (error.errno and str(path))
+        raise
+
+
+@contextlib.contextmanager
 def made_whole(out: Path) -> Iterator[Path]:
     """An empty folder to be filled, which gets the name `out` once it is: where that fails nothing is left of it.
 
@@ -62,16 +72,13 @@ def made_whole(out: Path) -> Iterator[Path]:
     """
     if out.exists():
         raise BundleError(f"{out} exists already; choose another folder, or remove it")
-    try:
+    with naming(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-") as scratch:
             made = Path(scratch, "made")
             made.mkdir()
             yield made
             made.rename(out)
-    except OSError as error:
-        error.filename = error.filename or (error.errno and str(out))
-        raise
 
 
 def room_for(path: Path, size: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from numpy.random import Philox
 
 SEEDS_PER_ROUND = 2**32
 MOST_DEVICES = 2**20  # times 4096 directions: the seeds of a round
-MOST_ROUNDS = 2**29  # whose seeds are below those of
+MOST_ROUNDS = 2**29  # so that all their seeds are below ALONE
 ALONE = 2**62  # where the seeds of a device begin that trains without a fleet
 DEALING = 2  # the highest word of the counter; see also zo.estimators.ROUNDING
 MOST_POOL = 2**20

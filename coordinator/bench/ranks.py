@@ -97,8 +97,7 @@ def measure(fly: Fly, seeds: int) -> dict[str, Any]:
 
 def _setting(fleets: Fleets) -> dict[str, Any]:
     setting = {"rounds": fleets.rounds, "devices": DEVICES, "directions": 1, "examples": BATCH, "dirichlet": UNEVEN, "rate_head": 0.0}
-    setting |= {"balanced": fleets.balanced}
-    return setting | {"default_rate": fleets.usual, "start_loss": round(fleets.start().mean, 4)}
+    return setting | {"balanced": fleets.balanced, "default_rate": fleets.usual, "start_loss": round(fleets.start().mean, 4)}
 
 
 def _chosen(seeds: int, best: Mapping[str, Search]) -> dict[str, Any]:
